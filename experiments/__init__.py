@@ -1,0 +1,1 @@
+"""Experiments: one script a question; what they share lives in `experiments.engine`."""

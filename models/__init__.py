@@ -1,0 +1,18 @@
+"""Residual networks whose shortcuts can be switched, forwards and backwards independently."""
+
+from models.block import ResidualBlock
+from models.cifar_resnet import CifarResNet, cifar_resnet
+from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
+
+__all__ = [
+    "ARMS",
+    "GRADIENT_ONLY",
+    "PLAIN",
+    "RESIDUAL",
+    "SHORTEST_PATH",
+    "STOP_GRADIENT",
+    "CifarResNet",
+    "Flow",
+    "ResidualBlock",
+    "cifar_resnet",
+]

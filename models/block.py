@@ -1,0 +1,65 @@
+"""The residual block, in which the shortcut is switched, and the branches that it adds to it."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from models.flow import RESIDUAL, Flow, addend
+
+
+class ResidualBlock(nn.Module):
+    """y = activation(shortcut(x) + branch(x)), each addend weighted forwards and backwards by `flow`.
+
+    branch and shortcut may be any modules whose outputs have one shape. `flow` may be replaced at any time: its forward
+    weights are read when the forward runs, its gradient weights when the backward runs.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        *,
+        shortcut: nn.Module | None = None,
+        activation: nn.Module | None = None,
+        flow: Flow = RESIDUAL,
+    ) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut or nn.Identity()
+        self.activation = activation or nn.ReLU()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = addend(self.shortcut, x, value=self.flow.shortcut, gradient=lambda: self.flow.shortcut_gradient)
+        branch = addend(self.branch, x, value=self.flow.branch, gradient=lambda: self.flow.branch_gradient)
+        return self.activation(shortcut + branch)
+
+    def extra_repr(self) -> str:
+        return repr(self.flow)
+
+
+def basic_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Two 3x3 convolutions: conv-BN-ReLU-conv-BN (He et al. 2015, Fig. 5 left)."""
+    layers = [
+        ("conv1", nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)),
+        ("bn1", nn.BatchNorm2d(out_channels)),
+        ("relu", nn.ReLU()),
+        ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)),
+        ("bn2", nn.BatchNorm2d(out_channels)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def bottleneck_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """1x1 reduces to a quarter of the output's channels, 3x3 computes (and strides), 1x1 expands (Fig. 5 right)."""
+    inner = out_channels // 4
+    layers = [
+        ("conv1", nn.Conv2d(in_channels, inner, 1, bias=False)),
+        ("bn1", nn.BatchNorm2d(inner)),
+        ("relu1", nn.ReLU()),
+        ("conv2", nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)),
+        ("bn2", nn.BatchNorm2d(inner)),
+        ("relu2", nn.ReLU()),
+        ("conv3", nn.Conv2d(inner, out_channels, 1, bias=False)),
+        ("bn3", nn.BatchNorm2d(out_channels)),
+    ]
+    return nn.Sequential(OrderedDict(layers))

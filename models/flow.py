@@ -1,0 +1,63 @@
+"""Flow: how much of each addend goes forward, and how much of its gradient comes back."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import cast
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from probes import scale_gradient
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The weights at a junction: value = shortcut * S(x) + branch * F(x), while x receives, for a gradient g at the
+    sum, shortcut_gradient * J_S^T g + branch_gradient * J_F^T g.
+
+    A gradient weight defaults to its forward weight, which is ordinary backpropagation. Parameters inside S or F receive
+    the gradient of the value (times the *forward* weight), whatever the gradient weights are. Raises ValueError for a
+    weight that is not finite.
+    """
+
+    shortcut: float = 1.0
+    branch: float = 1.0
+    shortcut_gradient: float = cast(float, None)
+    branch_gradient: float = cast(float, None)
+
+    def __post_init__(self) -> None:
+        if self.shortcut_gradient is None:
+            object.__setattr__(self, "shortcut_gradient", self.shortcut)
+        if self.branch_gradient is None:
+            object.__setattr__(self, "branch_gradient", self.branch)
+        for field in fields(self):
+            if not math.isfinite(weight := getattr(self, field.name)):
+                raise ValueError(f"Flow: {field.name} is {weight}; give a finite number (0 cuts, 1 leaves untouched)")
+
+
+RESIDUAL = Flow()
+STOP_GRADIENT = Flow(shortcut_gradient=0.0)
+GRADIENT_ONLY = Flow(shortcut=0.0, shortcut_gradient=1.0)
+PLAIN = Flow(shortcut=0.0)
+SHORTEST_PATH = Flow(branch_gradient=0.0)
+
+ARMS = {
+    "residual": RESIDUAL,
+    "stop-gradient": STOP_GRADIENT,
+    "gradient-only": GRADIENT_ONLY,
+    "plain": PLAIN,
+    "shortest-path": SHORTEST_PATH,
+}
+
+
+def addend(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[], float]) -> Tensor:
+    """`value * function(x)`; a gradient g at it reaches x as `gradient() * J^T g`, parameters as `value * J^T g`.
+
+    The weight of x's gradient acts where x enters (the fork), so what lies behind it still learns at weight 0.
+    """
+    x = scale_gradient(x, gradient)
+    if value == 1:
+        return function(x)
+    parameters = {name: scale_gradient(p, value) for name, p in function.named_parameters()}
+    return scale_gradient(functional_call(function, parameters, (x,)), 1.0, value=value)

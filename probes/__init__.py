@@ -1,0 +1,28 @@
+"""Probes for residual networks: record one forward and backward of any PyTorch model, then measure it.
+
+from probes import record, gradient_norms
+
+with record(model) as recording:
+    F.cross_entropy(model(images), labels).backward()
+gradient_norms(recording)
+"""
+
+from probes.gradient_norms import gradient_norms
+from probes.junctions import Junction, find_junctions
+from probes.paths import path_contributions, path_gradients
+from probes.recording import Recording, Site, record
+from probes.residual_magnitudes import residual_magnitudes
+from probes.scaling import scale_gradient
+
+__all__ = [
+    "Junction",
+    "Recording",
+    "Site",
+    "find_junctions",
+    "gradient_norms",
+    "path_contributions",
+    "path_gradients",
+    "record",
+    "residual_magnitudes",
+    "scale_gradient",
+]

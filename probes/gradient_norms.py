@@ -1,0 +1,28 @@
+"""How much gradient is there at each depth, and by which way did it come?"""
+
+import pandas as pd
+
+from probes.norms import norms
+from probes.recording import Recording
+from probes.tables import table
+
+
+def gradient_norms(recording: Recording) -> pd.DataFrame:
+    """Norm of the loss's gradient at every fork: block, depth, quantity, value.
+
+    quantity: `total`, the gradient at the fork; `shortcut` and `branch`, what of it came back through either addend;
+    `other`, what came by neither (long skips, auxiliary heads): total = shortcut + branch + other as tensors, while
+    their norms need not add up. For blocks named by hand, `total` alone, at each block's input.
+
+    Each norm is L2 over the whole batch tensor, of the gradient of the loss as it was given: a sum over the batch gives
+    N times the norm of a mean. Raises ValueError where no forward or no backward was recorded.
+    """
+    rows, gradients = [], []
+    for site in recording.sites:
+        parts = {"total": recording.gradient(site, "total")}
+        if site.sighting:
+            parts |= {name: recording.gradient(site, name) for name in ("shortcut", "branch")}
+            parts["other"] = parts["total"] - (parts["shortcut"] + parts["branch"])
+        rows += [{"block": site.name, "depth": site.depth, "quantity": name} for name in parts]
+        gradients += parts.values()
+    return table(row | {"value": value} for row, value in zip(rows, norms(gradients), strict=True))

@@ -1,0 +1,29 @@
+"""How large is the residual beside what the shortcut carries, and does it point the same way?"""
+
+import math
+
+import pandas as pd
+
+from probes.norms import inner, norms
+from probes.recording import Recording
+from probes.tables import table
+
+
+def residual_magnitudes(recording: Recording) -> pd.DataFrame:
+    """Size of the two addends at every junction: block, depth, quantity, value.
+
+    quantity: `branch` and `shortcut`, each addend's norm (L2 over the whole batch tensor, as it was added); `ratio`,
+    branch / shortcut; `cosine`, of the angle between the two. Ratio and cosine are nan where the shortcut is zero.
+    He et al. 2015 (arXiv 1512.03385, Fig. 7) read small residuals as a sign that blocks stay near the identity.
+
+    Raises ValueError where there is no junction, RuntimeError where the model has overwritten an addend since.
+    """
+    rows: list[dict[str, object]] = []
+    for site in recording.junctions:
+        shortcut, branch = site.addends()
+        sizes = dict(zip(("branch", "shortcut"), norms([branch, shortcut]), strict=True))
+        product = sizes["branch"] * sizes["shortcut"]
+        sizes["ratio"] = sizes["branch"] / sizes["shortcut"] if sizes["shortcut"] else math.nan
+        sizes["cosine"] = inner(branch, shortcut) / product if product else math.nan
+        rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": v} for k, v in sizes.items()]
+    return table(rows)

@@ -1,0 +1,19 @@
+"""The columns of every table: long form, one value a row."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+COLUMNS = (
+    "experiment", "arm", "depth_total", "seed", "step", "epoch", "split", "block", "depth", "path_length",
+    "quantity", "value",
+)  # fmt: skip
+
+
+def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
+    """Rows as a table whose columns are in the one fixed order; raises ValueError for a column that is not in it."""
+    frame = pd.DataFrame(list(rows))
+    unknown = sorted(set(frame.columns) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"unknown columns {unknown}: the tables' columns are {', '.join(COLUMNS)}")
+    return frame[[column for column in COLUMNS if column in frame.columns]]
