@@ -60,7 +60,7 @@ def cifar_resnet(
     if n < 1 or rest:
         near = [3 * layers * max(1, k) + 2 for k in (n, n + 1)]
         raise ValueError(
-            f"depth {depth} is not {3 * layers}n + 2, which {block} blocks need; the nearest are {near[0]} and {near[1]}"
+            f"depth {depth} is not {3 * layers}n + 2, as {block} blocks need: the nearest are {near[0]} and {near[1]}"
         )
     flows = [flow] * (3 * n) if isinstance(flow, Flow) else list(flow)
     if len(flows) != 3 * n:

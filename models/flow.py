@@ -16,9 +16,9 @@ class Flow:
     """The weights at a junction: value = shortcut * S(x) + branch * F(x), while x receives, for a gradient g at the
     sum, shortcut_gradient * J_S^T g + branch_gradient * J_F^T g.
 
-    A gradient weight defaults to its forward weight, which is ordinary backpropagation. Parameters inside S or F receive
-    the gradient of the value (times the *forward* weight), whatever the gradient weights are. Raises ValueError for a
-    weight that is not finite.
+    A gradient weight defaults to its forward weight, which is ordinary backpropagation. Parameters inside S or F
+    receive the gradient of the value (times the *forward* weight), whatever the gradient weights are. Raises ValueError
+    for a weight that is not finite.
     """
 
     shortcut: float = 1.0

@@ -16,8 +16,8 @@ class ZeroPad(nn.Module):
         extra = out_channels - in_channels
         if extra < 0 or extra % 2:
             raise ValueError(
-                f"projection A pads channels equally on both sides, which {in_channels} -> {out_channels} does not allow; "
-                "choose an even width, or projection B"
+                f"projection A pads channels equally on both sides, which {in_channels} -> {out_channels} does not "
+                "allow; choose an even width, or projection B"
             )
         self.pad, self.stride = extra // 2, stride
 

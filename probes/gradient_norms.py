@@ -3,7 +3,7 @@
 import pandas as pd
 
 from probes.norms import norms
-from probes.recording import Recording
+from probes.recording import JunctionSite, Recording
 from probes.tables import table
 
 
@@ -20,7 +20,7 @@ def gradient_norms(recording: Recording) -> pd.DataFrame:
     rows, gradients = [], []
     for site in recording.sites:
         parts = {"total": recording.gradient(site, "total")}
-        if site.sighting:
+        if isinstance(site, JunctionSite):
             parts |= {name: recording.gradient(site, name) for name in ("shortcut", "branch")}
             parts["other"] = parts["total"] - (parts["shortcut"] + parts["branch"])
         rows += [{"block": site.name, "depth": site.depth, "quantity": name} for name in parts]

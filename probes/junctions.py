@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-from probes.graph import Edge, Residual, residual
+from probes.graph import Residual, residual
 
 IN_PLACE = {"add_", "__iadd__"}
 ADDS = IN_PLACE | {"add", "__add__", "__radd__"}
@@ -43,8 +43,9 @@ class Sighting:
 def find_junctions(model: nn.Module, *inputs: Any, **kwargs: Any) -> list[Junction]:
     """The residual junctions of a model, in execution order, found by running `model(*inputs, **kwargs)` once.
 
-    An add is a junction when its addends reconverge on one earlier activation: an *identity* shortcut is that activation
-    itself, a *projection* is linear (convolution, normalisation, pooling, padding), and the branch holds parameters.
+    An add is a junction when its addends reconverge on one earlier activation: an *identity* shortcut is that
+    activation itself, a *projection* is linear (convolution, normalisation, pooling, padding), and the branch holds
+    parameters.
     The model is not changed: buffers (BatchNorm statistics) and random state are put back, no gradient is left.
     """
     found: list[Junction] = []

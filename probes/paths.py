@@ -1,6 +1,7 @@
 """The gradient at the first fork, taken apart exactly by the length of the paths that it travelled."""
 
 import math
+from typing import cast
 
 import pandas as pd
 import torch
@@ -9,7 +10,7 @@ from torch.autograd.graph import GradientEdge
 
 from probes.graph import Edge
 from probes.norms import inner, scaled_norm
-from probes.recording import Recording, Site
+from probes.recording import JunctionSite, Recording
 from probes.tables import table
 
 
@@ -61,22 +62,20 @@ def path_contributions(recording: Recording) -> pd.DataFrame:
     return table(rows)
 
 
-def _through_junction(site: Site, lengths: Tensor) -> Tensor:
+def _through_junction(site: JunctionSite, lengths: Tensor) -> Tensor:
     """From a junction's sum (K, ...) back to its fork (K + 1, ...): the shortcut keeps lengths, the branch adds one."""
-    assert site.sighting is not None
     residual, add = site.sighting.residual, site.sighting.add
     by_side = []
     for weight, addend in zip(site.sighting.weights, add.next_functions, strict=True):
         carried = lengths if weight == 1 else weight * lengths
-        by_side.append(_pull(carried, addend, residual.fork, site.name))
+        by_side.append(_pull(carried, cast(Edge, addend), residual.fork, site.name))
     shortcut, branch = by_side[residual.shortcut], by_side[1 - residual.shortcut]
     none = torch.zeros_like(shortcut[:1])
     return torch.cat([shortcut, none]) + torch.cat([none, branch])
 
 
-def _through_gap(before: Site, here: Site, lengths: Tensor) -> Tensor:
+def _through_gap(before: JunctionSite, here: JunctionSite, lengths: Tensor) -> Tensor:
     """From a fork back to the sum of the junction before it, through whatever lies between."""
-    assert before.sighting is not None and here.sighting is not None
     return _pull(lengths, here.sighting.residual.fork, (before.sighting.add, 0), f"{before.name!r} to {here.name!r}")
 
 
@@ -96,21 +95,21 @@ def _pull(lengths: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
             ) from None
         if "not have been used" in str(error):
             raise ValueError(
-                f"the junctions are no chain ({where}: no way back): path lengths are defined where each junction's fork "
-                "is made from the junction before it; gradient_norms and residual_magnitudes work on any model"
+                f"the junctions are no chain ({where}: no way back): path lengths are defined where each junction's "
+                "fork is made from the junction before it; gradient_norms and residual_magnitudes work on any model"
             ) from None
         raise
     return pulled
 
 
-def _check_total(site: Site, lengths: Tensor, total: Tensor) -> None:
+def _check_total(site: JunctionSite, lengths: Tensor, total: Tensor) -> None:
     """The lengths must sum to the recorded gradient; what is missing came around a junction."""
     whole = scaled_norm(total)
     missing = scaled_norm(lengths.sum(0) - total)
     # Rounding grows like eps times the number of terms and their cancellation; a route of any weight is far above it.
     if math.isfinite(whole) and missing > torch.finfo(total.dtype).eps ** 0.5 * max(whole, scaled_norm(lengths)):
         raise ValueError(
-            f"the junctions are no chain: at the fork of {site.name!r} a gradient of norm {missing:.3g} (of {whole:.3g}) "
-            "came by a route around the junctions (a long skip, an auxiliary head, a nested junction); path lengths are "
-            "not defined there, while gradient_norms lists it as `other`"
+            f"the junctions are no chain: at the fork of {site.name!r} a gradient of norm {missing:.3g} (of "
+            f"{whole:.3g}) came by a route around the junctions (a long skip, an auxiliary head, a nested junction); "
+            "path lengths are not defined there, while gradient_norms lists it as `other`"
         )

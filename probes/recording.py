@@ -14,29 +14,38 @@ from probes.junctions import Sighting, differentiable, watch
 
 @dataclass(eq=False)
 class Site:
-    """One place in depth where gradients are recorded: a junction and its fork, or the input of a named block."""
+    """One place in depth where the gradient is recorded: a junction's fork, or the input of a named block."""
 
     name: str
     depth: int
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """At the fork x, in x's shape: "total", and what of it came by "shortcut" and by "branch". "junction": at the sum."""
-    sighting: Sighting | None = None
-    """The addends and their place in autograd's graph; None for a named block."""
-    versions: tuple[int, ...] = ()
+    """By name: "total", at the fork x and in its shape. At a junction also "shortcut" and "branch", what of the total
+    came back through either addend, and "junction", the gradient of the sum itself."""
+
+
+@dataclass(eq=False)
+class JunctionSite(Site):
+    """A recorded junction: its addends, and their place in autograd's graph, beside the gradients at its fork."""
+
+    sighting: Sighting = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._versions = self._now()
 
     def addends(self) -> tuple[Tensor, Tensor]:
-        """The values of shortcut and branch, in the fork's place (N, C, H, W) or (N, T, D).
+        """The values of shortcut and branch as they were added, (N, C, H, W) or (N, T, D).
 
-        Raises RuntimeError where the model has overwritten one of them since it was added.
+        Raises RuntimeError where the model has overwritten one of them since.
         """
-        assert self.sighting is not None
-        values = (self.sighting.shortcut, self.sighting.branch)
-        if tuple(value._version for value in values) != self.versions:
+        if self._now() != self._versions:
             raise RuntimeError(
-                f"an addend of junction {self.name!r} was overwritten in place after it was added, so its value is lost; "
+                f"an addend of junction {self.name!r} was overwritten in place after it was added: its value is lost; "
                 "make that later operation out-of-place (inplace=False)"
             )
-        return values
+        return self.sighting.shortcut, self.sighting.branch
+
+    def _now(self) -> tuple[int, int]:
+        return self.sighting.shortcut._version, self.sighting.branch._version
 
 
 class Recording:
@@ -52,9 +61,9 @@ class Recording:
         self._listening = [True]  # shared with the hooks, which must not hold the recording: it holds their nodes
 
     @property
-    def junctions(self) -> list[Site]:
+    def junctions(self) -> list[JunctionSite]:
         """The sites that are junctions; raises ValueError where there is none."""
-        found = [site for site in self.sites if site.sighting]
+        found = [site for site in self.sites if isinstance(site, JunctionSite)]
         if not found:
             raise ValueError(
                 "this recording has no residual junctions (a plain network, or blocks named by hand): "
@@ -77,8 +86,8 @@ class Recording:
         total = site.gradients.get("total")
         if total is None:
             raise ValueError(
-                f"no gradient reached {site.name!r}: run loss.backward() inside `with record(model)`, after the forward, "
-                "with a loss that depends on this part of the model"
+                f"no gradient reached {site.name!r}: inside `with record(model)`, after the forward, run the backward "
+                "of a loss that depends on this part of the model"
             )
         return site.gradients.get(name, total.new_zeros(()).expand_as(total))
 
@@ -102,8 +111,7 @@ class Recording:
 
     def _see_junction(self, sighting: Sighting) -> None:
         junction, residual = sighting.junction, sighting.residual
-        site = Site(junction.name, junction.depth, sighting=sighting)
-        site.versions = (sighting.shortcut._version, sighting.branch._version)
+        site = JunctionSite(junction.name, junction.depth, sighting=sighting)
         self._sites.append(site)
         self._listen(site, sighting.add, 0, "junction")
         for index, side in enumerate(residual.sides):
@@ -154,7 +162,8 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None) -> It
 
     blocks: for networks without junctions, the modules of `model` that count as depth; then only the total gradient at
     each one's (first) input is recorded. Recording changes no output, gradient, buffer or random state. A BatchNorm in
-    train mode moves its running statistics at each forward, recorded or not: record the training step itself, or a copy.
+    train mode moves its running statistics at each forward, recorded or not: record the training step itself, or a
+    copy of the model.
 
     Raises ValueError for a block that is no part of the model.
     """

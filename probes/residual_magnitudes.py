@@ -21,9 +21,12 @@ def residual_magnitudes(recording: Recording) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for site in recording.junctions:
         shortcut, branch = site.addends()
-        sizes = dict(zip(("branch", "shortcut"), norms([branch, shortcut]), strict=True))
-        product = sizes["branch"] * sizes["shortcut"]
-        sizes["ratio"] = sizes["branch"] / sizes["shortcut"] if sizes["shortcut"] else math.nan
-        sizes["cosine"] = inner(branch, shortcut) / product if product else math.nan
-        rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": v} for k, v in sizes.items()]
+        size, carried = norms([branch, shortcut])
+        values = {
+            "branch": size,
+            "shortcut": carried,
+            "ratio": size / carried if carried else math.nan,
+            "cosine": inner(branch, shortcut) / (size * carried) if size * carried else math.nan,
+        }
+        rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": v} for k, v in values.items()]
     return table(rows)

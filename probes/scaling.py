@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        weight = ctx.weight() if callable(ctx.weight) else ctx.weight
+        weight = cast(float, ctx.weight() if callable(ctx.weight) else ctx.weight)
         if weight == 1:
             return gradient, None, None
         # 0 * inf is nan, and a detached tensor would leave parameters without a gradient: return zeros.
@@ -35,12 +35,12 @@ def scale_gradient(x: Tensor, weight: Weight, *, value: float = 1.0) -> Tensor:
 
     x: any shape. weight: a finite number, or a function without arguments that is called each time the backward runs,
     so that one forward can be followed by backwards of different weights. The two weights do not know each other:
-    `value=0, weight=1` adds nothing to a sum and still carries the sum's gradient to x. At `value=1` the values of x are
-    returned unchanged to the last bit; at 0 the result is exactly zero even where x or g is inf or nan.
+    `value=0, weight=1` adds nothing to a sum and still carries the sum's gradient to x. At `value=1` the values of x
+    are returned unchanged to the last bit; at 0 the result is exactly zero even where x or g is inf or nan.
 
     Raises ValueError for a weight or value that is not finite.
     """
     for name, number in (("weight", weight), ("value", value)):
         if not callable(number) and not math.isfinite(number):
             raise ValueError(f"scale_gradient: {name} is {number}; give a finite number")
-    return ScaleGradient.apply(x, weight, value)  # pyright: ignore[reportReturnType]  (apply is untyped)
+    return cast(Tensor, ScaleGradient.apply(x, weight, value))
