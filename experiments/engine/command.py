@@ -1,0 +1,68 @@
+"""A script's command line: typed settings in, one plain line for a user's mistake."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import torch
+import tyro
+
+Settings = TypeVar("Settings")
+
+
+class BadInput(Exception):
+    """A user's mistake: the message says what was given, what was wanted, and what to do."""
+
+
+def run_command(settings: type[Settings], main: Callable[[Settings], None], *, quick: Settings) -> None:
+    """Parse the command line into `settings` (with `quick` as the defaults where --quick is given) and call `main`.
+
+    Exit status: 0; 2 for a user's mistake, with one line on standard error; 130 when interrupted.
+    """
+    chosen = tyro.cli(
+        settings,
+        description=sys.modules["__main__"].__doc__ if main.__module__ == "__main__" else None,
+        default=quick if "--quick" in sys.argv[1:] else settings(),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        main(chosen)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def check_choice(flag: str, given: str, choices: tuple[str, ...]) -> None:
+    """Raise BadInput unless `given` is one of the choices."""
+    if given not in choices:
+        raise BadInput(f"{flag}: unknown {given!r}; choose from {', '.join(choices)}")
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; BadInput where the name means nothing or the machine has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        has = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        raise BadInput(f"--device {name}: not available here; this machine has {', '.join(has)}") from None
+    return device
+
+
+def make_folder(folder: Path) -> Path:
+    """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind."""
+    missing = next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        if missing and missing.is_dir():
+            missing.rmdir()
+        raise BadInput(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
+    return folder

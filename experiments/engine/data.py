@@ -1,0 +1,199 @@
+"""Data sets as arrays in memory, with a fixed stratified train / validation / test split."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from experiments.engine.command import BadInput, check_choice
+from experiments.engine.image_folder import read_image_folder
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
+AUGMENTATIONS = ("auto", "none", "crop", "crop-flip")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned."""
+
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, fashion-mnist, or folder (images at --data-dir: train/CLASS/* beside test/CLASS/*)."""
+    data_dir: Path | None = None
+    """Where the data lies; not used by digits."""
+    download: bool = False
+    """Let torchvision fetch cifar10, cifar100 or fashion-mnist into --data-dir."""
+    image_size: int | None = None
+    """Folder only: scale and cut every image to a square of so many pixels."""
+    augment: str = "auto"
+    """none, crop (shift by up to 1/8), crop-flip (also mirror), or auto: crop-flip, but none for digits and folder."""
+    train_limit: int | None = None
+    """Learn from this many training images only (stratified, the same for every seed)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set whose splits are fixed: nothing is ever chosen on test."""
+
+    title: str
+    """As a figure names it."""
+    classes: tuple[str, ...]
+    splits: dict[str, Arrays]
+    """train, validation, test."""
+    augment: str
+
+    @property
+    def channels(self) -> int:
+        return self.splits["train"][0].shape[1]
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of every image, label and split."""
+        digest = hashlib.sha256(repr((self.classes, self.augment)).encode())
+        for arrays in self.splits.values():
+            for array in arrays:
+                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+def load(data: Data) -> Dataset:
+    """Load a data set by its settings; BadInput where the settings or the files do not allow it."""
+    check_choice("--dataset", data.dataset, tuple(LOADERS))
+    check_choice("--augment", data.augment, AUGMENTATIONS)
+    if data.dataset != "digits" and data.data_dir is None:
+        raise BadInput(f"--dataset {data.dataset} needs --data-dir, the folder where the data lies")
+    if data.image_size is not None and data.image_size < 4:
+        raise BadInput(f"--image-size {data.image_size}: give at least 4 pixels")
+    title, classes, splits = LOADERS[data.dataset](data)
+    counts = np.bincount(splits["train"][1])
+    if data.train_limit is not None:
+        if not len(classes) <= data.train_limit < counts.sum():
+            raise BadInput(
+                f"--train-limit {data.train_limit}: give {len(classes)} (one a class) to {counts.sum() - 1} images"
+            )
+        splits["train"] = _split(splits["train"], data.train_limit)[1]
+    natural = data.dataset not in ("digits", "folder")
+    augment = ("crop-flip" if natural else "none") if data.augment == "auto" else data.augment
+    return Dataset(title, classes, splits, augment)
+
+
+class Batches:
+    """A data set on a device: normalised by the training images' mean and deviation per channel."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.splits = {
+            name: tuple(torch.tensor(array, device=device) for array in arrays)
+            for name, arrays in dataset.splits.items()
+        }
+        pixels = dataset.splits["train"][0].astype(np.float32)
+        mean, std = pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1).clamp(min=1e-6)
+        self.augment = dataset.augment
+
+    def size(self, split: str) -> int:
+        """How many images the split has."""
+        return len(self.splits[split][1])
+
+    def get(self, split: str, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W), normalised float32, and their labels (N,)."""
+        images, labels = self.splits[split]
+        if isinstance(indices, Tensor):
+            indices = indices.to(labels.device)
+        return (images[indices].float() - self.mean) / self.std, labels[indices]
+
+    def augmented(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Training images and labels, shifted and mirrored by chance as the data allows."""
+        images, labels = self.get("train", indices)
+        if self.augment != "none":
+            images = shift(images, generator)
+        if self.augment == "crop-flip":
+            mirror = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(mirror.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        return images, labels
+
+
+def shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to 1/8 of its side each way, zeros moving in: He et al. 2015's pad-4 crop at 32 x 32."""
+    n, _, height, width = images.shape
+    pad = max(1, min(height, width) // 8)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=generator).to(images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    samples = torch.arange(n, device=images.device).view(n, 1, 1)
+    return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _digits(_: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+    digits = cast(Bunch, load_digits())
+    rest, test = _split(_as_arrays(digits.images.astype(np.uint8), digits.target), 360)
+    train, validation = _split(rest, 360)
+    return "digits 8x8", tuple("0123456789"), {"train": train, "validation": validation, "test": test}
+
+
+def _torchvision(
+    name: Literal["CIFAR10", "CIFAR100", "FashionMNIST"], title: str
+) -> Callable[[Data], tuple[str, tuple[str, ...], dict[str, Arrays]]]:
+    def read(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+        import torchvision.datasets
+
+        source = getattr(torchvision.datasets, name)
+        assert data.data_dir is not None
+        try:
+            both = [source(str(data.data_dir), train=train, download=data.download) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            raise BadInput(
+                f"--dataset {data.dataset}: not found in {data.data_dir} ({str(error).splitlines()[0]}); "
+                "put it there, or add --download"
+            ) from None
+        full, test = (_as_arrays(np.asarray(part.data), np.asarray(part.targets)) for part in both)
+        train, validation = _split(full, len(full[1]) // 10)
+        return title, tuple(both[0].classes), {"train": train, "validation": validation, "test": test}
+
+    return read
+
+
+def _folder(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+    assert data.data_dir is not None
+    classes, parts = read_image_folder(data.data_dir, data.image_size)
+    if "test" in parts and "val" in parts:
+        splits = {"train": parts["train"], "validation": parts["val"], "test": parts["test"]}
+    else:
+        smallest = int(np.bincount(parts["train"][1]).min())
+        if smallest < 2:
+            raise BadInput(
+                f"{data.data_dir}/train: a class has one image only; two are needed to split off a validation"
+            )
+        train, validation = _split(parts["train"], max(len(classes), len(parts["train"][1]) // 10))
+        splits = {"train": train, "validation": validation, "test": parts.get("test", parts.get("val"))}
+    return data.data_dir.resolve().name, classes, splits  # pyright: ignore[reportReturnType]
+
+
+def _as_arrays(images: np.ndarray, labels: np.ndarray) -> Arrays:
+    channels_last = images if images.ndim == 4 else images[..., None]
+    return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)), labels.astype(np.int64)
+
+
+def _split(arrays: Arrays, held_out: int) -> tuple[Arrays, Arrays]:
+    """Split off `held_out` images, stratified by class and always the same ones."""
+    images, labels = arrays
+    rest, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=0)
+    return (images[rest], labels[rest]), (images[out], labels[out])
+
+
+LOADERS = {
+    "digits": _digits,
+    "cifar10": _torchvision("CIFAR10", "CIFAR-10"),
+    "cifar100": _torchvision("CIFAR100", "CIFAR-100"),
+    "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST"),
+    "folder": _folder,
+}

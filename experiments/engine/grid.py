@@ -1,0 +1,140 @@
+"""The grid of cells, arm x depth x seed: each runs once, in parallel, and is complete on disk or absent."""
+
+import hashlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing import parent_process
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import cast
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed, parallel_config
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from experiments.engine.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid. Whatever else decides its outcome stands in `settings`; other settings are another cell."""
+
+    experiment: str
+    arm: str
+    depth: int
+    seed: int
+    settings: dict[str, object]
+
+    @property
+    def name(self) -> str:
+        settings = json.dumps(self.settings, sort_keys=True, default=str)
+        return f"{self.arm}-depth{self.depth}-seed{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+@dataclass
+class Outcome:
+    """What a cell gave: its tables by name, and the step at which its loss stopped being finite, if it did."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    diverged_at: int | None = None
+
+
+def run_grid(
+    cells: Sequence[Cell], run: Callable[[Cell], Outcome], folder: Path, *, workers: int
+) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
+    """Run the cells that are not yet in `folder`/cells, one thread a worker; return all cells' tables, joined by name,
+    and the cells that diverged.
+
+    An interrupted run keeps its finished cells. The joined tables are written to `folder` as CSV.
+    """
+    home = folder / "cells"
+    home.mkdir(parents=True, exist_ok=True)
+    missing = sorted((cell for cell in cells if not is_finished(home / cell.name)), key=lambda cell: -cell.depth)
+    with _progress(cells, missing) as done, parallel_config(backend="loky", inner_max_num_threads=1):
+        pool = Parallel(n_jobs=min(workers, max(1, len(missing))), return_as="generator_unordered")
+        for cell in pool(delayed(_run_cell)(cell, run, home) for cell in missing):
+            done(cast(Cell, cell))
+    return join(cells, home)
+
+
+def is_finished(cell: Path) -> bool:
+    """Whether a cell's folder is complete: `run.json` is its last file, and the folder appears as a whole."""
+    return (cell / "run.json").is_file()
+
+
+def join(cells: Sequence[Cell], home: Path) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
+    """The tables of all cells, one under the other, and the diverged cells; the tables also go to disk."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    diverged = []
+    for cell in cells:
+        for file in sorted((home / cell.name).glob("*.csv")):
+            parts.setdefault(file.stem, []).append(pd.read_csv(file))
+        if json.loads((home / cell.name / "run.json").read_text())["outcome"] != "finished":
+            diverged.append(cell)
+    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    for name, table in tables.items():
+        write_aside(home.parent / f"{name}.csv", table)
+    return tables, diverged
+
+
+def write_aside(file: Path, table: pd.DataFrame) -> None:
+    """Write a CSV so that the file is the old one or the new one, never half."""
+    aside = file.with_suffix(".partial")
+    table.to_csv(aside, index=False)
+    aside.replace(file)
+
+
+def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path) -> Cell:
+    if parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    outcome = run(cell)
+    aside = Path(mkdtemp(prefix=".partial-", dir=home))
+    try:
+        identity = {"experiment": cell.experiment, "arm": cell.arm, "depth_total": cell.depth, "seed": cell.seed}
+        for name, table in outcome.tables.items():
+            rest = {column: table[column] for column in table.columns}
+            pd.DataFrame({**identity, **rest}).to_csv(aside / f"{name}.csv", index=False)
+        report = {
+            "cell": asdict(cell),
+            "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",
+            "wall_seconds": round(time.monotonic() - start, 2),
+            **provenance(str(cell.settings.get("device", "cpu"))),
+        }
+        (aside / "run.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
+        shutil.rmtree(home / cell.name, ignore_errors=True)
+        aside.chmod(0o755)
+        aside.rename(home / cell.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return cell
+
+
+@contextmanager
+def _progress(cells: Sequence[Cell], missing: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
+    """A bar with the time left, deep cells counted as more work; a plain line a cell where there is no terminal."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    count, start = len(cells) - len(missing), time.monotonic()
+    if count:
+        console.print(f"{count} of {len(cells)} cells are already done")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=sum(cell.depth for cell in missing))
+
+        def done(cell: Cell) -> None:
+            nonlocal count
+            count += 1
+            bar.update(task, advance=cell.depth, description=f"{count}/{len(cells)} cells")
+            if not console.is_terminal:
+                console.print(f"[{count}/{len(cells)}] {cell.name} ({time.monotonic() - start:.0f} s)")
+
+        bar.update(task, description=f"{count}/{len(cells)} cells")
+        yield done

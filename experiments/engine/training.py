@@ -1,0 +1,125 @@
+"""The one training loop: SGD with momentum on cross-entropy, the same for every arm."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.engine.command import BadInput, check_choice
+from experiments.engine.data import Batches
+from models import ResidualBlock
+
+SCHEDULES = ("one-cycle", "step")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it is learned, alike for every arm."""
+
+    epochs: int = 10
+    """Passes through the training images."""
+    batch_size: int = 128
+    """Images a step; an epoch's incomplete last batch is left out."""
+    learning_rate: float = 0.1
+    """The highest learning rate of the schedule."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """L2 penalty on all parameters that the loss depends on."""
+    schedule: str = "one-cycle"
+    """one-cycle (Smith & Topin 2017), or step (He et al. 2015: a tenth after 1/2 and again after 3/4 of the steps)."""
+
+    def check(self) -> None:
+        """Raise BadInput for a value that makes no sense."""
+        check_choice("--schedule", self.schedule, SCHEDULES)
+        for flag, value, ok in (
+            ("--epochs", self.epochs, self.epochs >= 1),
+            ("--batch-size", self.batch_size, self.batch_size >= 2),
+            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf),
+            ("--momentum", self.momentum, 0 <= self.momentum < 1),
+            ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf),
+        ):
+            if not ok:
+                raise BadInput(f"{flag} {value}: out of range; see --help")
+
+
+class Diverged(Exception):
+    """The loss was not finite at `step` (counted from 0): the end of a cell, and a result."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"diverged at step {step}")
+        self.step = step
+
+
+def train(model: nn.Module, batches: Batches, training: Training, *, seed: int) -> Iterator[tuple[int, int, float]]:
+    """Train, yielding after each epoch: epochs done, steps done, mean loss over the epoch's batches.
+
+    The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
+    Raises Diverged at the end of the epoch in which the loss stopped being finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size, batch_size = batches.size("train"), min(training.batch_size, batches.size("train"))
+    steps = size // batch_size
+    optimiser = torch.optim.SGD(
+        parameter_groups(model, training.weight_decay), lr=training.learning_rate, momentum=training.momentum
+    )
+    scheduler = make_schedule(optimiser, training, steps * training.epochs)
+    for epoch in range(training.epochs):
+        model.train()
+        losses: list[Tensor] = []
+        for indices in torch.randperm(size, generator=generator).split(batch_size)[:steps]:
+            images, labels = batches.augmented(indices, generator)
+            loss = F.cross_entropy(model(images), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            scheduler.step()
+            losses.append(loss.detach())
+        of_epoch = torch.stack(losses)
+        if not of_epoch.isfinite().all():
+            raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
+        yield epoch + 1, (epoch + 1) * steps, of_epoch.mean().item()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches, split: str) -> dict[str, float]:
+    """Mean loss and accuracy (0..1) over a split, in eval mode and without augmentation."""
+    model.eval()
+    loss, correct, size = 0.0, 0, batches.size(split)
+    for start in range(0, size, 512):
+        images, labels = batches.get(split, slice(start, start + 512))
+        outputs = model(images)
+        loss += F.cross_entropy(outputs, labels, reduction="sum").item()
+        correct += int((outputs.argmax(1) == labels).sum())
+    return {"loss": loss / size, "accuracy": correct / size}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay for all parameters but those of an addend with forward weight 0: the loss does not depend on them,
+    so they stay as they began, a fixed feedback path."""
+    fixed = {
+        parameter
+        for block in model.modules()
+        if isinstance(block, ResidualBlock)
+        for weight, addend in ((block.flow.shortcut, block.shortcut), (block.flow.branch, block.branch))
+        if weight == 0
+        for parameter in addend.parameters()
+    }
+    return [
+        {"params": [p for p in model.parameters() if p not in fixed], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p in fixed], "weight_decay": 0.0},
+    ]
+
+
+def make_schedule(
+    optimiser: torch.optim.Optimizer, training: Training, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's course over that many steps."""
+    if training.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, training.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+        )
+    return torch.optim.lr_scheduler.MultiStepLR(optimiser, [steps // 2, steps * 3 // 4])
