@@ -1,34 +1,33 @@
 """A script's command line: typed settings in, one plain line for a user's mistake."""
 
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import torch
 import tyro
-
-Settings = TypeVar("Settings")
 
 
 class BadInput(Exception):
     """A user's mistake: the message says what was given, what was wanted, and what to do."""
 
 
-def run_command(settings: type[Settings], main: Callable[[Settings], None], *, quick: Settings) -> None:
-    """Parse the command line into `settings` (with `quick` as the defaults where --quick is given) and call `main`.
+def run_script(name: str) -> None:
+    """Run the script of that module name: its `Settings` become flags (--quick: those of its `QUICK`) for its `main`.
 
-    Exit status: 0; 2 for a user's mistake, with one line on standard error; 130 when interrupted.
+    The script is imported by its name, since workers cannot import what lives in `__main__`. Exit status: 0; 2 for a
+    user's mistake, with one line on standard error; 130 when interrupted.
     """
-    chosen = tyro.cli(
-        settings,
-        description=sys.modules["__main__"].__doc__ if main.__module__ == "__main__" else None,
-        default=quick if "--quick" in sys.argv[1:] else settings(),
+    script = import_module(name)
+    settings = tyro.cli(
+        script.Settings,
+        description=script.__doc__,
+        default=script.QUICK if "--quick" in sys.argv[1:] else script.Settings(),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        main(chosen)
+        script.main(settings)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,12 +11,12 @@ FACTORIAL = ("residual", "stop-gradient", "gradient-only", "plain")
 # Each effect as the weights of the four arms. A simple effect is one arm minus another; a main effect is the mean of
 # the two simple ones; the interaction is what they do not share.
 EFFECTS = {
-    "forward shortcut, with its gradient": (1, 0, -1, 0),
-    "forward shortcut, without its gradient": (0, 1, 0, -1),
-    "backward shortcut, with its value": (1, -1, 0, 0),
-    "backward shortcut, without its value": (0, 0, 1, -1),
-    "main effect of forward": (0.5, 0.5, -0.5, -0.5),
-    "main effect of backward": (0.5, -0.5, 0.5, -0.5),
+    "forward, backward on": (1, 0, -1, 0),
+    "forward, backward off": (0, 1, 0, -1),
+    "backward, forward on": (1, -1, 0, 0),
+    "backward, forward off": (0, 0, 1, -1),
+    "forward, main effect": (0.5, 0.5, -0.5, -0.5),
+    "backward, main effect": (0.5, -0.5, 0.5, -0.5),
     "interaction / gradient mismatch": (1, -1, -1, 1),
 }
 OUTCOMES = ("log train loss", "test accuracy", "logit test accuracy")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,12 @@ from experiments.engine.effects import CEILING, EFFECTS, FACTORIAL, FLOOR, OUTCO
 from experiments.engine.grid import Cell
 
 SHOWN = (("train", "loss"), ("train", "accuracy"), ("test", "accuracy"))
+
+
+def terminal() -> Console:
+    """A console wide enough for the tables where the output is a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=100)
 
 
 def show_outcomes(
@@ -21,21 +28,20 @@ def show_outcomes(
     marks: dict[int, dict[str, str]],
 ) -> None:
     """Arm x depth: train loss, train and test accuracy (mean ± sd over seeds), n, diverged cells, floor or ceiling."""
-    table = Table(title="Outcomes at the end of training: mean ± sd over seeds")
-    for column in ("depth", "arm", *(" ".join(pair) for pair in SHOWN), "n", "diverged", "test accuracy at"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
+    table = Table(title="At the end of training: mean ± sd over n seeds", box=SIMPLE_HEAD)
+    for column in ("depth", "arm", *(" ".join(pair) for pair in SHOWN), "n", "diverged", "note"):
+        table.add_column(column, justify="left" if column in ("arm", "note") else "right", no_wrap=True)
     for depth in sorted(marks):
         for arm in arms:
             at = outcomes[(outcomes["depth_total"] == depth) & (outcomes["arm"] == arm)]
             numbers = [at[(at["split"] == split) & (at["quantity"] == quantity)]["value"] for split, quantity in SHOWN]
             gone = sum(cell.arm == arm and cell.depth == depth for cell in diverged)
-            cells = [mean_sd(values) for values in numbers]
-            table.add_row(str(depth), arm, *cells, str(len(numbers[0])), str(gone or ""), marks[depth].get(arm, ""))
+            shown = [mean_sd(values) for values in numbers]
+            table.add_row(str(depth), arm, *shown, str(len(numbers[0])), str(gone), marks[depth].get(arm, ""))
         table.add_section()
     console.print(table)
     console.print(
-        f"floor: within {FLOOR} of chance; ceiling: {CEILING} or more. There effects on accuracy are cut short.",
-        highlight=False,
+        f"floor, ceiling: test accuracy within {FLOOR} of chance, or at least {CEILING}; effects are cut short there\n"
     )
 
 
@@ -43,25 +49,32 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
     """The simple effects, the main effects and the interaction at one depth, each on three outcomes."""
     by_outcome = {outcome: effects(cells, depth, outcome) for outcome in OUTCOMES}
     if not all(by_outcome.values()):
-        console.print(f"depth {depth}: no effects, since no seed has all four arms {', '.join(FACTORIAL)} finished")
+        console.print(f"depth {depth}: no effects, since no seed has all four arms {', '.join(FACTORIAL)} finished\n")
         return
-    n = len(by_outcome[OUTCOMES[0]]["interaction / gradient mismatch"].values)
-    title = f"Effects at depth {depth}, paired by seed: mean [95 % t interval], n = {n}"
-    table = Table(title=title, caption="points alone: under three seeds, or an interval beyond the scale")
-    for column in ("effect of the", *OUTCOMES):
+    n = len(by_outcome[OUTCOMES[0]]["forward, backward on"].values)
+    title = f"Effects of the shortcut at depth {depth}: mean [95 % t interval], paired over n = {n} seeds"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in ("", *OUTCOMES):
         table.add_column(column)
-    for index, name in enumerate(EFFECTS):
-        if index in (4, 6):
-            table.add_section()
+    for name in EFFECTS:
         table.add_row(name, *(show_estimate(by_outcome[outcome][name]) for outcome in OUTCOMES))
     console.print(table)
+    console.print("(a, b): the seeds' own values, where n < 3 or the interval runs beyond the scale\n")
 
 
-def show_files(console: Console, files: Sequence[Path]) -> None:
+def show_files(console: Console, folder: Path) -> None:
     """Where everything was written."""
-    console.print("Written:")
-    for file in files:
-        console.print(f"  {file}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {folder}:", soft_wrap=True)
+    for where in (folder, folder / "figures"):
+        endings: dict[str, list[str]] = {}
+        for file in sorted(where.glob("*.*")):
+            endings.setdefault(file.stem, []).append(file.suffix[1:])
+        for stem, suffixes in endings.items():
+            name = (where / stem).relative_to(folder)
+            console.print(
+                f"  {name}.{suffixes[0] if len(suffixes) == 1 else '{' + ','.join(suffixes) + '}'}", soft_wrap=True
+            )
+    console.print("  cells/: every cell's tables, and its run.json with settings, versions and hardware\n")
 
 
 def mean_sd(values: pd.Series) -> str:
@@ -72,10 +85,10 @@ def mean_sd(values: pd.Series) -> str:
 
 
 def show_estimate(found: Estimate) -> str:
-    """`-0.38 [-0.50, -0.26]`, or the points where there is no interval."""
+    """`-0.38 [-0.50, -0.26]`, or the seeds' own values where there is no interval."""
     if found.low == found.low:
         return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"{found.mean:+.2f} (points {', '.join(f'{value:+.2f}' for value in found.values)})"
+    return f"{found.mean:+.2f} ({', '.join(f'{value:+.2f}' for value in found.values)})"
 
 
 def sentence(cells: pd.DataFrame, depth: int, *, title: str, classes: int) -> str:
@@ -85,13 +98,13 @@ def sentence(cells: pd.DataFrame, depth: int, *, title: str, classes: int) -> st
         return (
             f"At depth {depth} the four arms of the factorial did not all finish: nothing can be said of its effects."
         )
-    value = found["forward shortcut, without its gradient"]
-    gradient = found["backward shortcut, without its value"]
+    value = found["forward, backward off"]
+    gradient = found["backward, forward off"]
     interaction = found["interaction / gradient mismatch"]
-    whole = found["forward shortcut, with its gradient"].mean + gradient.mean  # residual - plain
+    whole = found["forward, backward on"].mean + gradient.mean  # residual - plain
     said = (
-        f"{title}, depth {depth}, n = {len(value.values)}: test accuracy changes by {whole:+.2f} when a plain network gets "
-        f"the whole shortcut, by {show_estimate(value)} when it gets the value without the gradient, by "
+        f"{title}, depth {depth}, n = {len(value.values)}: test accuracy changes by {whole:+.2f} when a plain "
+        f"network gets the whole shortcut, by {show_estimate(value)} when it gets the value without the gradient, by "
         f"{show_estimate(gradient)} when it gets the gradient without the value; "
     )
     if interaction.low > 0:

@@ -31,17 +31,17 @@ def read_image_folder(
             raise BadInput(
                 f"--data-dir {folder}: train/ and {part}/ differ in the classes {', '.join(odd)}; make them equal"
             )
-    wanted = (size, size) if size else None
+    shape: tuple[int, ...] | None = None
     parts = {}
     for part, of_class in files.items():
         images = []
         for name in classes:
             for file in of_class[name]:
-                image = _read(file, wanted)
-                wanted = wanted or (image.shape[1], image.shape[0])
-                if image.shape[1::-1] != wanted:
+                image = _read(file, size)
+                shape = shape or image.shape
+                if image.shape != shape:
                     raise BadInput(
-                        f"{file}: is {image.shape[1]} x {image.shape[0]} pixels, the others {wanted[0]} x {wanted[1]}; "
+                        f"{file}: is {image.shape[1]} x {image.shape[0]} pixels, others {shape[1]} x {shape[0]}; "
                         "give --image-size to bring all to one"
                     )
                 images.append(image)
@@ -60,10 +60,10 @@ def _list(part: Path) -> dict[str, list[Path]]:
     return {name: files for name, files in found.items() if files}
 
 
-def _read(file: Path, size: tuple[int, int] | None) -> np.ndarray:
+def _read(file: Path, size: int | None) -> np.ndarray:
     try:
         with Image.open(file) as image:
             rgb = image.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise BadInput(f"{file}: cannot be read as an image ({error}); mend or remove it") from None
-    return np.asarray(ImageOps.fit(rgb, size) if size else rgb)
+    return np.asarray(ImageOps.fit(rgb, (size, size)) if size else rgb)

@@ -1,0 +1,179 @@
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.engine.command import BadInput
+from experiments.engine.data import Batches, Data, load, shift
+
+CIFAR_JPEG = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+
+
+def make_folder(root: Path, parts: dict[str, dict[str, int]], size: tuple[int, int] = (12, 12)) -> Path:
+    """Images of one random colour each, root/PART/CLASS/i.png."""
+    colours = np.random.default_rng(0)
+    for part, classes in parts.items():
+        for name, count in classes.items():
+            (root / part / name).mkdir(parents=True)
+            for index in range(count):
+                colour = tuple(colours.integers(0, 256, 3).tolist())
+                Image.new("RGB", size, colour).save(root / part / name / f"{index}.png")
+    return root
+
+
+def read(folder: Path, image_size: int | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return load(Data(dataset="folder", data_dir=folder, image_size=image_size)).splits
+
+
+def test_digits_are_split_once_and_for_all_by_class() -> None:
+    first, second = load(Data()), load(Data())
+    assert first.digest == second.digest
+    assert {name: len(labels) for name, (_, labels) in first.splits.items()} == {
+        "train": 1077,
+        "validation": 360,
+        "test": 360,
+    }
+    rows = [image.tobytes() for images, _ in first.splits.values() for image in images]
+    assert len(set(rows)) == 1797  # every digit is distinct, so no image is in two splits
+    for _, labels in first.splits.values():
+        shares = np.bincount(labels) / len(labels)
+        assert abs(shares - 0.1).max() < 0.01
+
+
+def test_images_are_normalised_by_the_training_images_alone() -> None:
+    dataset = load(Data())
+    batches = Batches(dataset, torch.device("cpu"))
+    images, _ = batches.get("train", slice(None))
+    assert images.mean().item() == pytest.approx(0, abs=1e-5)  # float32 over 69,000 pixels
+    assert images.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    dataset.splits["test"][0][:] = 0
+    changed, _ = Batches(dataset, torch.device("cpu")).get("train", slice(None))
+    assert torch.equal(images, changed)
+
+
+def test_shift_moves_each_image_whole_and_zeros_move_in() -> None:
+    images = torch.arange(1.0, 1 + 64 * 2 * 16 * 16).view(64, 2, 16, 16)
+    moved = shift(images, torch.Generator().manual_seed(0))
+    offsets = set()
+    for before, after in zip(images, moved, strict=True):
+        matches = []
+        for down in range(-2, 3):
+            for right in range(-2, 3):
+                expected = torch.zeros_like(before)
+                rows = slice(max(0, -down), 16 - max(0, down)), slice(max(0, down), 16 - max(0, -down))
+                columns = slice(max(0, -right), 16 - max(0, right)), slice(max(0, right), 16 - max(0, -right))
+                expected[:, rows[0], columns[0]] = before[:, rows[1], columns[1]]
+                if torch.equal(expected, after):
+                    matches.append((down, right))
+        assert len(matches) == 1
+        offsets.add(matches[0])
+    assert len(offsets) > 15  # of 25, drawn 64 times
+
+
+def test_augmentation_depends_on_the_generator_alone() -> None:
+    batches = Batches(load(Data(augment="crop-flip")), torch.device("cpu"))
+    indices = torch.arange(64)
+    first, labels = batches.augmented(indices, torch.Generator().manual_seed(3))
+    torch.manual_seed(1)
+    second, _ = batches.augmented(indices, torch.Generator().manual_seed(3))
+    assert torch.equal(first, second)
+    assert torch.equal(labels, batches.get("train", indices)[1])
+    assert not torch.equal(first, batches.get("train", indices)[0])
+    assert load(Data()).augment == "none"
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_folder_without_validation_splits_it_off_train(tmp_path: Path, held_out: str) -> None:
+    splits = read(make_folder(tmp_path, {"train": {"a": 20, "b": 20}, held_out: {"a": 4, "b": 4}}))
+    assert [len(splits[name][1]) for name in ("train", "validation", "test")] == [36, 4, 8]
+    assert splits["test"][1].tolist() == [0] * 4 + [1] * 4
+
+
+def test_folder_with_val_and_test_keeps_them_apart(tmp_path: Path) -> None:
+    parts = {"train": {"a": 3, "b": 5}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 2}}
+    splits = read(make_folder(tmp_path, parts))
+    assert [np.bincount(splits[name][1]).tolist() for name in ("train", "validation", "test")] == [
+        [3, 5],
+        [2, 2],
+        [1, 2],
+    ]
+    pixel = Image.open(tmp_path / "val" / "a" / "0.png").getpixel((0, 0))
+    assert splits["validation"][0][0, :, 0, 0].tolist() == list(pixel or ())
+
+
+def test_train_limit_is_stratified(tmp_path: Path) -> None:
+    splits = load(Data(train_limit=100)).splits
+    assert np.bincount(splits["train"][1]).tolist() == [10] * 10
+    with pytest.raises(BadInput, match="--train-limit 5000: give 10 .one a class. to 1076"):
+        load(Data(train_limit=5000))
+
+
+def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    Image.new("RGB", (9, 20)).save(tmp_path / "test" / "b" / "odd.png")
+    with pytest.raises(BadInput, match=r"odd.png: is 9 x 20 pixels, others 12 x 12; give --image-size"):
+        read(tmp_path)
+    assert read(tmp_path, image_size=8)["test"][0].shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "found no train/ beside test/ or val/"),
+        ({"train": {"a": 2, "b": 2}}, "found no train/ beside test/ or val/"),
+        ({"train": {}, "test": {}}, "train/ has 0 classes"),
+        ({"train": {"a": 2, "b": 2}, "test": {"a": 1, "c": 1}}, "differ in the classes b, c"),
+        ({"train": {"a": 1, "b": 2}, "test": {"a": 1, "b": 1}}, "one image only"),
+    ],
+)
+def test_folders_that_cannot_be_learned_from(tmp_path: Path, parts: dict[str, dict[str, int]], message: str) -> None:
+    for part in parts:
+        (tmp_path / part).mkdir()
+    make_folder(tmp_path, parts)
+    with pytest.raises(BadInput, match=message):
+        read(tmp_path)
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    (tmp_path / "train" / "b" / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(BadInput, match=r"broken.png: cannot be read as an image"):
+        read(tmp_path)
+
+
+def test_torchvision_sets_are_never_fetched_unasked(tmp_path: Path) -> None:
+    for name in ("cifar10", "cifar100", "fashion-mnist"):
+        with pytest.raises(BadInput, match=f"--dataset {name}: not found in .*add --download"):
+            load(Data(dataset=name, data_dir=tmp_path))
+        with pytest.raises(BadInput, match="needs --data-dir"):
+            load(Data(dataset=name))
+
+
+@pytest.mark.skipif(not CIFAR_JPEG.exists(), reason=f"the CIFAR-10 JPEG archive is not at {CIFAR_JPEG}")
+def test_a_slice_of_cifar_10_as_a_folder(tmp_path: Path) -> None:
+    unpack_cifar(tmp_path, per_class=12)
+    splits = read(tmp_path)
+    assert splits["train"][0].shape == (108, 3, 32, 32)
+    assert [len(splits[name][1]) for name in ("validation", "test")] == [12, 120]
+    assert 80 < splits["train"][0].mean() < 160  # natural images, not noise or blanks
+
+
+def unpack_cifar(folder: Path, per_class: int) -> None:
+    """The first images of each class of both parts. The archive is read as a stream: it is one xz block."""
+    taken: dict[str, int] = {}
+    with tarfile.open(CIFAR_JPEG, "r|xz") as archive:
+        for member in archive:
+            path = Path(member.name)
+            if not member.isfile() or path.suffix != ".jpg":
+                continue
+            place = "/".join(path.parts[-3:-1])
+            taken[place] = taken.get(place, 0) + 1
+            content = archive.extractfile(member)
+            if taken[place] <= per_class and content is not None:
+                (folder / place).mkdir(parents=True, exist_ok=True)
+                (folder / place / path.name).write_bytes(content.read())
+            if len(taken) == 20 and min(taken.values()) >= per_class:
+                break

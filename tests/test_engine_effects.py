@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments.engine.effects import EFFECTS, FACTORIAL, effect_table, effects, estimate, flags, outcome_table
+from experiments.engine.ending import sentence, show_estimate
+
+ACCURACY = {  # arm -> one value a seed; effects of seed 0 done by hand below
+    "residual": (0.9, 0.8, 0.85),
+    "stop-gradient": (0.6, 0.5, 0.6),
+    "gradient-only": (0.3, 0.4, 0.3),
+    "plain": (0.4, 0.3, 0.35),
+}
+
+
+def outcomes(accuracy: dict[str, tuple[float, ...]] = ACCURACY, seeds: int = 3) -> pd.DataFrame:
+    rows = [
+        {"arm": arm, "depth_total": 20, "seed": seed, "split": split, "quantity": quantity, "value": value}
+        for arm, values in accuracy.items()
+        for seed, right in enumerate(values[:seeds])
+        for split, quantity, value in (("test", "accuracy", right), ("train", "loss", math.exp(-right)))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_effects_of_one_seed_on_paper() -> None:
+    found = effects(outcome_table(outcomes(), 100), 20, "test accuracy")
+    first = {name: e.values[0] for name, e in found.items()}
+    assert first == pytest.approx(
+        {
+            "forward, backward on": 0.9 - 0.3,
+            "forward, backward off": 0.6 - 0.4,
+            "backward, forward on": 0.9 - 0.6,
+            "backward, forward off": 0.3 - 0.4,
+            "forward, main effect": 0.4,
+            "backward, main effect": 0.1,
+            "interaction / gradient mismatch": 0.9 + 0.4 - (0.6 + 0.3),
+        }
+    )
+
+
+def test_log_loss_and_logit_are_measured_on_their_own_scale() -> None:
+    cells = outcome_table(outcomes(), 100)
+    loss = effects(cells, 20, "log train loss")["backward, forward on"]
+    assert loss.values[0] == pytest.approx(-(0.9 - 0.6))  # the losses are exp(-accuracy)
+    logit = effects(cells, 20, "logit test accuracy")["backward, forward on"]
+    assert logit.values[0] == pytest.approx(math.log(90.5 / 10.5) - math.log(60.5 / 40.5))
+    assert np.isfinite(outcome_table(outcomes({arm: (1.0,) for arm in FACTORIAL}), 100)["logit test accuracy"]).all()
+
+
+def test_intervals_are_paired_t_intervals() -> None:
+    found = effects(outcome_table(outcomes(), 100), 20, "test accuracy")["backward, forward on"]
+    paired = stats.ttest_rel(ACCURACY["residual"], ACCURACY["stop-gradient"]).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
+    assert found.mean == pytest.approx(np.subtract(ACCURACY["residual"], ACCURACY["stop-gradient"]).mean())
+
+
+def test_intervals_cover_what_they_promise() -> None:
+    values = np.random.default_rng(0).normal(0.3, 0.1, (4000, 3))
+    covered = [e.low <= 0.3 <= e.high for e in map(estimate, values)]
+    # 4,000 trials of a 95 % event: a standard error of 0.0034
+    assert np.mean(covered) == pytest.approx(0.95, abs=4 * 0.0034)
+
+
+def test_no_interval_under_three_seeds_or_beyond_the_scale() -> None:
+    two = effects(outcome_table(outcomes(seeds=2), 100), 20, "test accuracy")["backward, forward on"]
+    assert math.isnan(two.low)
+    assert show_estimate(two) == "+0.30 (+0.30, +0.30)"
+    assert math.isnan(estimate(np.array([0.9, 0.1, 0.5]), reach=1).low)
+    assert not math.isnan(estimate(np.array([0.9, 0.1, 0.5])).low)
+
+
+def test_seeds_without_all_four_arms_are_left_out() -> None:
+    lost = outcomes().query("not (arm == 'plain' and seed == 1)")
+    assert len(effects(outcome_table(lost, 100), 20, "test accuracy")["forward, backward on"].values) == 2
+    assert effects(outcome_table(outcomes().query("arm != 'plain'"), 100), 20, "test accuracy") == {}
+
+
+def test_effects_balance() -> None:
+    assert all(sum(weights) == 0 for weights in EFFECTS.values())
+    simple = np.array([EFFECTS[name] for name in list(EFFECTS)[:4]])
+    assert EFFECTS["forward, main effect"] == pytest.approx(simple[:2].mean(0))
+    assert EFFECTS["backward, main effect"] == pytest.approx(simple[2:].mean(0))
+    assert EFFECTS["interaction / gradient mismatch"] == pytest.approx(simple[0] - simple[1])
+    assert EFFECTS["interaction / gradient mismatch"] == pytest.approx(simple[2] - simple[3])
+
+
+def test_floor_and_ceiling_are_flagged() -> None:
+    cells = outcome_table(outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)}), 100)
+    assert flags(cells, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
+
+
+def test_the_sentence_states_effects_and_their_limits() -> None:
+    cells = outcome_table(outcomes(), 100)
+    said = sentence(cells, 20, title="toy", classes=10)
+    assert said.startswith("toy, depth 20, n = 3: test accuracy changes by +0.50 when a plain network gets the whole")
+    assert "give more than the sum of each" in said
+    assert said.endswith("this alone does not say why residual connections help.")
+    nothing = sentence(outcome_table(outcomes().query("arm != 'plain'"), 100), 20, title="toy", classes=10)
+    assert "nothing can be said" in nothing
+
+
+def test_the_table_of_effects_is_long() -> None:
+    table = effect_table(outcome_table(outcomes(), 100))
+    assert list(table.columns) == ["depth_total", "outcome", "effect", "quantity", "value"]
+    assert len(table) == 3 * 7 * 4
+    assert set(table[table["quantity"] == "n"]["value"]) == {3}

@@ -1,0 +1,136 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.engine.command import BadInput
+from experiments.engine.data import Batches, Data, load
+from experiments.engine.training import Diverged, Training, evaluate, make_schedule, parameter_groups, train
+from models import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, CifarResNet, Flow, cifar_resnet
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    return Batches(load(Data(train_limit=300)), torch.device("cpu"))
+
+
+def network(flow: Flow = RESIDUAL, **options: object) -> CifarResNet:
+    torch.manual_seed(0)
+    return cifar_resnet(8, flow=flow, width=4, in_channels=1, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_loop_is_sgd_with_momentum_on_cross_entropy(batches: Batches) -> None:
+    training = Training(epochs=2, batch_size=128, learning_rate=0.05, schedule="step")
+    model = network()
+    twin = copy.deepcopy(model)
+    reported = list(train(model, batches, training, seed=7))
+
+    generator, velocity, losses = torch.Generator().manual_seed(7), {}, []
+    twin.train()
+    for epoch in range(2):
+        order = torch.randperm(300, generator=generator)
+        for step in range(2):  # 300 images make two whole batches; the rest waits for another epoch's order
+            rate = 0.05 * (1, 1, 0.1, 0.01)[2 * epoch + step]
+            images, labels = batches.get("train", order[128 * step : 128 * (step + 1)])
+            loss = F.cross_entropy(twin(images), labels)
+            losses.append(loss.item())
+            for p, g in zip(twin.parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True):
+                velocity[p] = 0.9 * velocity.get(p, torch.zeros_like(p)) + g + 1e-4 * p.detach()
+                p.data -= rate * velocity[p]
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        # float32, the same sums in another order
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert [(epoch, step) for epoch, step, _ in reported] == [(1, 2), (2, 4)]
+    assert reported[1][2] == pytest.approx(sum(losses[2:]) / 2, rel=1e-4)
+
+
+def test_every_arm_of_a_seed_sees_the_same_batches(batches: Batches) -> None:
+    seen: dict[str, list[Tensor]] = {}
+    for arm, flow in ARMS.items():
+        model = network(flow)
+        seen[arm] = []
+        model.register_forward_pre_hook(lambda _, args, images=seen[arm]: images.append(args[0].clone()))
+        list(train(model, batches, Training(epochs=2, batch_size=100), seed=3))
+        torch.manual_seed(len(seen))  # global random state must play no part
+    first = seen.pop("residual")
+    assert len(first) == 6
+    for others in seen.values():
+        assert all(torch.equal(a, b) for a, b in zip(first, others, strict=True))
+
+
+def test_a_seed_repeats_a_run_bit_for_bit_and_another_does_not(batches: Batches) -> None:
+    def losses(seed: int) -> list[float]:
+        return [loss for *_, loss in train(network(), batches, Training(epochs=2), seed=seed)]
+
+    assert losses(0) == losses(0) != losses(1)
+
+
+def test_a_loss_that_is_not_finite_ends_training_at_its_step(batches: Batches) -> None:
+    model = network()
+    finished = 0
+    with pytest.raises(Diverged) as end:
+        for epoch, _, loss in train(model, batches, Training(epochs=9, batch_size=100, learning_rate=1e30), seed=0):
+            finished = epoch
+            assert math.isfinite(loss)
+    assert 3 * finished < end.value.step < 3 * (finished + 1)  # inside the next epoch, whose first step was finite
+
+
+def test_evaluation_is_the_mean_over_the_split_and_changes_nothing(batches: Batches) -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    found = evaluate(model, batches, "validation")
+    images, labels = batches.get("validation", slice(None))
+    with torch.no_grad():
+        outputs = model.eval()(images)
+    assert found["loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)  # float32
+    assert found["accuracy"] == int((outputs.argmax(1) == labels).sum()) / 360
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY])
+def test_projections_without_a_forward_value_stay_as_they_began(batches: Batches, flow: Flow) -> None:
+    model = network(flow, projection="C")
+    before = copy.deepcopy([list(block.shortcut.parameters()) for block in model.blocks])
+    list(train(model, batches, Training(epochs=1), seed=0))
+    for block, parameters in zip(model.blocks, before, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(block.shortcut.parameters(), parameters, strict=True))
+    assert len(parameter_groups(model, 0.1)[1]["params"]) == 9  # pyright: ignore[reportArgumentType]
+    assert len(parameter_groups(network(), 0.1)[1]["params"]) == 0  # pyright: ignore[reportArgumentType]
+
+
+def test_schedules_reach_their_rates() -> None:
+    def rates(training: Training, steps: int) -> list[float]:
+        optimiser = torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate)
+        schedule = make_schedule(optimiser, training, steps)
+        found = []
+        for _ in range(steps):
+            found.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            schedule.step()
+        return found
+
+    one_cycle = rates(Training(learning_rate=0.2), 100)
+    assert max(one_cycle) == pytest.approx(0.2)
+    assert one_cycle.index(max(one_cycle)) == 29  # the top after 30 % of the steps
+    assert one_cycle[-1] < 1e-5
+    step = rates(Training(learning_rate=0.2, schedule="step"), 64)
+    assert step == pytest.approx([0.2] * 32 + [0.02] * 16 + [0.002] * 16)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (Training(epochs=0), "--epochs 0"),
+        (Training(batch_size=1), "--batch-size 1"),
+        (Training(learning_rate=math.nan), "--learning-rate nan"),
+        (Training(momentum=1), "--momentum 1"),
+        (Training(weight_decay=-1), "--weight-decay -1"),
+        (Training(schedule="cosine"), "--schedule: unknown 'cosine'; choose from one-cycle, step"),
+    ],
+)
+def test_settings_that_make_no_sense(training: Training, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        training.check()
