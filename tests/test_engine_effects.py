@@ -48,7 +48,7 @@ def test_log_loss_and_logit_are_measured_on_their_own_scale() -> None:
     assert loss.values[0] == pytest.approx(-(0.9 - 0.6))  # the losses are exp(-accuracy)
     logit = effects(cells, 20, "logit test accuracy")["backward, forward on"]
     assert logit.values[0] == pytest.approx(math.log(90.5 / 10.5) - math.log(60.5 / 40.5))
-    assert np.isfinite(outcome_table(outcomes({arm: (1.0,) for arm in FACTORIAL}), 100)["logit test accuracy"]).all()
+    assert np.isfinite(outcome_table(outcomes(dict.fromkeys(FACTORIAL, (1.0,))), 100)["logit test accuracy"]).all()
 
 
 def test_intervals_are_paired_t_intervals() -> None:

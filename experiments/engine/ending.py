@@ -28,16 +28,17 @@ def show_outcomes(
     marks: dict[int, dict[str, str]],
 ) -> None:
     """Arm x depth: train loss, train and test accuracy (mean ± sd over seeds), n, diverged cells, floor or ceiling."""
-    table = Table(title="At the end of training: mean ± sd over n seeds", box=SIMPLE_HEAD)
-    for column in ("depth", "arm", *(" ".join(pair) for pair in SHOWN), "n", "diverged", "note"):
-        table.add_column(column, justify="left" if column in ("arm", "note") else "right", no_wrap=True)
+    table = Table(title="At the end of training: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("", *(" ".join(pair) for pair in SHOWN), "n", "note"):
+        table.add_column(column, no_wrap=True)
     for depth in sorted(marks):
+        table.add_row(f"depth {depth}", style="bold")
         for arm in arms:
             at = outcomes[(outcomes["depth_total"] == depth) & (outcomes["arm"] == arm)]
             numbers = [at[(at["split"] == split) & (at["quantity"] == quantity)]["value"] for split, quantity in SHOWN]
             gone = sum(cell.arm == arm and cell.depth == depth for cell in diverged)
-            shown = [mean_sd(values) for values in numbers]
-            table.add_row(str(depth), arm, *shown, str(len(numbers[0])), str(gone), marks[depth].get(arm, ""))
+            note = [f"{gone} diverged"] * bool(gone) + [marks[depth].get(arm, "")]
+            table.add_row(arm, *map(mean_sd, numbers), str(len(numbers[0])), " ".join(note))
         table.add_section()
     console.print(table)
     console.print(
@@ -53,7 +54,7 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
         return
     n = len(by_outcome[OUTCOMES[0]]["forward, backward on"].values)
     title = f"Effects of the shortcut at depth {depth}: mean [95 % t interval], paired over n = {n} seeds"
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", *OUTCOMES):
         table.add_column(column)
     for name in EFFECTS:
@@ -78,10 +79,11 @@ def show_files(console: Console, folder: Path) -> None:
 
 
 def mean_sd(values: pd.Series) -> str:
-    """`0.97 ± 0.01`; without the deviation where there is one value, `-` where there is none."""
+    """`0.965 ± 0.003`; without the deviation where there is one value, `-` where there is none."""
     if values.empty:
         return "-"
-    return f"{values.mean():.3g}" + (f" ± {values.std():.2g}" if len(values) > 1 else "")
+    digits = 3 if values.mean() >= 0.1 else 4
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def show_estimate(found: Estimate) -> str:
