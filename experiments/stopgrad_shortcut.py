@@ -88,12 +88,16 @@ def check(settings: Settings) -> None:
         raise BadInput(f"--workers {settings.workers}: give at least 1")
     settings.training.check()
     check_device(settings.device)
+    if settings.width < 2 or settings.width % 2:
+        raise BadInput(
+            f"--width {settings.width}: give an even number from 2, since shortcuts pad channels on both sides"
+        )
     for depth in settings.depths:
         try:
             with torch.device("meta"):
-                cifar_resnet(depth, width=settings.width)
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(f"--depths {depth} --width {settings.width}: {error}") from None
+                cifar_resnet(depth)
+        except ValueError as error:
+            raise BadInput(f"--depths {depth}: {error}") from None
 
 
 def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:

@@ -68,6 +68,13 @@ def load(data: Data) -> Dataset:
     """Load a data set by its settings; BadInput where the settings or the files do not allow it."""
     check_choice("--dataset", data.dataset, tuple(LOADERS))
     check_choice("--augment", data.augment, AUGMENTATIONS)
+    for flag, given, sets in (
+        ("--data-dir", data.data_dir is not None, set(LOADERS) - {"digits"}),
+        ("--download", data.download, set(LOADERS) - {"digits", "folder"}),
+        ("--image-size", data.image_size is not None, {"folder"}),
+    ):
+        if given and data.dataset not in sets:
+            raise BadInput(f"{flag} means nothing to --dataset {data.dataset}; it belongs to {', '.join(sorted(sets))}")
     if data.dataset != "digits" and data.data_dir is None:
         raise BadInput(f"--dataset {data.dataset} needs --data-dir, the folder where the data lies")
     if data.image_size is not None and data.image_size < 4:

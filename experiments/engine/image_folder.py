@@ -18,6 +18,8 @@ def read_image_folder(
     Without a size all images must have one size; with one, each is scaled by its shorter side and cut to the centre.
     BadInput for a missing or empty folder, classes that differ between the parts, mixed sizes, an unreadable file.
     """
+    if not folder.is_dir():
+        raise BadInput(f"--data-dir {folder}: there is no such folder")
     files = {part: _list(folder / part) for part in ("train", "val", "test") if (folder / part).is_dir()}
     if "train" not in files or len(files) < 2:
         raise BadInput(

@@ -1,0 +1,215 @@
+"""Every script in experiments/ at toy size, as a user runs it, and what it wrote."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from experiments.engine.command import run_script
+from models import ARMS
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+TOY = ["--depths", "8", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--train-limit", "256", "--workers", "2"]
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *map(str, arguments)]
+
+
+def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(script, *arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The main experiment's folder and what it printed, after one toy run."""
+    folder = tmp_path_factory.mktemp("toy")
+    done = run("stopgrad_shortcut", *TOY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "results" / "stopgrad_shortcut", done.stdout
+
+
+def test_no_script_hides_a_module() -> None:
+    taken = {path.name for path in ROOT.iterdir() if path.is_dir()} | sys.stdlib_module_names
+    assert SCRIPTS
+    assert not set(SCRIPTS) & taken
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = print_of(script, ["--help"], capsys, status=0)
+    assert f"experiments.{script}" not in shown
+    for flag in (
+        "depths",
+        "seeds",
+        "arms",
+        "epochs",
+        "width",
+        "dataset",
+        "data-dir",
+        "workers",
+        "device",
+        "out",
+        "quick",
+    ):
+        assert f"--{flag} " in shown
+    assert "?" in shown.split("options")[0]  # it begins with its question
+
+
+def test_tables_hold_every_cell(toy: tuple[Path, str]) -> None:
+    folder, _ = toy
+    outcomes = pd.read_csv(folder / "outcomes.csv")
+    assert set(outcomes["arm"]) == set(ARMS)
+    assert len(outcomes) == 5 * 2 * 3 * 2  # arms, seeds, splits, loss and accuracy
+    assert outcomes[outcomes["quantity"] == "accuracy"]["value"].between(0, 1).all()
+    gradients = pd.read_csv(folder / "gradients.csv")
+    assert len(gradients) == 5 * 2 * 2 * 3 * 4  # arms, seeds, epochs 0 and 1, blocks, parts
+    assert (gradients[gradients["quantity"] == "other"]["value"] == 0).all()
+    paths = pd.read_csv(folder / "paths.csv").pivot_table(
+        index=["arm", "seed", "epoch"], columns=["quantity", "path_length"], values="value"
+    )
+    assert paths["share"].sum(axis=1).to_numpy() == pytest.approx(1)
+    longest = paths.loc[["stop-gradient", "plain"], "norm"]
+    assert (longest[[0, 1, 2]] == 0).all(axis=None)
+    assert (longest[3] > 0).all()
+
+
+def test_arms_that_compute_the_same_function_begin_alike(toy: tuple[Path, str]) -> None:
+    start = pd.read_csv(toy[0] / "magnitudes.csv").query("epoch == 0").set_index(["arm", "seed", "depth", "quantity"])
+    value = start["value"]
+    for arm in ("stop-gradient", "shortest-path"):
+        assert (value[arm] == value["residual"]).all()
+    pd.testing.assert_series_equal(value["gradient-only"], value["plain"])
+    assert value["plain"].xs("ratio", level="quantity").isna().all()
+
+
+def test_every_figure_lies_beside_its_table(toy: tuple[Path, str]) -> None:
+    drawn = {path.stem for path in (toy[0] / "figures").glob("*.png")}
+    assert drawn == {
+        "accuracy_by_depth", "gradient_norms", "gradient_split", "interaction", "learning_curves", "path_lengths",
+        "residual_magnitudes",
+    }  # fmt: skip
+    for name in drawn:
+        with Image.open(toy[0] / "figures" / f"{name}.png") as image:
+            assert min(image.size) > 300
+        assert (toy[0] / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(pd.read_csv(toy[0] / "figures" / f"{name}.csv"))
+
+
+def test_the_ending_names_arms_effects_and_files(toy: tuple[Path, str]) -> None:
+    folder, shown = toy
+    for text in (*ARMS, "interaction / gradient", "outcomes.csv", "figures/interaction.{csv,pdf,png}", "n = 2"):
+        assert text in shown
+    reports = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
+    assert len(reports) == 10
+    assert {report["outcome"] for report in reports} == {"finished"}
+
+
+def test_a_second_call_repeats_no_cell(toy: tuple[Path, str]) -> None:
+    folder, _ = toy
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}
+    table = (folder / "outcomes.csv").read_bytes()
+    done = run("stopgrad_shortcut", *TOY, cwd=folder.parents[1])
+    assert "10 of 10 cells are already done" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")} == before
+    assert (folder / "outcomes.csv").read_bytes() == table
+
+
+def test_a_diverged_cell_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> None:
+    arguments = [*TOY, "--arms", "residual", "--learning-rate", "1e30", "--epochs", "2", "--seeds", "0"]
+    done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1][:6]) == (2, "error:")
+    assert "every cell diverged" in done.stderr
+    (report,) = (tmp_path / "results" / "stopgrad_shortcut" / "cells").glob("*/run.json")
+    assert json.loads(report.read_text())["outcome"].startswith("diverged at step ")
+    assert pd.read_csv(report.with_name("gradients.csv"))["epoch"].tolist() == [0] * 12
+
+
+def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
+    arguments = [*TOY, "--seeds", *map(str, range(12))]
+    process = subprocess.Popen(
+        command("stopgrad_shortcut", *arguments),
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    cells = tmp_path / "results" / "stopgrad_shortcut" / "cells"
+    deadline = time.monotonic() + 120
+    while not list(cells.glob("*/run.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in shown
+    assert shown.splitlines()[-1] == "interrupted: finished cells are kept; the same command goes on from there"
+    finished = [path.parent.name for path in cells.glob("*/run.json")]
+    assert 0 < len(finished) < 60
+    again = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(finished)} of 60 cells are already done" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "residual", "dense"], "unknown 'dense'; choose from residual, stop-gradient"),
+        (["--arms", "plain", "plain"], "--arms: got plain plain; give one or more, each once"),
+        (["--dataset", "mnist"], "unknown 'mnist'; choose from digits, cifar10"),
+        (["--depths", "21"], "--depths 21: depth 21 is not 6n + 2, as basic blocks need: the nearest are 20 and 26"),
+        (["--seeds"], "--seeds: got none; give one or more"),
+        (["--seeds", "-1"], "give numbers from 0"),
+        (["--device", "cuda:99"], "--device cuda:99: not available here; this machine has cpu"),
+        (["--device", "toaster"], "--device toaster: not available here"),
+        (["--width", "7"], "--width 7: give an even number"),
+        (["--workers", "0"], "--workers 0: give at least 1"),
+        (["--epochs", "0"], "--epochs 0: out of range"),
+        (["--data-dir", "."], "--data-dir means nothing to --dataset digits"),
+        (["--dataset", "folder"], "--dataset folder needs --data-dir"),
+        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere: there is no such folder"),
+        (["--dataset", "folder", "--data-dir", "."], "found no train/ beside test/ or val/"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = print_of("stopgrad_shortcut", arguments, capsys, status=2)
+    assert shown.startswith("error: ")
+    assert len(shown.splitlines()) == 1
+    assert message in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    shown = print_of("stopgrad_shortcut", ["--out", str(tmp_path / "file" / "results")], capsys, status=2)
+    assert "cannot be written (Not a directory); choose another folder" in shown
+    assert len(shown.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def print_of(script: str, arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int) -> str:
+    """What a script prints before it exits with that status, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_script(f"experiments.{script}")
+    assert (end.value.code or 0) == status
+    captured = capsys.readouterr()
+    return captured.out + captured.err
