@@ -1,0 +1,24 @@
+"""Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
+
+from figures.accuracy_by_depth import accuracy_by_depth
+from figures.gradient_norms import gradient_norms
+from figures.gradient_split import gradient_split
+from figures.interaction import interaction
+from figures.learning_curves import learning_curves
+from figures.path_lengths import path_lengths
+from figures.residual_magnitudes import residual_magnitudes
+from figures.save import save
+from figures.style import ARMS, Look
+
+__all__ = [
+    "ARMS",
+    "Look",
+    "accuracy_by_depth",
+    "gradient_norms",
+    "gradient_split",
+    "interaction",
+    "learning_curves",
+    "path_lengths",
+    "residual_magnitudes",
+    "save",
+]

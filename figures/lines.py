@@ -1,0 +1,124 @@
+"""A line for every seed and a thick one for their mean, and the legend that says so."""
+
+from collections.abc import Sequence
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from figures.style import ARMS, SMALL, Axes2D, note
+from figures.table import arms_of, seeds_text
+
+LETTER = 0.5 * SMALL / 72  # inches
+THICK = 1.4
+THIN: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.55}
+EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+
+
+def seed_lines(axis: Axes, rows: pd.DataFrame, arm: str, *, x: str, geometric: bool = False, **mean: Any) -> None:
+    """Draw an arm's `value` against the column x: thin, each seed; thick, their mean, as far as all have a value.
+
+    geometric: the mean of the logarithms, for a log axis; it leaves zeros out. `mean`: how to draw the thick line.
+    What exists at one x only becomes points instead of lines, the mean's a hollow one.
+    """
+    if rows.empty:
+        return
+    look = ARMS[arm]
+    drawn = {"color": look.colour, "linestyle": look.line, "linewidth": THICK} | mean
+    wide = rows.pivot(index=x, columns="seed", values="value").sort_index()
+    if geometric:
+        wide = wide.where(wide > 0).dropna(how="all")
+    if len(wide) == 1:
+        drawn |= {"marker": look.marker, "markevery": 1, "markersize": 6}
+        drawn |= {"markerfacecolor": "none", "markeredgecolor": drawn["color"], "markeredgewidth": 1}
+    for seed in wide.columns:
+        axis.plot(wide.index, wide[seed], color=drawn["color"], marker="." if len(wide) == 1 else "", **THIN)
+    line = mean_over_seeds(wide, geometric=geometric)
+    axis.plot(line.index, line, **drawn)
+
+
+def mean_over_seeds(wide: pd.DataFrame, *, geometric: bool) -> "pd.Series[float]":
+    """The mean of each row, a column a seed; nan where a seed is missing, so that no mean is that of the survivors."""
+    values = wide.apply(np.log) if geometric else wide
+    means = values.mean(axis="columns", skipna=False)
+    return means.apply(np.exp) if geometric else means
+
+
+def marks(rows: pd.DataFrame, arm: str, *, x: str) -> dict[str, Any]:
+    """The arm's marker at about six places of x, shifted from arm to arm so that they do not cover each other."""
+    step = max(1, rows[x].nunique() // 6)
+    return {"marker": ARMS[arm].marker, "markevery": (list(ARMS).index(arm) % step, step), **EDGE}
+
+
+def log_axis(axis: Axes) -> None:
+    """Make y logarithmic once all is drawn: not positive is left out; a short axis has ticks at 1, 2 and 5."""
+    axis.set_yscale("log", nonpositive="mask")
+    low, high = axis.get_ylim()
+    if high < 100 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
+    """Name above the panel the arms that `rows` has and `drawn` has not: they ended before, or are not finite."""
+    missing = [ARMS[arm].label for arm in arms_of(rows) if arm not in set(drawn["arm"])]
+    if missing:
+        note(axis, f"no value: {', '.join(missing)}")
+
+
+def whole_numbers(axis: Axes) -> None:
+    """Ticks of x at whole numbers only, and few."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+
+
+def handle(label: str, colour: str, **line: Any) -> Line2D:
+    """An entry of a legend."""
+    options: dict[str, Any] = {"linewidth": THICK} | EDGE | line
+    return Line2D([], [], label=label, color=colour, **options)
+
+
+def arm_handles(arms: Sequence[str], *, marker: bool = False) -> list[Line2D]:
+    """A legend's entries for the arms: colour, line and, on demand, marker."""
+    looks = [ARMS[arm] for arm in arms]
+    return [handle(k.label, k.colour, linestyle=k.line, marker=k.marker if marker else "") for k in looks]
+
+
+def finish(axes: Axes2D, handles: Sequence[Line2D], *, title: str) -> None:
+    """One legend for all panels, above them: it hides no data, its title says what lines are, and n; labels in line."""
+    first = axes.flat[0]
+    figure, room = first.get_figure(), first.get_figure(root=True).get_figwidth()
+    columns = _columns([str(entry.get_label()) for entry in handles], room)
+    title = "\n".join(fill(line, int(room / LETTER)) for line in title.splitlines())
+    drawn = figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
+    drawn.get_title().set(linespacing=1, multialignment="center")
+    for axis in axes.flat:
+        axis.xaxis.label.set_linespacing(1.1)
+        axis.yaxis.label.set_linespacing(1.1)
+    figure.align_ylabels(axes[:, 0])
+
+
+def _columns(labels: Sequence[str], room: float) -> int:
+    """The most columns that fit into `room` inches; a handle and its gaps are as wide as nine letters."""
+    inches = [(9 + len(label)) * LETTER for label in labels]
+    for columns in range(len(labels), 1, -1):
+        filled = np.array_split(inches, columns)  # as matplotlib fills them, the first ones with one more
+        if sum(max(column) for column in filled) < room:
+            return columns
+    return 1
+
+
+def seeds_title(rows: pd.DataFrame, *, mean: str = "mean") -> str:
+    """What thin and thick lines are, with the number of seeds."""
+    count = seeds_text(rows)
+    return count if count == "1 seed" else f"thick: {mean}; thin: each of {count}"
+
+
+def zeros_text(rows: pd.DataFrame, *by: str) -> str:
+    """Says that zeros are left out of the log axis, if a line (of an arm, depth, epoch, `by`) loses a part to them."""
+    lost = (rows["value"] == 0).groupby([rows[key] for key in ("arm", "depth_total", "epoch", *by)]).mean()
+    return "; exact zeros left out" if lost.between(0, 1, inclusive="neither").any() else ""

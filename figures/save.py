@@ -1,0 +1,32 @@
+"""A figure on disk: for the paper, for the screen, and the table that it was drawn from."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from figures.style import style
+
+
+@style()
+def save(axes: Any, table: pd.DataFrame, folder: str | Path, name: str) -> tuple[Path, Path, Path]:
+    """Write folder/name.pdf (fonts embedded), name.png (200 dpi) and name.csv (the very table); returns their paths.
+
+    axes: what a figure function returned, or any Axes of the figure, which is closed. The PDF carries no date: the same
+    table makes the same bytes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pdf, png, csv = (folder / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
+    first: Axes = np.asarray(axes, dtype=object).flat[0]
+    figure = first.get_figure(root=True)
+    if figure is None:
+        raise ValueError(f"save: the axes of {name} belong to no figure; they were removed from it.")
+    figure.savefig(pdf, metadata={"CreationDate": None})
+    figure.savefig(png)
+    table.to_csv(csv, index=False)
+    plt.close(figure)
+    return pdf, png, csv

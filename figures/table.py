@@ -1,0 +1,86 @@
+"""What a long table must bring before it can be drawn; figures ask here, and the errors name the figure."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from figures.style import ARMS, epoch_title
+
+
+def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Sequence[Any]) -> pd.DataFrame:
+    """The rows with a finite value in which every column of `where` holds one of its values.
+
+    keys: the columns that, with those of `where`, tell the values apart; the table needs them all, and `value`.
+    Raises ValueError for missing columns, an empty table, nothing left, an arm without a look, two values for one key.
+    """
+    keys = [*keys, *where]
+    _check_columns(table, [*keys, "value"], figure=figure)
+    wanted = pd.Series(True, index=table.index)
+    for column, values in where.items():
+        wanted &= table[column].isin(values)
+    rows = table[wanted & np.isfinite(table["value"])]
+    if rows.empty:
+        raise ValueError(f"{figure}: no finite value where {_words(where)}, among {len(table)} rows.")
+    _check_values(rows, keys, figure=figure)
+    return rows
+
+
+def _check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -> None:
+    missing = [column for column in needed if column not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{figure}: the table lacks {', '.join(missing)}; its columns are {', '.join(map(str, table.columns))}."
+        )
+    if table.empty:
+        raise ValueError(f"{figure}: the table is empty; there is nothing to draw.")
+
+
+def _check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:
+    unknown = sorted(set(rows["arm"]) - set(ARMS))
+    if unknown:
+        raise ValueError(
+            f"{figure}: no look for the arm {', '.join(unknown)}; known are {', '.join(ARMS)}. "
+            "Give it one: figures.ARMS[name] = figures.Look(...), or leave its rows out."
+        )
+    twice = rows[rows.duplicated(list(keys))]
+    if len(twice):
+        which = ", ".join(f"{key} {twice.iloc[0][key]}" for key in keys)
+        raise ValueError(f"{figure}: several values for {which}. Draw one experiment at a time, one value an epoch.")
+
+
+def _words(where: dict[str, Sequence[Any]]) -> str:
+    return " and ".join(f"{column} is {' or '.join(map(str, values))}" for column, values in where.items())
+
+
+def arms_of(rows: pd.DataFrame) -> list[str]:
+    """The arms in the table, in the order of ARMS."""
+    present = set(rows["arm"])
+    return [arm for arm in ARMS if arm in present]
+
+
+def depths_of(rows: pd.DataFrame) -> list[int]:
+    """The depths of the networks in the table, from shallow to deep."""
+    return sorted(int(depth) for depth in set(rows["depth_total"]))
+
+
+def moments(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of the first and of the last epoch that each depth has, by title; one entry where they are the same."""
+    epochs = rows.groupby("depth_total")["epoch"]
+    first = rows["epoch"] == epochs.transform("min")
+    last = (rows["epoch"] == epochs.transform("max")) & ~first
+    parts = {"at the start": rows[first], "at the end": rows[last]}
+    return {_moment(part["epoch"], mixed): part for mixed, part in parts.items() if len(part)}
+
+
+def _moment(epochs: "pd.Series[float]", mixed: str) -> str:
+    return epoch_title(epochs.iloc[0]) if epochs.nunique() == 1 else mixed
+
+
+def seeds_text(rows: pd.DataFrame) -> str:
+    """How many seeds each arm has at each depth (and epoch): "1 seed", "3 seeds" or "2–3 seeds"."""
+    keys = [key for key in ("arm", "depth_total", "epoch") if key in rows.columns]
+    counts: Iterable[int] = rows.groupby(keys)["seed"].nunique()
+    low, high = min(counts), max(counts)
+    return "1 seed" if high == 1 else f"{low}–{high} seeds" if low < high else f"{high} seeds"

@@ -1,0 +1,123 @@
+"""Small networks, and the few measures, that several tests share."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
+FLOAT64 = torch.float64
+
+
+class Residual(nn.Module):
+    """x + branch(x), and nothing else."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Apply(nn.Module):
+    """A module from a function of (itself, x), its parts given by name."""
+
+    def __init__(self, function: Callable[..., object], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self, x)
+
+
+def linear(weight: Sequence[Sequence[float]] | float) -> nn.Linear:
+    """A linear map without bias whose (out, in) matrix is written down, in float64."""
+    matrix = torch.tensor(weight, dtype=FLOAT64).reshape(1, 1) if isinstance(weight, float) else torch.tensor(weight)
+    layer = nn.Linear(*matrix.shape[::-1], bias=False, dtype=FLOAT64)
+    layer.weight.data.copy_(matrix)
+    return layer
+
+
+def perceptron(width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Sequential:
+    """Two linear layers and a tanh between them: a branch that can be differentiated everywhere."""
+    return nn.Sequential(nn.Linear(width, width, dtype=dtype), nn.Tanh(), nn.Linear(width, width, dtype=dtype))
+
+
+def chain(depth: int, width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Sequential:
+    return nn.Sequential(*(Residual(perceptron(width, dtype=dtype)) for _ in range(depth)))
+
+
+def images(count: int = 4, size: int = 8, *, dtype: torch.dtype = FLOAT64) -> Tensor:
+    return torch.randn(count, 3, size, size, dtype=dtype)
+
+
+def gradients_at(
+    model: nn.Module, names: Sequence[str], x: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, ...]:
+    """What autograd itself says of the gradient at these modules' inputs; taken of a copy, as BatchNorm changes."""
+    twin, inputs = copy.deepcopy(model), []
+    for name in names:
+        twin.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    return torch.autograd.grad(loss(twin(x.detach().requires_grad_())), inputs)
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def values(table: pd.DataFrame, quantity: str) -> list[float]:
+    """One quantity of a probe's table, in the table's order."""
+    return table.loc[table["quantity"] == quantity, "value"].tolist()
+
+
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+
+
+def visible(model: nn.Module) -> dict[str, Any]:
+    """Everything on a model's modules and parameters that a guest might leave behind."""
+    return {
+        f"{name}.{key}": list(value) if key in HOOKS else id(value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+    } | {name: (p.requires_grad, id(p.grad), p._backward_hooks) for name, p in model.named_parameters()}
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    before = visible(model)
+    yield
+    assert visible(model) == before
+    assert _get_current_function_mode_stack() == []
+    assert torch.is_grad_enabled()
+
+
+class Raising(nn.Module):
+    """Raises an error in its forward while `armed`."""
+
+    def __init__(self, error: type[BaseException] = ZeroDivisionError) -> None:
+        super().__init__()
+        self.error, self.armed = error, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.armed:
+            raise self.error
+        return x
+
+
+def branch(*inner: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), *inner, nn.Dropout(0.3), nn.Linear(3, 3))
+
+
+def network(*inner: nn.Module) -> nn.Sequential:
+    """Three residual blocks with statistics and randomness, the second of which may hold more."""
+    return nn.Sequential(Residual(branch()), Residual(branch(*inner)), Residual(branch()))
