@@ -24,8 +24,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.branch = branch
-        self.shortcut = shortcut or nn.Identity()
-        self.activation = activation or nn.ReLU()
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.activation = nn.ReLU() if activation is None else activation
         self.flow = flow
 
     def forward(self, x: Tensor) -> Tensor:

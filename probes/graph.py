@@ -1,14 +1,16 @@
 """What autograd's graph says of an add: where do its two addends come from?
 
-An add is a residual junction when its addends reconverge on one earlier activation, the *fork*, one of them by a
-shortcut (nothing, or something linear) and the other by a branch that holds parameters. The verdict reads only the
-nodes between the add and the fork: a node's ancestors carry smaller sequence numbers, so the walk takes the youngest
-node first and stops at the first place that both addends have reached.
+An add is a residual junction when its addends reconverge on one earlier tensor, the *fork*, one of them by a shortcut
+and the other by a branch that holds parameters. The shortcut is an *identity* if that addend carries the fork itself,
+at most reshaped or multiplied by a factor, and a *projection* if it is linear in the fork while the branch is not. Only
+the nodes between the add and the fork are read: a node's ancestors carry smaller sequence numbers, so the walk takes
+the youngest node first and stops at the fork.
 """
 
 import heapq
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import Literal
@@ -22,63 +24,96 @@ Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it,
 Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs
 
 BOTH = 0b11
-SAME_VALUES = {"AliasBackward0", "ViewBackward0", "CloneBackward0", "ToCopyBackward0"}
-LINEAR = SAME_VALUES | {
-    "ConvolutionBackward0", "AddmmBackward0", "MmBackward0", "TBackward0", "UnsafeViewBackward0",
-    "NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0",
-    "NativeGroupNormBackward0", "NativeLayerNormBackward0",
-    "AvgPool2DBackward0", "MaxPool2DWithIndicesBackward0", "AdaptiveAvgPool2DBackward0", "MeanBackward1",
-    "ConstantPadNdBackward0", "SliceBackward0", "CatBackward0", "PermuteBackward0", "TransposeBackward0",
-    "ReshapeAliasBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "ExpandBackward0",
+LAYOUT = {
+    "AliasBackward0", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0", "SqueezeBackward0",
+    "SqueezeBackward1", "ToCopyBackward0", "TransposeBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0",
+    "ViewBackward0",
 }  # fmt: skip
+FACTOR = {"DivBackward0", "MulBackward0", "NativeDropoutBackward0", "NegBackward0"}
+LINEAR = LAYOUT | {
+    "AddBackward0", "AddmmBackward0", "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "CatBackward0",
+    "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0", "ExpandBackward0",
+    "MaxPool2DWithIndicesBackward0", "MeanBackward1", "MiopenBatchNormBackward0", "MmBackward0",
+    "NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0", "SliceBackward0", "TBackward0",
+}  # fmt: skip
+# Which inputs of a node are weights if no gradient is asked of them: frozen parameters leave no leaf in the graph.
+FROZEN = {"ConvolutionBackward0": (1,), "AddmmBackward0": (1, 2), "MmBackward0": (0, 1)}
 
 
-@dataclass
-class Side:
-    """What lies between one addend and the fork."""
-
-    nodes: set[Node] = field(default_factory=set)  # empty: the addend is the fork itself
-    entries: list[Entry] = field(default_factory=list)  # where this side's gradient enters the fork
-    has_parameters: bool = False
-
-    def only(self, names: set[str]) -> bool:
-        return all(node.name() in names or _is_gradient_scaling(node) for node in self.nodes)
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Residual:
-    """An add found to be a junction: the fork, and which addend is which."""
+    """An add found to be a junction: the fork, which input is the shortcut, and where gradients enter the fork."""
 
     kind: Literal["identity", "projection"]
     fork: Edge
-    shortcut: int  # index of the shortcut among the add's inputs: 0 or 1
-    sides: tuple[Side, Side]
+    shortcut: int
+    entries: dict[Literal["shortcut", "branch"], list[Entry]]
 
 
-def residual(add: Node, junctions: set[Node]) -> Residual | None:
-    """The verdict on one add (its `AddBackward0` node), or None if it joins no shortcut and branch.
+def residual(add: Node, junctions: set[Node]) -> Residual | str:
+    """The verdict on one add (its `AddBackward0` node): a junction, or the reason why it is none.
 
-    junctions: the nodes of the adds found so far. A projection beside them is a merge of features (a pyramid's lateral
-    connection, say), not a shortcut.
+    junctions: the nodes of the adds found so far. A projection that runs beside one of them is a merge of features (a
+    pyramid's lateral connection, say), not a shortcut.
     """
+    reason = "its addends share no earlier activation"
+    for shortcut in (0, 1):
+        for fork in _carried(add, shortcut):
+            walk = _Walk(add)
+            if not walk.reach_back_to(fork):
+                continue
+            if fork in _carried(add, 1 - shortcut):
+                reason = "both addends carry the same tensor"
+            elif not walk.holds_parameters(fork, 1 - shortcut):
+                reason = "one addend carries what the other is made from, but no parameters lie between"
+            else:
+                return Residual("identity", fork, shortcut, walk.entries(fork, shortcut))
+            break  # what lies behind the place where they meet is theirs in common
     walk = _Walk(add)
-    fork = walk.fork()
-    sides = walk.sides(fork) if fork else None
-    if fork is None or sides is None:
-        return None
-    for shortcut, (side, other) in enumerate((sides, sides[::-1])):
-        if side.only(SAME_VALUES) and not other.only(SAME_VALUES) and other.has_parameters:
-            return Residual("identity", fork, shortcut, sides)
-    for shortcut, (side, other) in enumerate((sides, sides[::-1])):
-        nodes = side.nodes | other.nodes
-        merge = nodes & junctions or any("Upsample" in node.name() for node in nodes)
-        if side.only(LINEAR) and not other.only(LINEAR) and other.has_parameters and not merge:
-            return Residual("projection", fork, shortcut, sides)
-    return None
+    fork = walk.latest_common()
+    if fork is None:
+        return reason
+    for shortcut, linear in enumerate(walk.linear(fork)):
+        if not linear:
+            continue
+        branch = 1 - shortcut
+        nodes = walk.between(fork, shortcut) | walk.between(fork, branch)
+        if walk.linear(fork)[branch]:
+            return "both addends are linear in what they share"
+        if not walk.holds_parameters(fork, branch):
+            return "the addend that is not linear holds no parameters"
+        if nodes & junctions or any("Upsample" in node.name() for node in nodes):
+            return "a merge of features: an addend passes through other junctions or an upsampling"
+        return Residual("projection", fork, shortcut, walk.entries(fork, shortcut))
+    return "neither addend is linear in what they share"
 
 
-def _is_gradient_scaling(node: Node) -> bool:
+def _carried(add: Node, index: int) -> Iterator[Edge]:
+    """The tensors that an addend carries, at most reshaped or multiplied by a factor; itself first."""
+    waiting = [add.next_functions[index]]
+    while waiting:
+        node, output = waiting.pop(0)
+        if node is None or node.name() == "torch::autograd::AccumulateGrad":
+            continue
+        yield node, output
+        if node.name() in LAYOUT or _scales_gradient(node):
+            waiting.append(node.next_functions[0])
+        elif node.name() in FACTOR:
+            waiting += node.next_functions[:1] if node.name() == "DivBackward0" else node.next_functions
+
+
+def _scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
+
+
+def _is_parameter(node: Node, depth: int = 8) -> bool:
+    """Whether a node gives a parameter, perhaps transposed, cast or normalised, and nothing else."""
+    if node.name() == "torch::autograd::AccumulateGrad":
+        return isinstance(getattr(node, "variable", None), Parameter)
+    if node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
+        return False
+    made_from = [n for n, _ in node.next_functions if n is not None]
+    return depth > 0 and bool(made_from) and all(_is_parameter(n, depth - 1) for n in made_from)
 
 
 class _Walk:
@@ -88,40 +123,80 @@ class _Walk:
         self.add = add
         self.users: dict[Edge, list[Entry]] = defaultdict(list)
         self.reached: dict[Node, dict[int, int]] = {}  # node -> its output -> the addends made from it, as bits
-        self.parameters = 0  # the addends that parameters went into, as bits
         self.waiting: list[tuple[int, int, Node]] = []  # a heap, youngest node first
+        for index in range(len(add.next_functions)):
+            self._reach(add, index, 1 << index)
 
-    def fork(self) -> Edge | None:
-        """The latest tensor that both addends were made from."""
-        for index in range(len(self.add.next_functions)):
-            self._reach(self.add, index, 1 << index)
+    def reach_back_to(self, fork: Edge) -> bool:
+        """Walk as far as that tensor; whether both addends were made from it."""
+        node, output = fork
+        while self.waiting and self.waiting[0][-1] is not node and -self.waiting[0][0] > node._sequence_nr():
+            self._step()
+        return self.reached.get(node, {}).get(output) == BOTH
+
+    def latest_common(self) -> Edge | None:
+        """Walk as far as the latest tensor that both addends were made from, if there is one."""
         while self.waiting:
-            node = heapq.heappop(self.waiting)[-1]
+            node = self.waiting[0][-1]
             for output, addends in self.reached[node].items():
                 if addends == BOTH:
                     return node, output
-            for index in range(len(node.next_functions)):
-                self._reach(node, index, self._addends(node))
+            self._step()
         return None
 
-    def sides(self, fork: Edge) -> tuple[Side, Side] | None:
-        """What lies between each addend and the fork; None if the two ways touch before it."""
-        sides = (Side(has_parameters=bool(self.parameters & 1)), Side(has_parameters=bool(self.parameters & 2)))
+    def entries(self, fork: Edge, shortcut: int) -> dict[Literal["shortcut", "branch"], list[Entry]]:
+        """Where the gradient of either addend enters the fork. What belongs to both (a gate) is the shortcut's."""
+        found: dict[Literal["shortcut", "branch"], list[Entry]] = {"shortcut": [], "branch": []}
         for user, index in self.users[fork]:
             addends = 1 << index if user is self.add else self._addends(user)
-            if addends == BOTH:
-                return None
-            side = sides[addends >> 1]
-            side.entries.append((user, index))
-            self._climb(user, side.nodes)
-        return sides
+            found["shortcut" if addends & 1 << shortcut else "branch"].append((user, index))
+        return found
+
+    def between(self, fork: Edge, index: int) -> set[Node]:
+        """The nodes on the ways from one addend to the fork."""
+        seen: set[Node] = set()
+        waiting = [user for user, _ in self.users[fork]]
+        while waiting:
+            node = waiting.pop()
+            if node is self.add or node in seen or not self._addends(node) & 1 << index:
+                continue
+            seen.add(node)
+            waiting += [user for output in self.reached[node] for user, _ in self.users[node, output]]
+        return seen
+
+    def holds_parameters(self, fork: Edge, index: int) -> bool:
+        """Whether parameters act on what goes from the fork to an addend: a factor from elsewhere is none of them."""
+        nodes = self.between(fork, index)
+        on_the_way = nodes | {fork[0]}
+        return any(
+            (n is None and i in FROZEN.get(node.name(), ()))
+            or (n is not None and n not in on_the_way and _is_parameter(n))
+            for node in nodes
+            for i, (n, _) in enumerate(node.next_functions)
+        )
+
+    def linear(self, fork: Edge) -> tuple[bool, bool]:
+        """Whether each addend is linear in the fork: a product counts if one of its factors alone comes from there."""
+
+        def is_linear(nodes: set[Node]) -> bool:
+            on_the_way = nodes | {fork[0]}
+            return all(
+                node.name() in LINEAR
+                or _scales_gradient(node)
+                or (node.name() in FACTOR and sum(n in on_the_way for n, _ in node.next_functions) == 1)
+                for node in nodes
+            )
+
+        return is_linear(self.between(fork, 0)), is_linear(self.between(fork, 1))
+
+    def _step(self) -> None:
+        node = heapq.heappop(self.waiting)[-1]
+        for index in range(len(node.next_functions)):
+            self._reach(node, index, self._addends(node))
 
     def _reach(self, user: Node, index: int, addends: int) -> None:
         node, output = user.next_functions[index]
-        if node is None:
-            return
-        if node.name() == "torch::autograd::AccumulateGrad":  # a leaf, whose sequence number says nothing of its age
-            self.parameters |= addends if isinstance(getattr(node, "variable", None), Parameter) else 0
+        if node is None or node.name() == "torch::autograd::AccumulateGrad":  # a leaf: its number tells no age
             return
         if node not in self.reached:
             self.reached[node] = {}
@@ -131,11 +206,3 @@ class _Walk:
 
     def _addends(self, node: Node) -> int:
         return reduce(or_, self.reached[node].values())
-
-    def _climb(self, node: Node, seen: set[Node]) -> None:
-        if node is self.add or node in seen:
-            return
-        seen.add(node)
-        for output in self.reached[node]:
-            for user, _ in self.users[node, output]:
-                self._climb(user, seen)

@@ -1,15 +1,19 @@
 """Junctions are discovered, not listed: every add is seen while the model runs, and autograd's graph judges it."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from probes.graph import Residual, residual
 
@@ -36,7 +40,6 @@ class Sighting:
     shortcut: Tensor
     branch: Tensor
     add: Node
-    weights: tuple[float, float]  # what the add multiplies its two inputs by (1, or `alpha`)
     residual: Residual
 
 
@@ -49,19 +52,15 @@ def find_junctions(model: nn.Module, *inputs: Any, **kwargs: Any) -> list[Juncti
     The model is not changed: buffers (BatchNorm statistics) and random state are put back, no gradient is left.
     """
     found: list[Junction] = []
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        with (
-            torch.random.fork_rng(devices=sorted(devices)),
-            torch.enable_grad(),
-            watch(model, lambda sighting: found.append(sighting.junction)),
-        ):
-            model(*inputs, **kwargs)
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    with (
+        torch.random.fork_rng(devices=sorted(devices)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        watch(model, lambda sighting: found.append(sighting.junction)),
+    ):
+        functional_call(model, buffers, inputs, kwargs)
     return found
 
 
@@ -84,12 +83,43 @@ def watch(
         watcher.stop()
 
 
-def differentiable(value: Any) -> Any:
-    """The same floating tensor at a place in autograd's graph, so that a fork may be the model's input itself."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not torch.is_grad_enabled():
-        return value
-    leaf = value if value.requires_grad else value.detach().requires_grad_()
-    return leaf.view_as(leaf)
+class _Anchored(torch.autograd.Function):
+    """A tensor at a place in autograd's graph, without a copy; the model may overwrite it like any activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _Passed(torch.autograd.Function):
+    """A tensor that requires a gradient, passed on; its own gradient is a copy, which the user may change."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clone()
+
+
+def differentiable(inputs: Any) -> Any:
+    """Inputs, nested or not, with floating tensors at a place in autograd's graph: a fork may be the input itself."""
+
+    def place(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not torch.is_grad_enabled():
+            return x
+        if x.requires_grad:
+            return _Passed.apply(x)
+        # `.data` has a version of its own, so that the user's graphs which wait for their backward do not see a change.
+        return _Anchored.apply(x.clone() if x.is_inference() else x.data, torch.zeros((), requires_grad=True))
+
+    return tree_map(place, inputs)
 
 
 class _Watcher(TorchFunctionMode):
@@ -101,16 +131,18 @@ class _Watcher(TorchFunctionMode):
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
         self.see, self.start = see, start
         self.running: list[str] = []
+        self.caller: FrameType | None = None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        outermost = not self.running and module is self.model
+        outermost = module is self.model and not self._is_running()
         if outermost:
+            self.stop()
+            self.caller = sys._getframe(1)
             self.calls: Counter[nn.Module] = Counter()
             self.adds: Counter[str] = Counter()
             self.junctions: set[Node] = set()
             self.start()
-            args = tuple(map(differentiable, args))
-            kwargs = {key: differentiable(value) for key, value in kwargs.items()}
+            args, kwargs = differentiable((args, kwargs))
             self.__enter__()
         elif not self.running:
             return None  # a part of the model that runs by itself, as when checkpointing computes a forward again
@@ -126,6 +158,7 @@ class _Watcher(TorchFunctionMode):
         if not self.running:
             self.__exit__(None, None, None)
             self.junctions.clear()
+            self.caller = None
 
     def stop(self) -> None:
         """Leave a forward that was cut short without its hooks (KeyboardInterrupt)."""
@@ -133,18 +166,24 @@ class _Watcher(TorchFunctionMode):
             del self.running[1:]
             self.leave()
 
+    def _is_running(self) -> bool:
+        """Whether the call that started the running forward is still there."""
+        frame = sys._getframe(1) if self.running else None
+        while frame is not None and frame is not self.caller:
+            frame = frame.f_back
+        return frame is not None
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in ADDS:
+        if getattr(func, "__name__", "") not in ADDS:
             return func(*args, **kwargs)
-        operands = (*args, kwargs["other"])[:2] if "other" in kwargs else args[:2]
-        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in operands):
+        first, second = _operands(*args, **kwargs)
+        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             return func(*args, **kwargs)
         # An in-place add overwrites its first operand; whatever else overwrites one later is noticed by its version.
-        first = operands[0].detach().clone() if name in IN_PLACE else operands[0].detach()
+        first = first.detach().clone() if func.__name__ in IN_PLACE else first.detach()
         total = func(*args, **kwargs)
-        self._judge(total, (first, operands[1].detach()), float(kwargs.get("alpha", 1)))
+        self._judge(total, (first, second.detach()), kwargs.get("alpha", 1))
         return total
 
     def _judge(self, total: Tensor, values: tuple[Tensor, Tensor], alpha: float) -> None:
@@ -154,11 +193,14 @@ class _Watcher(TorchFunctionMode):
         if add is None or add.name() != "AddBackward0" or values[0].shape != values[1].shape:
             return
         verdict = residual(add, self.junctions)
-        if verdict is None:
+        if isinstance(verdict, str):
             return
         junction = Junction(name + (f"#{ordinal}" if ordinal else ""), len(self.junctions), verdict.kind)
         self.junctions.add(add)
         if alpha != 1:
             values = (values[0], alpha * values[1])
-        shortcut, branch = values[verdict.shortcut], values[1 - verdict.shortcut]
-        self.see(Sighting(junction, shortcut, branch, add, (1.0, alpha), verdict))
+        self.see(Sighting(junction, values[verdict.shortcut], values[1 - verdict.shortcut], add, verdict))
+
+
+def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:
+    return input, other

@@ -1,7 +1,7 @@
 """The gradient at the first fork, taken apart exactly by the length of the paths that it travelled."""
 
 import math
-from typing import cast
+from functools import partial
 
 import pandas as pd
 import torch
@@ -10,7 +10,7 @@ from torch.autograd.graph import GradientEdge
 
 from probes.graph import Edge
 from probes.norms import inner, scaled_norm
-from probes.recording import JunctionSite, Recording
+from probes.recording import JunctionSite, Recording, add_up, on_parts
 from probes.tables import table
 
 
@@ -30,14 +30,14 @@ def path_gradients(recording: Recording) -> Tensor:
     """
     chain = recording.junctions
     totals = [recording.gradient(site, "total") for site in chain]
-    lengths = recording.gradient(chain[-1], "junction")[None]
+    lengths = [recording.gradient(chain[-1], "junction")]
     with recording.paused():
         for index in reversed(range(len(chain))):
             lengths = _through_junction(chain[index], lengths)
             _check_total(chain[index], lengths, totals[index])
             if index:
                 lengths = _through_gap(chain[index - 1], chain[index], lengths)
-    return lengths
+    return torch.stack(lengths)
 
 
 def path_contributions(recording: Recording) -> pd.DataFrame:
@@ -62,31 +62,37 @@ def path_contributions(recording: Recording) -> pd.DataFrame:
     return table(rows)
 
 
-def _through_junction(site: JunctionSite, lengths: Tensor) -> Tensor:
-    """From a junction's sum (K, ...) back to its fork (K + 1, ...): the shortcut keeps lengths, the branch adds one."""
-    residual, add = site.sighting.residual, site.sighting.add
-    by_side = []
-    for weight, addend in zip(site.sighting.weights, add.next_functions, strict=True):
-        carried = lengths if weight == 1 else weight * lengths
-        by_side.append(_pull(carried, cast(Edge, addend), residual.fork, site.name))
-    shortcut, branch = by_side[residual.shortcut], by_side[1 - residual.shortcut]
-    none = torch.zeros_like(shortcut[:1])
-    return torch.cat([shortcut, none]) + torch.cat([none, branch])
-
-
-def _through_gap(before: JunctionSite, here: JunctionSite, lengths: Tensor) -> Tensor:
-    """From a fork back to the sum of the junction before it, through whatever lies between."""
-    return _pull(lengths, here.sighting.residual.fork, (before.sighting.add, 0), f"{before.name!r} to {here.name!r}")
-
-
-def _pull(lengths: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
-    """Gradients (K, ...) at `start` carried back to `end`, in one batched backward."""
-    if start == end:
-        return lengths
+def _through_junction(site: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
+    """From K gradients at a junction's sum to K + 1 at its fork: the shortcut keeps lengths, the branch adds one."""
+    residual = site.sighting.residual
+    parts: dict[str, Tensor] = {}
+    handles = on_parts(residual, partial(add_up, parts))
+    none = torch.zeros_like(site.gradients["total"])
+    at_fork = [none] * (len(lengths) + 1)
     try:
-        (pulled,) = torch.autograd.grad(
-            GradientEdge(*start), [GradientEdge(*end)], lengths, retain_graph=True, is_grads_batched=True
-        )
+        for length, gradient in enumerate(lengths):
+            parts.clear()
+            _pull(gradient, (site.sighting.add, 0), residual.fork, site.name)
+            at_fork[length] = at_fork[length] + parts.get("shortcut", none)
+            at_fork[length + 1] = parts.get("branch", none)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return at_fork
+
+
+def _through_gap(before: JunctionSite, here: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
+    """From a fork back to the sum of the junction before it, through whatever lies between."""
+    fork, add = here.sighting.residual.fork, (before.sighting.add, 0)
+    return [_pull(gradient, fork, add, f"{before.name!r} to {here.name!r}") for gradient in lengths]
+
+
+def _pull(gradient: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
+    """A gradient at `start` carried back to `end`."""
+    if start == end:
+        return gradient
+    try:
+        return torch.autograd.grad(GradientEdge(*start), [GradientEdge(*end)], gradient, retain_graph=True)[0]
     except RuntimeError as error:
         if "second time" in str(error):
             raise RuntimeError(
@@ -99,15 +105,14 @@ def _pull(lengths: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
                 "fork is made from the junction before it; gradient_norms and residual_magnitudes work on any model"
             ) from None
         raise
-    return pulled
 
 
-def _check_total(site: JunctionSite, lengths: Tensor, total: Tensor) -> None:
+def _check_total(site: JunctionSite, lengths: list[Tensor], total: Tensor) -> None:
     """The lengths must sum to the recorded gradient; what is missing came around a junction."""
     whole = scaled_norm(total)
-    missing = scaled_norm(lengths.sum(0) - total)
+    missing = scaled_norm(torch.stack(lengths).sum(0) - total)
     # Rounding grows like eps times the number of terms and their cancellation; a route of any weight is far above it.
-    if math.isfinite(whole) and missing > torch.finfo(total.dtype).eps ** 0.5 * max(whole, scaled_norm(lengths)):
+    if math.isfinite(whole) and missing > torch.finfo(total.dtype).eps ** 0.5 * max(whole, *map(scaled_norm, lengths)):
         raise ValueError(
             f"the junctions are no chain: at the fork of {site.name!r} a gradient of norm {missing:.3g} (of "
             f"{whole:.3g}) came by a route around the junctions (a long skip, an auxiliary head, a nested junction); "

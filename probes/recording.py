@@ -1,14 +1,17 @@
 """`record`: what happened at every junction over one forward and one backward, kept for the probes to read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from probes.graph import Edge, Residual
 from probes.junctions import Sighting, differentiable, watch
 
 
@@ -28,6 +31,7 @@ class JunctionSite(Site):
     """A recorded junction: its addends, and their place in autograd's graph, beside the gradients at its fork."""
 
     sighting: Sighting = field(kw_only=True)
+    listens_to_parts: bool = False
 
     def __post_init__(self) -> None:
         self._versions = self._now()
@@ -58,7 +62,8 @@ class Recording:
     def __init__(self) -> None:
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
-        self._listening = [True]  # shared with the hooks, which must not hold the recording: it holds their nodes
+        self._listening = True
+        self._backward: int | None = None
 
     @property
     def junctions(self) -> list[JunctionSite]:
@@ -94,11 +99,11 @@ class Recording:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Gradients that are computed inside are not recorded."""
-        self._listening[0] = False
+        self._listening = False
         try:
             yield
         finally:
-            self._listening[0] = True
+            self._listening = True
 
     def _restart(self) -> None:
         self._release()
@@ -110,45 +115,77 @@ class Recording:
         self._handles.clear()
 
     def _see_junction(self, sighting: Sighting) -> None:
-        junction, residual = sighting.junction, sighting.residual
+        junction = sighting.junction
         site = JunctionSite(junction.name, junction.depth, sighting=sighting)
         self._sites.append(site)
-        self._listen(site, sighting.add, 0, "junction")
-        for index, side in enumerate(residual.sides):
-            for entry in side.entries:
-                self._add_up(site, *entry, "shortcut" if index == residual.shortcut else "branch")
-        self._listen(site, *residual.fork, "total")
+        self._listen(site, (sighting.add, 0), "junction")
+        self._listen(site, sighting.residual.fork, "total")
 
     def _see_block(self, name: str, x: Tensor) -> None:
         site = Site(name, len(self._sites))
         self._sites.append(site)
         edge = get_gradient_edge(x)
-        self._listen(site, edge.node, edge.output_nr, "total")
+        self._listen(site, (edge.node, edge.output_nr), "total")
 
-    def _listen(self, site: Site, node: Node, output: int, name: str) -> None:
-        """Keep the gradient that arrives at one output of a node."""
-        gradients, listening = site.gradients, self._listening
+    def _listen(self, site: Site, edge: Edge, name: str) -> None:
+        """Keep the gradient that arrives at an edge. Hooks must not own the recording, which owns the hooked nodes."""
+        node, output = edge
+        index, this = len(self._sites) - 1, ref(self)
 
         def hook(arriving: Sequence[Tensor | None]) -> None:
-            gradient = arriving[output]
-            if not listening[0] or gradient is None:
-                return
-            if name in gradients:  # the first gradient of another backward: forget the one before
-                gradients.clear()
-            gradients[name] = gradient.detach()
+            recording, gradient = this(), arriving[output]
+            if recording is not None and gradient is not None:
+                recording._arrive(recording._sites[index], name, gradient)
 
         self._handles.append(node.register_prehook(hook))
 
-    def _add_up(self, site: Site, node: Node, index: int, name: str) -> None:
-        """Keep the gradient that a node passes to one of its inputs; where several nodes do, their sum."""
-        gradients, listening = site.gradients, self._listening
+    def _arrive(self, site: Site, name: str, gradient: Tensor) -> None:
+        if not self._listening:
+            return
+        if self._backward != (backward := _running_backward()):  # another backward: forget the one before
+            self._backward = backward
+            for each in self._sites:
+                each.gradients.clear()
+        site.gradients[name] = _kept(gradient)
+        if name == "junction" and isinstance(site, JunctionSite) and not site.listens_to_parts:
+            # Only now, so that these hooks run after any that other contexts have put on the same nodes.
+            site.listens_to_parts = True
+            index, this = self._sites.index(site), ref(self)
 
+            def keep(part: str, passed: Tensor) -> None:
+                if (recording := this()) is not None and recording._listening:
+                    add_up(recording._sites[index].gradients, part, passed)
+
+            self._handles += on_parts(site.sighting.residual, keep)
+
+
+def _running_backward() -> int:
+    return torch._C._current_graph_task_id()
+
+
+def _kept(gradient: Tensor) -> Tensor:
+    # The tensor itself, not an alias: autograd leaves a gradient alone while somebody else holds it, and would hand
+    # one that only has an alias to the user as a leaf's .grad.
+    return gradient.detach() if gradient.requires_grad else gradient
+
+
+def add_up(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+    """Add a gradient to the part of that name."""
+    parts[name] = parts[name] + gradient if name in parts else gradient
+
+
+def on_parts(residual: Residual, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+    """Call `keep("shortcut" | "branch", gradient)` for all that the backward passes into the fork by either addend."""
+
+    def listen(name: str, node: Node, index: int) -> RemovableHandle:
         def hook(passed: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
             gradient = passed[index]
-            if listening[0] and gradient is not None:
-                gradients[name] = gradients[name] + gradient if name in gradients else gradient.detach()
+            if gradient is not None:
+                keep(name, _kept(gradient))
 
-        self._handles.append(node.register_hook(hook))
+        return node.register_hook(hook)
+
+    return [listen(part, *entry) for part, entries in residual.entries.items() for entry in entries]
 
 
 @contextmanager
@@ -188,7 +225,7 @@ def _watch_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Reco
 
     def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recording._restart()
-        return tuple(map(differentiable, args)), {key: differentiable(value) for key, value in kwargs.items()}
+        return differentiable((args, kwargs))
 
     def see(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
