@@ -103,6 +103,23 @@ def test_an_addend_that_is_the_fork_is_an_identity_shortcut(join: Callable[[Host
     assert found(Host(join)) == [("(model)", 0, "identity")]
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_shortcut_times_a_gate_is_still_a_shortcut(both: bool) -> None:
+    """A highway layer, whose two gates sum to 1, and a gate of the shortcut's own."""
+
+    def highway(host: Host, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(host.linear(x))
+        return (1 - gate) * x + (gate * host.f(x) if both else host.f(x))
+
+    model, x = Host(highway), torch.randn(2, 3, dtype=FLOAT64)
+    with record(model) as recording:
+        model(x)
+    fork = model.stem(x)
+    shortcut = (1 - torch.sigmoid(model.linear(fork))) * fork
+    wanted = pytest.approx([shortcut.norm().item()], rel=1e-14)
+    assert values(residual_magnitudes(recording), "shortcut") == wanted
+
+
 def test_a_shortcut_times_a_constant_is_still_a_shortcut() -> None:
     model, x = Host(lambda host, x: 0.5 * x + host.f(x)), torch.randn(2, 3, dtype=FLOAT64)
     with record(model) as recording:
