@@ -18,7 +18,6 @@ lint: .venv/installed
 	$(BIN)/pyright
 
 gallery: run
-	mkdir -p figures/gallery
 	cp results/stopgrad_shortcut/figures/accuracy_by_depth.png results/stopgrad_shortcut/figures/accuracy_by_depth.csv \
 	   results/stopgrad_shortcut/figures/path_lengths.png results/stopgrad_shortcut/figures/path_lengths.csv figures/gallery/
 
