@@ -58,7 +58,7 @@ def cifar_resnet(
     branch, layers, expansion = BRANCHES[block]
     n, rest = divmod(depth - 2, 3 * layers)
     if n < 1 or rest:
-        near = [3 * layers * max(1, k) + 2 for k in (n, n + 1)]
+        near = [3 * layers * k + 2 for k in (max(1, n), max(1, n) + 1)]
         raise ValueError(
             f"depth {depth} is not {3 * layers}n + 2, as {block} blocks need: the nearest are {near[0]} and {near[1]}"
         )

@@ -1,5 +1,6 @@
 """`record`: what happened at every junction over one forward and one backward, kept for the probes to read."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class Recording:
         if total is None:
             raise ValueError(
                 f"no gradient reached {site.name!r}: inside `with record(model)`, after the forward, run the backward "
-                "of a loss that depends on this part of the model"
+                "of a loss that depends on this part of the model (autograd.grad skips what its inputs do not need)"
             )
         return site.gradients.get(name, total.new_zeros(()).expand_as(total))
 
@@ -223,14 +224,18 @@ def _watch_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Reco
     if strangers or not blocks:
         raise ValueError(f"record: blocks must be modules of the model, such as model.features[0]; got {strangers}")
 
+    calls: Counter[nn.Module] = Counter()
+
     def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recording._restart()
+        calls.clear()
         return differentiable((args, kwargs))
 
     def see(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
         if x is not None:
-            recording._see_block(names[block], x)
+            calls[block] += 1
+            recording._see_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
 
     handles = [model.register_forward_pre_hook(start, with_kwargs=True)]
     handles += [block.register_forward_pre_hook(see, with_kwargs=True) for block in blocks]

@@ -1,10 +1,11 @@
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.engine.command import BadInput
 from experiments.engine.data import Batches, Data, load
@@ -47,12 +48,15 @@ def test_the_loop_is_sgd_with_momentum_on_cross_entropy(batches: Batches) -> Non
     assert reported[1][2] == pytest.approx(sum(losses[2:]) / 2, rel=1e-4)
 
 
+def keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    return lambda _, args: kept.append(args[0].clone())
+
+
 def test_every_arm_of_a_seed_sees_the_same_batches(batches: Batches) -> None:
-    seen: dict[str, list[Tensor]] = {}
+    seen: dict[str, list[Tensor]] = {arm: [] for arm in ARMS}
     for arm, flow in ARMS.items():
         model = network(flow)
-        seen[arm] = []
-        model.register_forward_pre_hook(lambda _, args, images=seen[arm]: images.append(args[0].clone()))
+        model.register_forward_pre_hook(keep_input(seen[arm]))
         list(train(model, batches, Training(epochs=2, batch_size=100), seed=3))
         torch.manual_seed(len(seen))  # global random state must play no part
     first = seen.pop("residual")
