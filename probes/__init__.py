@@ -7,18 +7,21 @@ with record(model) as recording:
 gradient_norms(recording)
 """
 
+from probes.gate import gate
 from probes.gradient_norms import gradient_norms
-from probes.junctions import Junction, find_junctions
+from probes.junctions import find_junctions
 from probes.paths import path_contributions, path_gradients
 from probes.recording import Recording, Site, record
 from probes.residual_magnitudes import residual_magnitudes
 from probes.scaling import scale_gradient
+from probes.watch import Junction
 
 __all__ = [
     "Junction",
     "Recording",
     "Site",
     "find_junctions",
+    "gate",
     "gradient_norms",
     "path_contributions",
     "path_gradients",

@@ -9,7 +9,7 @@ the youngest node first and stops at the fork.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -45,6 +45,7 @@ class Residual:
     """An add found to be a junction: the fork, which input is the shortcut, and where gradients enter the fork."""
 
     kind: Literal["identity", "projection"]
+    reason: str
     fork: Edge
     shortcut: int
     entries: dict[Literal["shortcut", "branch"], list[Entry]]
@@ -67,7 +68,8 @@ def residual(add: Node, junctions: set[Node]) -> Residual | str:
             elif not walk.holds_parameters(fork, 1 - shortcut):
                 reason = "one addend carries what the other is made from, but no parameters lie between"
             else:
-                return Residual("identity", fork, shortcut, walk.entries(fork, shortcut))
+                reason = "one addend carries the tensor that the other, with parameters, is made from"
+                return Residual("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
             break  # what lies behind the place where they meet is theirs in common
     walk = _Walk(add)
     fork = walk.latest_common()
@@ -84,8 +86,24 @@ def residual(add: Node, junctions: set[Node]) -> Residual | str:
             return "the addend that is not linear holds no parameters"
         if nodes & junctions or any("Upsample" in node.name() for node in nodes):
             return "a merge of features: an addend passes through other junctions or an upsampling"
-        return Residual("projection", fork, shortcut, walk.entries(fork, shortcut))
+        reason = (
+            "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
+        )
+        return Residual("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
     return "neither addend is linear in what they share"
+
+
+def passes_checkpoint(roots: Iterable[Node | None]) -> bool:
+    """Whether reentrant activation checkpointing lies behind one of these nodes."""
+    seen: set[Node] = set()
+    waiting = [node for node in roots if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if "CheckpointFunction" in node.name():
+            return True
+        seen.add(node)
+        waiting += [n for n, _ in node.next_functions if n is not None and n not in seen]
+    return False
 
 
 def _carried(add: Node, index: int) -> Iterator[Edge]:

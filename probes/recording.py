@@ -13,7 +13,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from probes.graph import Edge, Residual
-from probes.junctions import Sighting, differentiable, watch
+from probes.inputs import differentiable
+from probes.watch import Sighting, watch
 
 
 @dataclass(eq=False)
@@ -206,12 +207,12 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None) -> It
     Raises ValueError for a block that is no part of the model.
     """
     recording = Recording()
+    if blocks is None:
+        watching = watch(model, recording._see_junction, start=recording._restart)
+    else:
+        watching = _watch_blocks(model, blocks, recording)
     try:
-        with (
-            watch(model, recording._see_junction, recording._restart)
-            if blocks is None
-            else _watch_blocks(model, blocks, recording)
-        ):
+        with watching:
             yield recording
     finally:
         recording._release()

@@ -1,0 +1,105 @@
+"""`gate`: scale the gradient through the shortcuts and branches of any model, without touching the model."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from probes.watch import Junction, Sighting, watch
+
+Weights = float | Mapping[str, float] | Callable[[Junction], float]
+
+
+@contextmanager
+def gate(
+    model: nn.Module,
+    *,
+    shortcut_gradient: Weights = 1.0,
+    branch_gradient: Weights = 1.0,
+    where: str | Callable[[Junction], bool] = "*",
+) -> Iterator[None]:
+    """Weight what travels back through shortcuts and branches, for every forward of `model` inside this context.
+
+        with gate(model, shortcut_gradient=0.0, where="layer3.*"):
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+
+    A weight multiplies the gradient that one addend passes into the fork, relative to the model's own (1: untouched).
+    Values do not change by a bit, and parameters inside a projection or a branch learn as before. At weight 0 the
+    gradient is exactly zero, never missing. The backward may run after the context: a graph keeps the weights that it
+    was made with. Gates nest, and their weights multiply.
+
+    shortcut_gradient, branch_gradient: any finite number; or a mapping from junction names (those not named have 1); or
+    a function of the `Junction`. Mappings and functions are read when the backward runs: they may change between steps,
+    or between two backwards of one forward. where: a glob over junction names, or a predicate on `Junction`.
+
+    Raises ValueError for a weight that is not finite, or where after a forward `where` or a mapping's name has matched
+    no junction; RuntimeError for a model that cannot be watched (compiled, exported, replicated, with reentrant
+    checkpointing).
+    """
+    for name, weights in (("shortcut_gradient", shortcut_gradient), ("branch_gradient", branch_gradient)):
+        _check(name, weights)
+    chosen = where if callable(where) else lambda junction: fnmatchcase(junction.name, where)
+    found: list[str] = []
+    gated: list[str] = []
+
+    def start() -> None:
+        found.clear()
+        gated.clear()
+
+    def see(sighting: Sighting) -> None:
+        junction = sighting.junction
+        found.append(junction.name)
+        if chosen(junction):
+            gated.append(junction.name)
+            for entry in sighting.residual.entries["shortcut"]:
+                _weight(entry, shortcut_gradient, junction)
+            for entry in sighting.residual.entries["branch"]:
+                _weight(entry, branch_gradient, junction)
+
+    def end() -> None:
+        named = {name for w in (shortcut_gradient, branch_gradient) if isinstance(w, Mapping) for name in w}
+        if not gated:
+            raise ValueError(f"gate: where={where!r} matches none of the model's junctions: {_listed(found)}")
+        if strangers := sorted(named - set(gated)):
+            raise ValueError(f"gate: no gated junction is called {_listed(strangers)}; there are {_listed(gated)}")
+
+    with watch(model, see, start=start, end=end):
+        yield
+
+
+def _weight(entry: tuple[Node, int], weights: Weights, junction: Junction) -> None:
+    """Scale what a node passes to one of its inputs."""
+    node, index = entry
+
+    def hook(passed: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> tuple[Tensor | None, ...] | None:
+        gradient, weight = passed[index], _read(weights, junction)
+        if gradient is None or weight == 1:
+            return None
+        scaled = torch.zeros_like(gradient) if weight == 0 else weight * gradient
+        return (*passed[:index], scaled, *passed[index + 1 :])
+
+    node.register_hook(hook)
+
+
+def _read(weights: Weights, junction: Junction) -> float:
+    if isinstance(weights, Mapping):
+        weight = weights.get(junction.name, 1.0)
+    else:
+        weight = weights(junction) if callable(weights) else weights
+    _check(f"the weight of {junction.name!r}", weight)
+    return weight
+
+
+def _check(name: str, weights: Weights) -> None:
+    for weight in weights.values() if isinstance(weights, Mapping) else () if callable(weights) else (weights,):
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"gate: {name} is {weight!r}; give a finite number (0 cuts, 1 leaves untouched)")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "(none)"

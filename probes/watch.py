@@ -1,0 +1,195 @@
+"""The one mechanism: every add is seen while a model runs, and autograd's graph judges it."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from probes.graph import Residual, passes_checkpoint, residual
+from probes.inputs import differentiable
+
+IN_PLACE = {"add_", "__iadd__"}
+ADDS = IN_PLACE | {"add", "__add__", "__radd__"}
+
+
+@dataclass(frozen=True)
+class Junction:
+    """Where a shortcut connection and a residual branch are added."""
+
+    name: str
+    """The module that adds ("layer1.0"), "@1" behind it in that module's second call, "#1" at its call's second add."""
+    depth: int
+    """Index in execution order, from 0 at the input."""
+    shortcut: Literal["identity", "projection"]
+
+
+@dataclass(eq=False)
+class Sighting:
+    """A junction as it was seen in one forward: its addends' values, and its place in autograd's graph."""
+
+    junction: Junction
+    shortcut: Tensor
+    branch: Tensor
+    add: Node
+    residual: Residual
+
+
+@contextmanager
+def watch(
+    model: nn.Module,
+    see: Callable[[Sighting], None],
+    *,
+    pass_over: Callable[[str, str], None] = lambda name, reason: None,
+    start: Callable[[], None] = lambda: None,
+    end: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Watch the model while it runs inside this context.
+
+    see: called at each junction. pass_over: called at each other add of two tensors, with its name and the reason.
+    start, end: called before and after each forward with gradients. The hooks that tell which module is running are the
+    only thing put on the model; they leave with the context. Raises RuntimeError where adds would be missed.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel) or getattr(module, "_compiled_call_impl", None) is not None:
+            raise RuntimeError(
+                REFUSED.format("DataParallel" if isinstance(module, nn.DataParallel) else "torch.compile")
+            )
+        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
+            raise RuntimeError(REFUSED.format("torch.compile or torch.jit"))
+    watcher = _Watcher(model, see, pass_over, start, end)
+    handles = [module.register_forward_pre_hook(watcher.enter, with_kwargs=True) for module in watcher.names]
+    handles += [module.register_forward_hook(watcher.leave, always_call=True) for module in watcher.names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        watcher.stop()
+
+
+REFUSED = (
+    "{} hides the model's adds, so its junctions cannot be seen; use the model as it was before (compiled: "
+    "the module given to torch.compile; DataParallel: its .module, or DistributedDataParallel)"
+)
+
+
+class _Watcher(TorchFunctionMode):
+    """Sees every add between the start and the end of the model's forward, and knows which module is running."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        see: Callable[[Sighting], None],
+        pass_over: Callable[[str, str], None],
+        start: Callable[[], None],
+        end: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.names = {module: name or "(model)" for name, module in model.named_modules()}
+        self.see, self.pass_over, self.start, self.end = see, pass_over, start, end
+        self.running: list[str] = []
+        self.caller: FrameType | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            raise RuntimeError(REFUSED.format("torch.compile, torch.export or torch.jit"))
+        if module not in self.names:
+            raise RuntimeError(REFUSED.format("DataParallel"))
+        outermost = module is self.model and not self._is_running()
+        if outermost:
+            self.stop()
+            self.caller = sys._getframe(1)
+            self.calls: Counter[nn.Module] = Counter()
+            self.adds: Counter[str] = Counter()
+            self.junctions: set[Node] = set()
+            self.differentiable, self.unseen = torch.is_grad_enabled(), False
+            self.start()
+            args, kwargs = differentiable((args, kwargs))
+            self.__enter__()
+        elif not self.running:
+            return None  # a part of the model that runs by itself, as when checkpointing computes a forward again
+        call = self.calls[module]
+        self.calls[module] += 1
+        self.running.append(self.names[module] + (f"@{call}" if call else ""))
+        return (args, kwargs) if outermost else None
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.running:
+            return
+        self.running.pop()
+        if self.running:
+            return
+        self.stop()
+        if output is None or not self.differentiable:  # None: the forward has raised
+            return
+        if self.unseen and passes_checkpoint(x.grad_fn for x in tree_leaves(output) if isinstance(x, Tensor)):
+            raise RuntimeError(
+                "reentrant activation checkpointing hides the model's adds, so its junctions cannot be seen; "
+                "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
+        self.end()
+
+    def stop(self) -> None:
+        """Leave the forward, also one that was cut short without its hooks (KeyboardInterrupt)."""
+        if self.caller is not None:
+            self.__exit__(None, None, None)
+            self.running.clear()
+            self.junctions.clear()
+            self.caller = None
+
+    def _is_running(self) -> bool:
+        """Whether the call that started the running forward is still there."""
+        frame = sys._getframe(1) if self.caller is not None else None
+        while frame is not None and frame is not self.caller:
+            frame = frame.f_back
+        return frame is not None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in ADDS:
+            return func(*args, **kwargs)
+        first, second = _operands(*args, **kwargs)
+        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
+            return func(*args, **kwargs)
+        # An in-place add overwrites its first operand; whatever else overwrites one later is noticed by its version.
+        first = first.detach().clone() if func.__name__ in IN_PLACE else first.detach()
+        out = kwargs.pop("out", None)
+        total = func(*args, **kwargs)
+        self._judge(total, (first, second.detach()), kwargs.get("alpha", 1))
+        # autograd takes no `out`: it is written afterwards, with the same values.
+        return total if out is None else out.copy_(total)
+
+    def _judge(self, total: Tensor, values: tuple[Tensor, Tensor], alpha: float) -> None:
+        call, ordinal = self.running[-1], self.adds[self.running[-1]]
+        self.adds[call] += 1
+        name = call + (f"#{ordinal}" if ordinal else "")
+        add = total.grad_fn
+        self.unseen |= not torch.is_grad_enabled()
+        if add is None:
+            return self.pass_over(name, "no gradient passes through it")
+        if add.name() != "AddBackward0":
+            return self.pass_over(name, "it writes into a part of another tensor")
+        if values[0].shape != values[1].shape:
+            return self.pass_over(name, "its addends differ in shape: a bias, an embedding or a mask")
+        verdict = residual(add, self.junctions)
+        if isinstance(verdict, str):
+            return self.pass_over(name, verdict)
+        junction = Junction(name, len(self.junctions), verdict.kind)
+        self.junctions.add(add)
+        if alpha != 1:
+            values = (values[0], alpha * values[1])
+        return self.see(Sighting(junction, values[verdict.shortcut], values[1 - verdict.shortcut], add, verdict))
+
+
+def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:
+    return input, other
