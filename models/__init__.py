@@ -3,6 +3,7 @@
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
+from models.public_weights import rename_public_weights
 
 __all__ = [
     "ARMS",
@@ -15,4 +16,5 @@ __all__ = [
     "Flow",
     "ResidualBlock",
     "cifar_resnet",
+    "rename_public_weights",
 ]

@@ -24,7 +24,9 @@ def gradient_norms(recording: Recording) -> pd.DataFrame:
         parts = {"total": recording.gradient(site, "total")}
         if isinstance(site, JunctionSite):
             parts |= {name: recording.gradient(site, name) for name in ("shortcut", "branch")}
-            parts["other"] = parts["total"] - (parts["shortcut"] + parts["branch"])
+            by_addends = parts["shortcut"] + parts["branch"]
+            by_neither = by_addends.new_zeros(1) if by_addends.equal(parts["total"]) else parts["total"] - by_addends
+            parts["other"] = by_neither
         rows += [{"block": site.name, "depth": site.depth, "quantity": name} for name in parts]
         gradients += parts.values()
     return table(row | {"value": value} for row, value in zip(rows, norms(gradients), strict=True))

@@ -27,7 +27,7 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
 
 def scaled_norm(tensor: Tensor) -> float:
     """The L2 norm in float64, divided by the largest element first: right over float64's whole range."""
-    largest = tensor.detach().abs().amax().double().item() if tensor.numel() else 0.0
+    largest = torch.linalg.vector_norm(tensor.detach(), ord=math.inf).double().item() if tensor.numel() else 0.0
     if largest == 0 or not math.isfinite(largest):
         return largest
     return largest * torch.linalg.vector_norm(tensor.double() / largest).item()
@@ -36,3 +36,25 @@ def scaled_norm(tensor: Tensor) -> float:
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two tensors of one shape, summed in float64."""
     return (a.double() * b.double()).sum().item()
+
+
+def cosines(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[float, float]]) -> list[float]:
+    """The cosine of the angle between the two tensors of each pair, whose norms are `sizes`; nan where one is zero.
+
+    As `norms`: in the tensors' own precision, and in float64 where a norm is near the end of that precision's range.
+    """
+    fast = torch.stack([_dot(a, b).double() for a, b in pairs]).tolist()
+    found = []
+    for product, (a, b), (size_a, size_b) in zip(fast, pairs, sizes, strict=True):
+        if not size_a * size_b:
+            found.append(math.nan)
+        elif SAFE[0] < min(size_a, size_b) and max(size_a, size_b) < SAFE[1]:
+            found.append(product / size_a / size_b)
+        else:
+            found.append(inner(a.double() / size_a, b.double() / size_b))
+    return found
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return torch.dot(a.flatten().to(dtype), b.flatten().to(dtype))

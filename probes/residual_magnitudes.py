@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from probes.norms import inner, norms
+from probes.norms import cosines, norms
 from probes.recording import Recording
 from probes.tables import table
 
@@ -18,15 +18,17 @@ def residual_magnitudes(recording: Recording) -> pd.DataFrame:
 
     Raises ValueError where there is no junction, RuntimeError where the model has overwritten an addend since.
     """
+    sites = recording.junctions
+    pairs = [site.addends() for site in sites]
+    flat = norms([addend for pair in pairs for addend in pair])
+    sizes = list(zip(flat[::2], flat[1::2], strict=True))
     rows: list[dict[str, object]] = []
-    for site in recording.junctions:
-        shortcut, branch = site.addends()
-        size, carried = norms([branch, shortcut])
+    for site, (shortcut, branch), cosine in zip(sites, sizes, cosines(pairs, sizes), strict=True):
         values = {
-            "branch": size,
-            "shortcut": carried,
-            "ratio": size / carried if carried else math.nan,
-            "cosine": inner(branch, shortcut) / (size * carried) if size * carried else math.nan,
+            "branch": branch,
+            "shortcut": shortcut,
+            "ratio": branch / shortcut if shortcut else math.nan,
+            "cosine": cosine,
         }
         rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": v} for k, v in values.items()]
     return table(rows)

@@ -1,0 +1,142 @@
+"""What do recording and gating cost? Ratios to the bare training step, from interleaved rounds in one process.
+
+Each round times one training step (forward, backward, SGD) of every kind, in a random order, on one thread. A ratio is
+taken within a round; the table gives the median over rounds, with a 95 % bootstrap interval. The cost at an interval of
+k steps follows from one recorded step: 1 + (ratio - 1) / k. Memory is the peak of the process's resident set over that
+of the bare step, each measured in a process of its own.
+"""
+
+import multiprocessing
+import random
+import resource
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+from torch import nn
+
+from models import cifar_resnet
+from probes import gate, gradient_norms, record, residual_magnitudes
+
+INTERVALS = (1, 4, 16, 64)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "cifar_resnet(20)": (partial(cifar_resnet, 20), 32),
+    "cifar_resnet(56)": (partial(cifar_resnet, 56), 32),
+    "torchvision resnet18": (partial(torchvision.models.resnet18, num_classes=10), 64),
+    "cifar_resnet(56, width=8), 8 x 8": (partial(cifar_resnet, 56, width=8), 8),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark."""
+
+    rounds: int = 12
+    """Timed rounds a network; two more warm up."""
+    batch_size: int = 128
+    """Images a step."""
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    """Which of the networks."""
+
+
+class Step:
+    """A training step of one network, bare or watched."""
+
+    def __init__(self, network: str, batch_size: int) -> None:
+        torch.manual_seed(0)
+        make, size = NETWORKS[network]
+        self.model = make()
+        self.images, self.labels = torch.randn(batch_size, 3, size, size), torch.randint(10, (batch_size,))
+        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+
+    def bare(self) -> None:
+        """The step that the others are compared with."""
+        self.optimiser.zero_grad()
+        F.cross_entropy(self.model(self.images), self.labels).backward()
+        self.optimiser.step()
+
+    def gated(self) -> None:
+        """Under a gate at every junction."""
+        with gate(self.model, shortcut_gradient=0.5):
+            self.bare()
+
+    def recorded(self) -> None:
+        """With gradient norms and residual magnitudes at every junction."""
+        with record(self.model) as recording:
+            self.bare()
+        gradient_norms(recording)
+        residual_magnitudes(recording)
+
+    def hooked(self) -> None:
+        """With a plain forward hook at every block that takes its output's norm: what people write by hand."""
+        norms = []
+        blocks = [m for m in self.model.modules() if type(m).__name__ in ("ResidualBlock", "BasicBlock")]
+        handles = [b.register_forward_hook(lambda _, __, out: norms.append(out.detach().norm())) for b in blocks]
+        with nullcontext():
+            self.bare()
+        for handle in handles:
+            handle.remove()
+        torch.stack(norms).tolist()
+
+
+KINDS = ("bare", "gated", "recorded", "hooked")
+
+
+def times(network: str, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each kind of step in each round."""
+    step = Step(network, batch_size)
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    order = random.Random(0)
+    for _ in range(rounds + 2):
+        for kind in order.sample(KINDS, len(KINDS)):
+            start = time.perf_counter()
+            getattr(step, kind)()
+            found[kind].append(time.perf_counter() - start)
+    return {kind: np.array(values[2:]) for kind, values in found.items()}
+
+
+def peak_memory(network: str, batch_size: int, kind: str) -> int:
+    """The highest resident set of three steps, in kilobytes; run in a fresh process."""
+    torch.set_num_threads(1)
+    step = Step(network, batch_size)
+    for _ in range(3):
+        getattr(step, kind)()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(settings: Settings) -> None:
+    """Run the benchmark and print its tables."""
+    torch.set_num_threads(1)
+    console = Console(width=110)
+    for network in settings.networks:
+        found = times(network, settings.batch_size, settings.rounds)
+        bare = found.pop("bare")
+        title = (
+            f"{network}, batch {settings.batch_size}: {np.median(bare) * 1e3:.0f} ms a bare step, {len(bare)} rounds"
+        )
+        table = Table(title=title)
+        for column in ("", *(f"every {k}" for k in INTERVALS), "peak memory"):
+            table.add_column(column)
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            peak = {kind: pool.apply(peak_memory, (network, settings.batch_size, kind)) for kind in KINDS}
+        for kind, seconds in found.items():
+            ratios = seconds / bare
+            interval = stats.bootstrap((ratios,), np.median, rng=0).confidence_interval
+            every = [f"{1 + (np.median(ratios) - 1) / k:.3f}" for k in INTERVALS]
+            every[0] += f" [{interval.low:.3f}, {interval.high:.3f}]"
+            table.add_row(kind, *every, f"{peak[kind] / peak['bare']:.2f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
