@@ -24,7 +24,7 @@ from experiments.engine.data import Batches, Data, Dataset, load
 from experiments.engine.effects import effect_table, flags, outcome_table
 from experiments.engine.ending import sentence, show_effects, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.training import Diverged, Training, evaluate, train
+from experiments.engine.training import Diverged, Training, evaluate, settle_statistics, train
 from models import ARMS, CifarResNet, cifar_resnet
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
 
@@ -46,7 +46,7 @@ class Settings:
     training: Training = field(default_factory=Training)
     data: Data = field(default_factory=Data)
     device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+    """cpu, cuda, cuda:1."""
     workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     """Cells that run at once, one thread each."""
     out: Path = Path("results")
@@ -63,9 +63,11 @@ def main(settings: Settings) -> None:
     check(settings)
     dataset = load(settings.data)
     folder = make_folder(settings.out / EXPERIMENT)
+    make_folder(folder / "figures")
+    about = {"title": dataset.title, **asdict(settings.data)}
     recipe = {"width": settings.width, "device": settings.device, "data": dataset.digest, **asdict(settings.training)}
     cells = [
-        Cell(EXPERIMENT, arm, depth, seed, recipe)
+        Cell(EXPERIMENT, arm, depth, seed, recipe, about)
         for depth in settings.depths
         for arm in settings.arms
         for seed in settings.seeds
@@ -82,8 +84,8 @@ def check(settings: Settings) -> None:
             raise BadInput(f"{flag}: got {' '.join(map(str, values)) or 'none'}; give one or more, each once")
     for arm in settings.arms:
         check_choice("--arms", arm, tuple(ARMS))
-    if min(settings.seeds) < 0:
-        raise BadInput(f"--seeds {min(settings.seeds)}: give numbers from 0")
+    if min(settings.seeds) < 0 or max(settings.seeds) >= 2**32:
+        raise BadInput(f"--seeds {' '.join(map(str, settings.seeds))}: give numbers from 0 to {2**32 - 1}")
     if settings.workers < 1:
         raise BadInput(f"--workers {settings.workers}: give at least 1")
     settings.training.check()
@@ -119,6 +121,7 @@ def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
         for epoch, step, loss in train(model, batches, training, seed=cell.seed):
             moment = {"step": step, "epoch": epoch}
             curves.append({**moment, "split": "train", "quantity": "loss", "value": loss})
+            settle_statistics(model, batches)
             for quantity, value in evaluate(model, batches, "validation").items():
                 curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
             measured.append(measure(model, batches, epoch=epoch, step=step, paths=epoch == training.epochs))
@@ -156,20 +159,25 @@ def finish(
     """Draw the figures, and print what came out."""
     console = terminal()
     test_size, classes = len(dataset.splits["test"][1]), len(dataset.classes)
+    for stale in (folder / "figures").iterdir():
+        stale.unlink()
+    for draw, name in (
+        (figures.learning_curves, "curves"),
+        (figures.accuracy_by_depth, "outcomes"),
+        (figures.interaction, "outcomes"),
+        (figures.gradient_norms, "gradients"),
+        (figures.gradient_split, "gradients"),
+        (figures.path_lengths, "paths"),
+        (figures.residual_magnitudes, "magnitudes"),
+    ):
+        if name in tables:
+            figures.save(draw(tables[name]), tables[name], folder / "figures", draw.__name__)
     if "outcomes" not in tables:
-        raise BadInput(f"every cell diverged (see {folder}/cells); try a lower --learning-rate")
+        show_files(console, folder)
+        console.print("Every cell diverged: there are no outcomes. A lower --learning-rate may help.")
+        return
     cells = outcome_table(tables["outcomes"], test_size)
     write_aside(folder / "effects.csv", effect_table(cells))
-    for draw, table in (
-        (figures.learning_curves, tables["curves"]),
-        (figures.accuracy_by_depth, tables["outcomes"]),
-        (figures.interaction, tables["outcomes"]),
-        (figures.gradient_norms, tables["gradients"]),
-        (figures.gradient_split, tables["gradients"]),
-        (figures.path_lengths, tables["paths"]),
-        (figures.residual_magnitudes, tables["magnitudes"]),
-    ):
-        figures.save(draw(table), table, folder / "figures", draw.__name__)
     show_outcomes(
         console,
         tables["outcomes"],

@@ -6,6 +6,7 @@ from figures.gradient_split import gradient_split
 from figures.interaction import interaction
 from figures.learning_curves import learning_curves
 from figures.path_lengths import path_lengths
+from figures.profiles import profiles
 from figures.residual_magnitudes import residual_magnitudes
 from figures.save import save
 from figures.style import ARMS, Look
@@ -19,6 +20,7 @@ __all__ = [
     "interaction",
     "learning_curves",
     "path_lengths",
+    "profiles",
     "residual_magnitudes",
     "save",
 ]

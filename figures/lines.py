@@ -56,6 +56,10 @@ def marks(rows: pd.DataFrame, arm: str, *, x: str) -> dict[str, Any]:
 
 def log_axis(axis: Axes) -> None:
     """Make y logarithmic once all is drawn: not positive is left out; a short axis has ticks at 1, 2 and 5."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.array([])])
+    values = values[values > 0]
+    if len(values) and values.min() == values.max():  # nothing to scale by
+        axis.set_ylim(values.min() / 3, values.max() * 3)
     axis.set_yscale("log", nonpositive="mask")
     low, high = axis.get_ylim()
     if high < 100 * low:
@@ -72,7 +76,10 @@ def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
 
 
 def whole_numbers(axis: Axes) -> None:
-    """Ticks of x at whole numbers only, and few."""
+    """Ticks of x at whole numbers only, and few; one number alone keeps a unit on both sides."""
+    low, high = axis.get_xlim()
+    if high - low < 1:
+        axis.set_xlim(round((low + high) / 2) - 1, round((low + high) / 2) + 1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 
 

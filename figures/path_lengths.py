@@ -97,4 +97,4 @@ def _title(rows: pd.DataFrame) -> str:
     mean = "mean (geometric for norms)" if shares else "geometric mean"
     title = seeds_title(rows, mean=mean) + zeros_text(curves)
     single = ", ".join(ARMS[arm].label for arm in _single_arms(rows, "share"))
-    return f"{title}\nnot drawn: {single} (one length, share 1)" if single and shares else title
+    return f"{title}\nno share curve: {single} (one length, share 1)" if single and shares else title

@@ -18,7 +18,7 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
     if not tensors:
         return []
     fast = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-    values = torch.stack([norm.double() for norm in fast]).tolist()
+    values = torch.stack(fast).tolist()
     return [
         value if SAFE[0] < value < SAFE[1] else scaled_norm(tensor)
         for value, tensor in zip(values, tensors, strict=True)
@@ -27,15 +27,15 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
 
 def scaled_norm(tensor: Tensor) -> float:
     """The L2 norm in float64, divided by the largest element first: right over float64's whole range."""
-    largest = torch.linalg.vector_norm(tensor.detach(), ord=math.inf).double().item() if tensor.numel() else 0.0
+    largest = torch.linalg.vector_norm(tensor.detach(), ord=math.inf).item() if tensor.numel() else 0.0
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * torch.linalg.vector_norm(tensor.double() / largest).item()
+    return largest * torch.linalg.vector_norm(tensor.detach().cpu().double() / largest).item()
 
 
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two tensors of one shape, summed in float64."""
-    return (a.double() * b.double()).sum().item()
+    return (a.cpu().double() * b.cpu().double()).sum().item()
 
 
 def cosines(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[float, float]]) -> list[float]:
@@ -43,7 +43,7 @@ def cosines(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[float,
 
     As `norms`: in the tensors' own precision, and in float64 where a norm is near the end of that precision's range.
     """
-    fast = torch.stack([_dot(a, b).double() for a, b in pairs]).tolist()
+    fast = torch.stack([_dot(a, b) for a, b in pairs]).tolist()
     found = []
     for product, (a, b), (size_a, size_b) in zip(fast, pairs, sizes, strict=True):
         if not size_a * size_b:
@@ -51,7 +51,7 @@ def cosines(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[float,
         elif SAFE[0] < min(size_a, size_b) and max(size_a, size_b) < SAFE[1]:
             found.append(product / size_a / size_b)
         else:
-            found.append(inner(a.double() / size_a, b.double() / size_b))
+            found.append(inner(a.cpu().double() / size_a, b.cpu().double() / size_b))
     return found
 
 

@@ -107,7 +107,7 @@ def test_folder_with_val_and_test_keeps_them_apart(tmp_path: Path) -> None:
 def test_train_limit_is_stratified(tmp_path: Path) -> None:
     splits = load(Data(train_limit=100)).splits
     assert np.bincount(splits["train"][1]).tolist() == [10] * 10
-    with pytest.raises(BadInput, match=r"--train-limit 5000: give 10 \(one a class\) to 1076"):
+    with pytest.raises(BadInput, match=r"--train-limit 5000: give 10 \(one a class\) to 1067"):
         load(Data(train_limit=5000))
 
 

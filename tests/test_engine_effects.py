@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.engine.effects import EFFECTS, FACTORIAL, effect_table, effects, estimate, flags, outcome_table
+from experiments.engine.effects import (
+    EFFECTS,
+    FACTORIAL,
+    OUTCOMES,
+    effect_table,
+    effects,
+    estimate,
+    flags,
+    outcome_table,
+)
 from experiments.engine.ending import sentence, show_estimate
 
 ACCURACY = {  # arm -> one value a seed; effects of seed 0 done by hand below
@@ -31,6 +40,7 @@ def test_effects_of_one_seed_on_paper() -> None:
     first = {name: e.values[0] for name, e in found.items()}
     assert first == pytest.approx(
         {
+            "whole shortcut": 0.9 - 0.4,
             "forward, backward on": 0.9 - 0.3,
             "forward, backward off": 0.6 - 0.4,
             "backward, forward on": 0.9 - 0.6,
@@ -81,7 +91,7 @@ def test_seeds_without_all_four_arms_are_left_out() -> None:
 
 def test_effects_balance() -> None:
     assert all(sum(weights) == 0 for weights in EFFECTS.values())
-    simple = np.array([EFFECTS[name] for name in list(EFFECTS)[:4]])
+    simple = np.array([EFFECTS[name] for name in list(EFFECTS)[1:5]])
     assert EFFECTS["forward, main effect"] == pytest.approx(simple[:2].mean(0))
     assert EFFECTS["backward, main effect"] == pytest.approx(simple[2:].mean(0))
     assert EFFECTS["interaction / gradient mismatch"] == pytest.approx(simple[0] - simple[1])
@@ -96,9 +106,14 @@ def test_floor_and_ceiling_are_flagged() -> None:
 def test_the_sentence_states_effects_and_their_limits() -> None:
     cells = outcome_table(outcomes(), 100)
     said = sentence(cells, 20, title="toy", classes=10)
-    assert said.startswith("toy, depth 20, n = 3: test accuracy changes by +0.50 when a plain network gets the whole")
+    assert said.startswith("toy, depth 20, n = 3: test accuracy changes by +0.50 [+0.50, +0.50] when a plain network")
     assert "give more than the sum of each" in said
     assert said.endswith("this alone does not say why residual connections help.")
+    flagged = outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)})
+    said = sentence(outcome_table(flagged, 100), 20, title="toy", classes=10)
+    assert "with plain at the floor, residual at the ceiling, whether the two add up cannot be read" in said
+    lost = sentence(outcome_table(outcomes().query("arm != 'plain' or seed"), 100), 20, title="toy", classes=10)
+    assert "n = 2 of 3 seeds, the others diverged" in lost
     nothing = sentence(outcome_table(outcomes().query("arm != 'plain'"), 100), 20, title="toy", classes=10)
     assert "nothing can be said" in nothing
 
@@ -106,5 +121,12 @@ def test_the_sentence_states_effects_and_their_limits() -> None:
 def test_the_table_of_effects_is_long() -> None:
     table = effect_table(outcome_table(outcomes(), 100))
     assert list(table.columns) == ["depth_total", "outcome", "effect", "quantity", "value"]
-    assert len(table) == 3 * 7 * 4
+    assert len(table) == 3 * 8 * 4
     assert set(table[table["quantity"] == "n"]["value"]) == {3}
+
+
+def test_a_seed_with_an_outcome_that_is_not_finite_counts_in_none() -> None:
+    table = outcomes()
+    table.loc[(table["arm"] == "plain") & (table["seed"] == 1) & (table["quantity"] == "loss"), "value"] = math.inf
+    cells = outcome_table(table, 100)
+    assert {len(effects(cells, 20, outcome)["whole shortcut"].values) for outcome in OUTCOMES} == {2}

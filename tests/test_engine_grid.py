@@ -45,7 +45,14 @@ def test_all_cells_are_joined_with_their_names(tmp_path: Path, workers: int) -> 
 def test_a_cell_says_where_its_numbers_come_from(tmp_path: Path) -> None:
     run_grid(cells()[:1], outcome, tmp_path, workers=1)
     report = json.loads((tmp_path / "cells" / cells()[0].name / "run.json").read_text())
-    assert report["cell"] == {"experiment": "toy", "arm": "a", "depth": 8, "seed": 0, "settings": {"rate": 1}}
+    assert report["cell"] == {
+        "experiment": "toy",
+        "arm": "a",
+        "depth": 8,
+        "seed": 0,
+        "settings": {"rate": 1},
+        "about": {},
+    }
     assert report["outcome"] == "finished"
     assert {"wall_seconds", "versions", "commit", "hardware"} < set(report)
     assert {"python", "torch"} < set(report["versions"])

@@ -44,13 +44,10 @@ def check_choice(flag: str, given: str, choices: tuple[str, ...]) -> None:
 
 def check_device(name: str) -> torch.device:
     """The device of that name; BadInput where the name means nothing or the machine has none."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        has = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-        raise BadInput(f"--device {name}: not available here; this machine has {', '.join(has)}") from None
-    return device
+    has = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name not in (*has, "cuda") or (name == "cuda" and len(has) == 1):
+        raise BadInput(f"--device {name}: not available here; this machine has {', '.join(has)}")
+    return torch.device(name)
 
 
 def make_folder(folder: Path) -> Path:

@@ -82,10 +82,9 @@ def load(data: Data) -> Dataset:
     title, classes, splits = LOADERS[data.dataset](data)
     counts = np.bincount(splits["train"][1])
     if data.train_limit is not None:
-        if not len(classes) <= data.train_limit < counts.sum():
-            raise BadInput(
-                f"--train-limit {data.train_limit}: give {len(classes)} (one a class) to {counts.sum() - 1} images"
-            )
+        most = int(counts.sum()) - len(classes)  # a stratified split needs one a class on both sides
+        if not len(classes) <= data.train_limit <= most:
+            raise BadInput(f"--train-limit {data.train_limit}: give {len(classes)} (one a class) to {most} images")
         splits["train"] = _split(splits["train"], data.train_limit)[1]
     natural = data.dataset not in ("digits", "folder")
     augment = ("crop-flip" if natural else "none") if data.augment == "auto" else data.augment

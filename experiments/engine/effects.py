@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from probes.tables import table
+
 FACTORIAL = ("residual", "stop-gradient", "gradient-only", "plain")
-# Each effect as the weights of the four arms. A simple effect is one arm minus another; a main effect is the mean of
-# the two simple ones; the interaction is what they do not share.
+# Each effect as the weights of the four arms. The whole shortcut is residual against plain, a simple effect one arm
+# minus another; a main effect is the mean of two simple ones, the interaction what they do not share.
 EFFECTS = {
+    "whole shortcut": (1, 0, 0, -1),
     "forward, backward on": (1, 0, -1, 0),
     "forward, backward off": (0, 1, 0, -1),
     "backward, forward on": (1, -1, 0, 0),
@@ -65,9 +68,13 @@ def outcome_table(outcomes: pd.DataFrame, test_size: int) -> pd.DataFrame:
 
 
 def effects(cells: pd.DataFrame, depth: int, outcome: str) -> dict[str, Estimate]:
-    """Every effect on one outcome at one depth, over the seeds in which all four arms finished; {} if there is none."""
+    """Every effect on one outcome at one depth; {} if there is none.
+
+    All are taken over the same seeds: those whose four arms finished with every outcome finite.
+    """
     at_depth = cells[cells["depth_total"] == depth]
-    arms = at_depth.pivot(index="seed", columns="arm", values=outcome).reindex(columns=list(FACTORIAL)).dropna()
+    finite = at_depth[np.isfinite(at_depth[list(OUTCOMES)].to_numpy()).all(1)]
+    arms = finite.pivot(index="seed", columns="arm", values=outcome).reindex(columns=list(FACTORIAL)).dropna()
     if arms.empty:
         return {}
     return {
@@ -80,7 +87,7 @@ def effects(cells: pd.DataFrame, depth: int, outcome: str) -> dict[str, Estimate
 
 
 def effect_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """All effects as a long table: depth_total, outcome, effect, quantity (mean | low | high | n, or seed values)."""
+    """All effects as a long table: depth_total, outcome, effect, quantity (mean | low | high | n), value."""
     rows = []
     for depth in sorted(cells["depth_total"].unique()):
         for outcome in OUTCOMES:
@@ -88,8 +95,7 @@ def effect_table(cells: pd.DataFrame) -> pd.DataFrame:
                 row = {"depth_total": depth, "outcome": outcome, "effect": effect}
                 numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": len(found.values)}
                 rows += [{**row, "quantity": key, "value": value} for key, value in numbers.items()]
-    columns = ["depth_total", "outcome", "effect", "quantity", "value"]
-    return pd.DataFrame(rows, columns=columns)
+    return table(rows) if rows else pd.DataFrame(columns=["depth_total", "outcome", "effect", "quantity", "value"])
 
 
 def flags(cells: pd.DataFrame, depth: int, classes: int) -> dict[str, str]:

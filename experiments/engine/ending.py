@@ -42,7 +42,7 @@ def show_outcomes(
         table.add_section()
     console.print(table)
     console.print(
-        f"floor, ceiling: test accuracy within {FLOOR} of chance, or at least {CEILING}; effects are cut short there\n"
+        f"floor, ceiling: test accuracy within {FLOOR} of chance, or at least {CEILING}: effects on it mislead there\n"
     )
 
 
@@ -50,7 +50,7 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
     """The simple effects, the main effects and the interaction at one depth, each on three outcomes."""
     by_outcome = {outcome: effects(cells, depth, outcome) for outcome in OUTCOMES}
     if not all(by_outcome.values()):
-        console.print(f"depth {depth}: no effects, since no seed has all four arms {', '.join(FACTORIAL)} finished\n")
+        console.print(f"depth {depth}: no effects, since no seed has finished all of {', '.join(FACTORIAL)}\n")
         return
     n = len(by_outcome[OUTCOMES[0]]["forward, backward on"].values)
     title = f"Effects of the shortcut at depth {depth}: mean [95 % t interval], paired over n = {n} seeds"
@@ -60,7 +60,10 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
     for name in EFFECTS:
         table.add_row(name, *(show_estimate(by_outcome[outcome][name]) for outcome in OUTCOMES))
     console.print(table)
-    console.print("(a, b): the seeds' own values, where n < 3 or the interval runs beyond the scale\n")
+    console.print(
+        "(a, b): the seeds' own values, where n < 3 or the interval runs beyond the scale; "
+        "intervals are not corrected for their number\n"
+    )
 
 
 def show_files(console: Console, folder: Path) -> None:
@@ -75,7 +78,6 @@ def show_files(console: Console, folder: Path) -> None:
             console.print(
                 f"  {name}.{suffixes[0] if len(suffixes) == 1 else '{' + ','.join(suffixes) + '}'}", soft_wrap=True
             )
-    console.print("  cells/: every cell's tables, and its run.json with settings, versions and hardware\n")
 
 
 def mean_sd(values: pd.Series) -> str:
@@ -97,27 +99,26 @@ def sentence(cells: pd.DataFrame, depth: int, *, title: str, classes: int) -> st
     """What the numbers of one depth say of test accuracy, and what they do not."""
     found = effects(cells, depth, "test accuracy")
     if not found:
-        return (
-            f"At depth {depth} the four arms of the factorial did not all finish: nothing can be said of its effects."
-        )
-    value = found["forward, backward off"]
-    gradient = found["backward, forward off"]
+        return f"{title}, depth {depth}: nothing can be said of effects; no seed has finished {', '.join(FACTORIAL)}."
     interaction = found["interaction / gradient mismatch"]
-    whole = found["forward, backward on"].mean + gradient.mean  # residual - plain
+    n, seeds = len(interaction.values), cells[cells["depth_total"] == depth]["seed"].nunique()
+    lost = f" of {seeds} seeds, the others diverged" if n < seeds else ""
     said = (
-        f"{title}, depth {depth}, n = {len(value.values)}: test accuracy changes by {whole:+.2f} when a plain "
-        f"network gets the whole shortcut, by {show_estimate(value)} when it gets the value without the gradient, by "
-        f"{show_estimate(gradient)} when it gets the gradient without the value; "
+        f"{title}, depth {depth}, n = {n}{lost}: test accuracy "
+        f"changes by {show_estimate(found['whole shortcut'])} when a plain network gets the whole shortcut, by "
+        f"{show_estimate(found['forward, backward off'])} when it gets the value without the gradient, by "
+        f"{show_estimate(found['backward, forward off'])} when it gets the gradient without the value; "
     )
-    if interaction.low > 0:
+    marks = {arm: mark for arm, mark in flags(cells, depth, classes).items() if arm in FACTORIAL}
+    if marks:
+        said += f"with {', '.join(f'{arm} at the {mark}' for arm, mark in marks.items())}, "
+        said += "whether the two add up cannot be read from these numbers"
+    elif interaction.low > 0:
         said += "both together give more than the sum of each, as they would if a gradient only helped where it fits"
     elif interaction.high < 0:
         said += "both together give less than the sum of each"
     else:
         said += "whether the two add up is not decided at this n"
-    marks = flags(cells, depth, classes)
-    if marks:
-        said += f"; at floor or ceiling: {', '.join(f'{arm} ({mark})' for arm, mark in marks.items())}"
     return (
         said + ". One data set, one learning rate, one budget: this alone does not say why residual connections help."
     )

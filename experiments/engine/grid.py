@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -19,7 +20,9 @@ from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from experiments.engine.provenance import provenance
+from experiments.engine.command import make_folder
+from experiments.engine.provenance import commit, provenance
+from probes.tables import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Cell:
     depth: int
     seed: int
     settings: dict[str, object]
+    about: dict[str, object] = field(default_factory=dict)
+    """What `run.json` tells beside the settings, such as where the data came from."""
 
     @property
     def name(self) -> str:
@@ -54,10 +59,9 @@ def run_grid(
 
     An interrupted run keeps its finished cells. The joined tables are written to `folder` as CSV.
     """
-    home = folder / "cells"
-    home.mkdir(parents=True, exist_ok=True)
+    home = make_folder(folder / "cells")
     missing = sorted((cell for cell in cells if not is_finished(home / cell.name)), key=lambda cell: -cell.depth)
-    with _progress(cells, missing) as done, parallel_config(backend="loky", inner_max_num_threads=1):
+    with _progress(cells, missing, home) as done, parallel_config(backend="loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=min(workers, max(1, len(missing))), return_as="generator_unordered")
         for cell in pool(delayed(_run_cell)(cell, run, home) for cell in missing):
             done(cast(Cell, cell))
@@ -69,10 +73,17 @@ def is_finished(cell: Path) -> bool:
     return (cell / "run.json").is_file()
 
 
+def commit_of(cell: Path) -> str | None:
+    """The commit that made a finished cell; None for one that is not finished."""
+    return json.loads((cell / "run.json").read_text())["commit"] if is_finished(cell) else None
+
+
 def join(cells: Sequence[Cell], home: Path) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
     """The tables of all cells, one under the other, and the diverged cells; the tables also go to disk."""
     parts: dict[str, list[pd.DataFrame]] = {}
     diverged = []
+    for stale in home.parent.glob("*.csv"):
+        stale.unlink()
     for cell in cells:
         for file in sorted((home / cell.name).glob("*.csv")):
             parts.setdefault(file.stem, []).append(pd.read_csv(file))
@@ -86,7 +97,7 @@ def join(cells: Sequence[Cell], home: Path) -> tuple[dict[str, pd.DataFrame], li
 
 def write_aside(file: Path, table: pd.DataFrame) -> None:
     """Write a CSV so that the file is the old one or the new one, never half."""
-    aside = file.with_suffix(".partial")
+    aside = file.with_suffix(f".partial-{os.getpid()}")
     table.to_csv(aside, index=False)
     aside.replace(file)
 
@@ -101,8 +112,9 @@ def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path) -> Cell:
     try:
         identity = {"experiment": cell.experiment, "arm": cell.arm, "depth_total": cell.depth, "seed": cell.seed}
         for name, table in outcome.tables.items():
-            rest = {column: table[column] for column in table.columns}
-            pd.DataFrame({**identity, **rest}).to_csv(aside / f"{name}.csv", index=False)
+            whole = table.assign(**identity)
+            ordered = [column for column in COLUMNS if column in whole.columns]
+            whole[ordered].to_csv(aside / f"{name}.csv", index=False)
         report = {
             "cell": asdict(cell),
             "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",
@@ -119,12 +131,16 @@ def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path) -> Cell:
 
 
 @contextmanager
-def _progress(cells: Sequence[Cell], missing: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
+def _progress(cells: Sequence[Cell], missing: Sequence[Cell], home: Path) -> Iterator[Callable[[Cell], None]]:
     """A bar with the time left, deep cells counted as more work; a plain line a cell where there is no terminal."""
     console = Console(stderr=True, highlight=False, markup=False)
     count, start = len(cells) - len(missing), time.monotonic()
     if count:
         console.print(f"{count} of {len(cells)} cells are already done")
+    if others := sum(commit_of(home / cell.name) not in (None, commit()) for cell in cells):
+        console.print(
+            f"{others} of them by another version of the code, as their run.json tells: delete them to repeat"
+        )
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(cell.depth for cell in missing))

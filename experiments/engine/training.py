@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from experiments.engine.command import BadInput, check_choice
 from experiments.engine.data import Batches
@@ -81,7 +82,19 @@ def train(model: nn.Module, batches: Batches, training: Training, *, seed: int) 
         of_epoch = torch.stack(losses)
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise Diverged((epoch + 1) * steps)  # the next step's loss
         yield epoch + 1, (epoch + 1) * steps, of_epoch.mean().item()
+
+
+def settle_statistics(model: nn.Module, batches: Batches, *, batch_size: int = 128, most: int = 16) -> None:
+    """Take BatchNorm's running statistics anew from training images (at most 16 batches, always the same ones).
+
+    In a short training the running averages lag behind the weights, more in some arms than in others; without this, an
+    evaluation would measure that lag.
+    """
+    order = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))
+    update_bn((batches.get("train", indices)[0] for indices in order.split(batch_size)[:most]), model)
 
 
 @torch.no_grad()

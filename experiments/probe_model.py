@@ -1,0 +1,129 @@
+"""Where are a model's residual junctions, and how do gradient and residuals spread over its depth?
+
+Finds the junctions of any torchvision, timm, Hugging Face or home-made model, runs the probes once on random input or
+an image, and draws the profiles. The loss is the mean square of the model's first output. Nothing is downloaded:
+weights are random unless --weights gives a state dict.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+import figures
+from experiments.engine.command import BadInput, check_device, make_folder, run_script
+from experiments.engine.ending import show_files, terminal
+from experiments.engine.foreign import first_output, load_model, load_weights, make_inputs
+from experiments.engine.grid import write_aside
+from probes import find_junctions, gradient_norms, path_contributions, record, residual_magnitudes
+
+EXPERIMENT = "probe_model"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the script."""
+
+    model: str = "torchvision:resnet18"
+    """torchvision:NAME, timm:NAME, hf:TYPE (such as hf:gpt2, from its default config) or FILE.py:FUNCTION."""
+    weights: Path | None = None
+    """A state dict to load (read without running code)."""
+    image: Path | None = None
+    """An image file as input, instead of random numbers."""
+    batch_size: int = 4
+    """How many inputs."""
+    image_size: int = 224
+    """Side of the images, in pixels, where the model does not say."""
+    length: int = 32
+    """Tokens in a sequence, for models that take tokens."""
+    train: bool = False
+    """Run in train mode (batch statistics, dropout) instead of eval mode."""
+    paths: int = 30
+    """Take the gradient apart by path length up to this many junctions; 0 never."""
+    seed: int = 0
+    """Random seed of weights and input."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    out: Path = Path("results")
+    """The folder of all results."""
+    quick: bool = False
+    """A first look: 2 inputs, images of 64 pixels."""
+
+
+QUICK = Settings(batch_size=2, image_size=64)
+
+
+def main(settings: Settings) -> None:
+    """Find, measure, draw."""
+    for flag, value in (("--batch-size", settings.batch_size), ("--image-size", settings.image_size)):
+        if value < 1:
+            raise BadInput(f"{flag} {value}: give at least 1")
+    device = check_device(settings.device)
+    torch.manual_seed(settings.seed)
+    model = load_model(settings.model)
+    if settings.weights:
+        load_weights(model, settings.weights)
+    model.train(settings.train).to(device)
+    inputs = make_inputs(
+        model, batch_size=settings.batch_size, size=settings.image_size, length=settings.length, image=settings.image
+    )
+    positional = [x.to(device) for name, x in inputs.items() if not name]
+    named = {name: x.to(device) for name, x in inputs.items() if name}
+    try:
+        adds = find_junctions(model, *positional, explain=True, **named)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise BadInput(f"--model {settings.model}: {str(error).splitlines()[0]}") from None
+    tables, notes = measure(model, positional, named, adds, settings)
+    finish(tables, notes, adds, settings)
+
+
+def measure(
+    model: nn.Module, positional: list[Any], named: dict[str, Any], adds: pd.DataFrame, settings: Settings
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The probes' tables by name, and what could not be measured."""
+    junctions = int((adds["verdict"] != "none").sum())
+    if not junctions:
+        raise BadInput(
+            f"--model {settings.model}: none of its {len(adds)} adds is a residual junction; for such a network name "
+            "the modules that count as depth in Python: record(model, blocks=[...])"
+        )
+    paths = junctions <= settings.paths
+    with record(model) as recording:
+        first_output(model(*positional, **named)).float().square().mean().backward(retain_graph=paths)
+    tables = {"gradient_norms": gradient_norms(recording), "residual_magnitudes": residual_magnitudes(recording)}
+    notes = [] if paths else [f"path lengths: not taken of {junctions} junctions; raise --paths to have them"]
+    if paths:
+        try:
+            tables["path_contributions"] = path_contributions(recording)
+        except ValueError as error:
+            notes.append(f"path lengths: {error}")
+    return tables, notes
+
+
+def finish(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame, settings: Settings) -> None:
+    """Write and draw what was measured, and say what was found."""
+    folder = make_folder(settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-"))
+    for name, table in {"adds": adds, **tables}.items():
+        write_aside(folder / f"{name}.csv", table)
+    sizes = tables["residual_magnitudes"]  # its norms of the addends have the names of the gradients' parts
+    shown = {**tables, "residual_magnitudes": sizes[sizes["quantity"].isin(["ratio", "cosine"])]}
+    together = pd.concat(shown.values(), ignore_index=True)
+    mode = "train" if settings.train else "eval"
+    title = f"{settings.model}, {mode} mode, {'given' if settings.weights else 'random'} weights"
+    figures.save(figures.profiles(together, title=title), together, folder / "figures", "profiles")
+    console = terminal()
+    found = adds[adds["verdict"] != "none"]
+    console.print(found[["block", "depth", "verdict"]].astype({"depth": int}).to_string(index=False), soft_wrap=True)
+    kinds = found["verdict"].value_counts()
+    counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    console.print(f"{len(found)} junctions: {counts}; {len(adds) - len(found)} other adds (adds.csv says why)")
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    show_files(console, folder)
+
+
+if __name__ == "__main__":
+    run_script("experiments.probe_model")

@@ -1,0 +1,61 @@
+"""One network's profile: gradient and residual size against depth, and its path lengths."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from figures.lines import finish, handle, log_axis, whole_numbers
+from figures.style import GREY, Axes2D, note, panels, style
+
+GRADIENT = {
+    "total": ("#000000", "-"),
+    "shortcut": ("#0072B2", (0, (5, 1.5))),
+    "branch": ("#D55E00", (0, (1.2, 1))),
+    "other": ("#CC79A7", (0, (3, 1, 1, 1))),
+}
+RATIO = {"ratio": ("#009E73", "-")}
+SHARE = {"share": ("#000000", "-")}
+
+
+@style()
+def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2D:
+    """Three panels of one network: gradient norms and branch / shortcut ratio against depth, share of path lengths.
+
+    table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio"; "share"),
+    value, as the probes give them, one under the other. What the table lacks is named in its panel; zeros are left out
+    of the logarithmic axes. Raises ValueError where the table has none of these quantities.
+    """
+    known = {*GRADIENT, *RATIO, *SHARE}
+    present = set(table["quantity"]) & known if "quantity" in table else set()
+    if not present:
+        raise ValueError(f"profiles: the table has no quantity of {', '.join(sorted(known))}.")
+    grid = panels(axes, 1, 3, figure="profiles", height=1.6)
+    gradient, ratio, share = grid.flat
+    drawn = _draw(gradient, table, GRADIENT, x="depth", log=True)
+    gradient.set(xlabel="junction depth", ylabel="gradient norm at the fork")
+    _draw(ratio, table, RATIO, x="depth", log=True)
+    ratio.set(xlabel="junction depth", ylabel="branch / shortcut\n(ratio of norms)")
+    _draw(share, table, SHARE, x="path_length", log=False)
+    share.set(xlabel="path length (branches)", ylabel="signed share\nof the gradient")
+    entries = [handle(part, GRADIENT[part][0], linestyle=GRADIENT[part][1]) for part in drawn]
+    finish(grid, entries, title=title)
+    return grid
+
+
+def _draw(axis: Axes, table: pd.DataFrame, looks: dict[str, Any], *, x: str, log: bool) -> list[str]:
+    """Draw each quantity as a line; return those that had something to draw."""
+    drawn = []
+    for quantity, (colour, line) in looks.items():
+        rows = table[table["quantity"] == quantity].sort_values(x) if x in table else table[:0]
+        values = rows["value"].where(rows["value"] > 0) if log else rows["value"]
+        if values.notna().any():
+            axis.plot(rows[x], values, color=colour, linestyle=line, marker=".", markersize=3)
+            drawn.append(quantity)
+    if not drawn:
+        note(axis, "not measured")
+        axis.tick_params(labelcolor=GREY)
+    elif log:
+        log_axis(axis)
+    whole_numbers(axis)
+    return drawn

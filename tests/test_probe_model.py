@@ -1,0 +1,109 @@
+"""experiments/probe_model.py on small models, as a user runs it."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from experiments.engine.command import run_script
+from models import cifar_resnet
+
+HOME_MADE = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+def network():
+    return nn.Sequential(Block(), Block())
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(HOME_MADE)
+    return tmp_path
+
+
+def probe(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["probe_model", "--quick", *map(str, arguments)])
+    run_script("experiments.probe_model")
+
+
+@pytest.mark.parametrize(
+    ("model", "junctions"),
+    [("torchvision:resnet18", 8), ("mine.py:network", 2), ("timm:convnext_atto", 12), ("hf:gpt2", 24)],
+)
+def test_any_model_is_listed_measured_and_drawn(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str, junctions: int
+) -> None:
+    paths = 0 if model == "hf:gpt2" else 12  # a second of time
+    probe(monkeypatch, "--model", model, "--paths", paths, "--length", 4)
+    (folder,) = (here / "results" / "probe_model").iterdir()
+    assert f"{junctions} junctions" in capsys.readouterr().out
+    adds = pd.read_csv(folder / "adds.csv")
+    assert (adds["verdict"] != "none").sum() == junctions
+    assert adds["reason"].notna().all()
+    norms = pd.read_csv(folder / "gradient_norms.csv")
+    assert len(norms) == 4 * junctions
+    assert (norms.query("quantity == 'total'")["value"] > 0).all()
+    assert (folder / "path_contributions.csv").exists() == bool(paths)
+    with Image.open(folder / "figures" / "profiles.png") as image:
+        assert min(image.size) > 300
+
+
+def test_weights_and_an_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(here / "red.png")
+    (here / "cifar.py").write_text("from models import cifar_resnet\ndef net():\n    return cifar_resnet(8)\n")
+    torch.manual_seed(5)
+    torch.save({"state_dict": cifar_resnet(8).state_dict()}, here / "weights.pt")
+    probe(monkeypatch, "--model", "cifar.py:net", "--image", "red.png", "--weights", "weights.pt", "--seed", 1)
+    table = here / "results" / "probe_model" / "cifar.py-net" / "gradient_norms.csv"
+    first = table.read_bytes()
+    probe(monkeypatch, "--model", "cifar.py:net", "--image", "red.png", "--weights", "weights.pt", "--seed", 2)
+    assert table.read_bytes() == first  # neither weights nor input were random
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "resnet18"], "give torchvision:NAME, timm:NAME, hf:TYPE or FILE.py:FUNCTION"),
+        (["--model", "torchvision:resnet19"], "Unknown model resnet19"),
+        (["--model", "timm:nothing"], "nothing"),
+        (["--model", "hf:nothing"], "nothing"),
+        (["--model", "absent.py:network"], "there is no such file"),
+        (["--model", "mine.py:absent"], "absent"),
+        (["--model", "mine.py:number"], "it must return a torch.nn.Module"),
+        (["--model", "torchvision:vgg11"], "none of its 0 adds is a residual junction; for such a network name"),
+        (["--model", "mine.py:network", "--weights", "mine.py"], "--weights mine.py: "),
+        (["--model", "mine.py:network", "--image", "mine.py"], "cannot be read as an image"),
+        (["--model", "mine.py:network", "--batch-size", "0"], "give at least 1"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_writes_nothing(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        probe(monkeypatch, *arguments)
+    shown = capsys.readouterr().err
+    assert end.value.code == 2
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+    assert not (here / "results").exists()
