@@ -58,7 +58,7 @@ def log_axis(axis: Axes) -> None:
     """Make y logarithmic once all is drawn: not positive is left out; a short axis has ticks at 1, 2 and 5."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.array([])])
     values = values[values > 0]
-    if len(values) and values.min() == values.max():  # nothing to scale by
+    if len(values) and values.max() < 1.01 * values.min():  # nothing to scale by
         axis.set_ylim(values.min() / 3, values.max() * 3)
     axis.set_yscale("log", nonpositive="mask")
     low, high = axis.get_ylim()

@@ -16,6 +16,7 @@ GRADIENT = {
 }
 RATIO = {"ratio": ("#009E73", "-")}
 SHARE = {"share": ("#000000", "-")}
+MARKERS = {"total": "o", "shortcut": "s", "branch": "^", "other": "D", "ratio": "o", "share": "o"}
 
 
 @style()
@@ -38,7 +39,7 @@ def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2
     ratio.set(xlabel="junction depth", ylabel="branch / shortcut\n(ratio of norms)")
     _draw(share, table, SHARE, x="path_length", log=False)
     share.set(xlabel="path length (branches)", ylabel="signed share\nof the gradient")
-    entries = [handle(part, GRADIENT[part][0], linestyle=GRADIENT[part][1]) for part in drawn]
+    entries = [handle(part, GRADIENT[part][0], linestyle=GRADIENT[part][1], marker=MARKERS[part]) for part in drawn]
     finish(grid, entries, title=title)
     return grid
 
@@ -50,7 +51,9 @@ def _draw(axis: Axes, table: pd.DataFrame, looks: dict[str, Any], *, x: str, log
         rows = table[table["quantity"] == quantity].sort_values(x) if x in table else table[:0]
         values = rows["value"].where(rows["value"] > 0) if log else rows["value"]
         if values.notna().any():
-            axis.plot(rows[x], values, color=colour, linestyle=line, marker=".", markersize=3)
+            # Faint lines: a transformer's two junctions a block make every other point jump.
+            axis.plot(rows[x], values, color=colour, linestyle=line, linewidth=0.6, alpha=0.5)
+            axis.plot(rows[x], values, color=colour, linestyle="", marker=MARKERS[quantity], markersize=2.5)
             drawn.append(quantity)
     if not drawn:
         note(axis, "not measured")

@@ -462,3 +462,19 @@ def test_fonts_would_be_type_3_without_the_style(tmp_path: Path) -> None:
     with matplotlib.rc_context({"pdf.fonttype": 3}):
         figure.savefig(tmp_path / "plain.pdf")
     assert b"/Type3" in (tmp_path / "plain.pdf").read_bytes()
+
+
+def test_profiles_draw_what_the_probes_give() -> None:
+    rows = [
+        {"depth": depth, "quantity": quantity, "value": 10.0**-depth}
+        for depth in range(3)
+        for quantity in ("total", "shortcut", "branch", "ratio")
+    ]
+    rows += [{"depth": depth, "quantity": "other", "value": 0.0} for depth in range(3)]
+    gradient, ratio, share = figures.profiles(pd.DataFrame(rows), title="toy").flat
+    assert gradient.get_yscale() == "log"
+    assert len(gradient.lines) == 2 * 3  # `other` is zero everywhere
+    assert np.allclose(ratio.lines[0].get_ydata(), [1, 0.1, 0.01])
+    assert "not measured" in " ".join(text.get_text() for text in share.texts)
+    with pytest.raises(ValueError, match="profiles: the table has no quantity of branch, other, ratio"):
+        figures.profiles(pd.DataFrame({"depth": [0], "quantity": ["loss"], "value": [1.0]}))
