@@ -68,7 +68,7 @@ def gate(
         if strangers := sorted(named - set(gated)):
             raise ValueError(f"gate: no gated junction is called {_listed(strangers)}; there are {_listed(gated)}")
 
-    with watch(model, see, start=start, end=end):
+    with watch(model, see, start=start, end=end, values=False):
         yield
 
 

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from probes.norms import norms
-from probes.recording import JunctionSite, Recording
+from probes.recording import Recording
 from probes.tables import table
 
 
@@ -19,14 +18,8 @@ def gradient_norms(recording: Recording) -> pd.DataFrame:
     Each norm is L2 over the whole batch tensor, of the gradient of the loss as it was given: a sum over the batch gives
     N times the norm of a mean. Raises ValueError where no forward or no backward was recorded.
     """
-    rows, gradients = [], []
-    for site in recording.sites:
-        parts = {"total": recording.gradient(site, "total")}
-        if isinstance(site, JunctionSite):
-            parts |= {name: recording.gradient(site, name) for name in ("shortcut", "branch")}
-            by_addends = parts["shortcut"] + parts["branch"]
-            by_neither = by_addends.new_zeros(1) if by_addends.equal(parts["total"]) else parts["total"] - by_addends
-            parts["other"] = by_neither
-        rows += [{"block": site.name, "depth": site.depth, "quantity": name} for name in parts]
-        gradients += parts.values()
-    return table(row | {"value": value} for row, value in zip(rows, norms(gradients), strict=True))
+    return table(
+        {"block": site.name, "depth": site.depth, "quantity": name, "value": value.item()}
+        for site in recording.sites
+        for name, value in recording.norms(site).items()
+    )

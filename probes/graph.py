@@ -95,15 +95,24 @@ def residual(add: Node, junctions: set[Node]) -> Residual | str:
 
 def passes_checkpoint(roots: Iterable[Node | None]) -> bool:
     """Whether reentrant activation checkpointing lies behind one of these nodes."""
+    return any("CheckpointFunction" in node.name() for node in _ancestors(roots))
+
+
+def without_parameters(fork: Node) -> bool:
+    """Whether a fork was made of inputs alone: unless inputs are in the graph, it is not."""
+    return not any(_is_parameter(node, 0) for node in _ancestors([fork]))
+
+
+def _ancestors(roots: Iterable[Node | None]) -> Iterator[Node]:
+    """These nodes and all behind them."""
     seen: set[Node] = set()
     waiting = [node for node in roots if node is not None]
     while waiting:
         node = waiting.pop()
-        if "CheckpointFunction" in node.name():
-            return True
-        seen.add(node)
-        waiting += [n for n, _ in node.next_functions if n is not None and n not in seen]
-    return False
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [n for n, _ in node.next_functions if n is not None]
 
 
 def _carried(add: Node, index: int) -> Iterator[Edge]:

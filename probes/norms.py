@@ -1,7 +1,6 @@
-"""Norms that neither underflow nor overflow on the way."""
+"""Norms and cosines that neither underflow nor overflow on the way."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,20 +8,27 @@ from torch import Tensor
 SAFE = (1e-12, 1e12)  # float32 squares lose digits below about 1e-19 an element, and overflow above 1e19
 
 
-def norms(tensors: Sequence[Tensor]) -> list[float]:
-    """The L2 norm of each tensor over all its elements.
+def norm(tensor: Tensor) -> Tensor:
+    """The L2 norm over all elements, float64, without dimensions.
 
-    Taken in the tensors' own precision (at least float32) and brought to the host at once; where a norm is so small or
-    so large that its squares may have left that precision's range, it is taken again in float64.
+    On a CPU it is taken in the tensor's own precision (at least float32), and again in float64 where it is so small or
+    so large that squares may have left that precision's range. On a device it is taken in float64 at once, and stays
+    there: nothing waits for it.
     """
-    if not tensors:
-        return []
-    fast = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-    values = torch.stack(fast).tolist()
-    return [
-        value if SAFE[0] < value < SAFE[1] else scaled_norm(tensor)
-        for value, tensor in zip(values, tensors, strict=True)
-    ]
+    if tensor.device.type != "cpu":
+        return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    fast = torch.linalg.vector_norm(tensor, dtype=_wide(tensor)).item()
+    value = fast if SAFE[0] < fast < SAFE[1] else scaled_norm(tensor)
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def cosine(a: Tensor, b: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
+    """The cosine between two tensors of those norms, float64, without dimensions; nan where one is zero."""
+    in_range = a.device.type != "cpu" or (SAFE[0] < min(size_a, size_b) and max(size_a, size_b) < SAFE[1])
+    if in_range:
+        product = torch.dot(a.flatten().to(_wide(a)), b.flatten().to(_wide(a))).double()
+        return product / size_a / size_b
+    return (a.double() / size_a * (b.double() / size_b)).sum()
 
 
 def scaled_norm(tensor: Tensor) -> float:
@@ -38,23 +44,5 @@ def inner(a: Tensor, b: Tensor) -> float:
     return (a.cpu().double() * b.cpu().double()).sum().item()
 
 
-def cosines(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[float, float]]) -> list[float]:
-    """The cosine of the angle between the two tensors of each pair, whose norms are `sizes`; nan where one is zero.
-
-    As `norms`: in the tensors' own precision, and in float64 where a norm is near the end of that precision's range.
-    """
-    fast = torch.stack([_dot(a, b) for a, b in pairs]).tolist()
-    found = []
-    for product, (a, b), (size_a, size_b) in zip(fast, pairs, sizes, strict=True):
-        if not size_a * size_b:
-            found.append(math.nan)
-        elif SAFE[0] < min(size_a, size_b) and max(size_a, size_b) < SAFE[1]:
-            found.append(product / size_a / size_b)
-        else:
-            found.append(inner(a.cpu().double() / size_a, b.cpu().double() / size_b))
-    return found
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return torch.dot(a.flatten().to(dtype), b.flatten().to(dtype))
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -30,15 +30,16 @@ def path_gradients(recording: Recording) -> Tensor:
     """
     chain = recording.junctions
     for site in chain:
-        recording.gradient(site, "total")  # raises where a backward is missing
+        _check_entries(recording, site)
     lengths = [recording.gradient(chain[-1], "junction")]
     with recording.paused():
         for index in reversed(range(len(chain))):
             lengths = _through_junction(chain[index], lengths)
-            _check_total(recording, chain[index], lengths)
             if index:
                 lengths = _through_gap(chain[index - 1], chain[index], lengths)
-    return torch.stack(lengths)
+    stacked = torch.stack(lengths)
+    _check_total(recording, chain[0], stacked)
+    return stacked
 
 
 def path_contributions(recording: Recording) -> pd.DataFrame:
@@ -65,17 +66,16 @@ def path_contributions(recording: Recording) -> pd.DataFrame:
 
 def _through_junction(site: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
     """From K gradients at a junction's sum to K + 1 at its fork: the shortcut keeps lengths, the branch adds one."""
-    residual = site.sighting.residual
+    residual = site.residual
     parts: dict[str, Tensor] = {}
     handles = on_parts(residual, partial(add_up, parts))
-    none = torch.zeros_like(site.gradients["total"])
-    at_fork = [none] * (len(lengths) + 1)
+    at_fork: list[Tensor] = []
     try:
         for length, gradient in enumerate(lengths):
             parts.clear()
-            _pull(gradient, (site.sighting.add, 0), residual.fork, site.name)
-            at_fork[length] = at_fork[length] + parts.get("shortcut", none)
-            at_fork[length + 1] = parts.get("branch", none)
+            none = torch.zeros_like(_pull(gradient, (site.add, 0), residual.fork, site.name))
+            shortcut, branch = parts.get("shortcut", none), parts.get("branch", none)
+            at_fork[length:] = [at_fork[length] + shortcut if length else shortcut, branch]
     finally:
         for handle in handles:
             handle.remove()
@@ -84,7 +84,7 @@ def _through_junction(site: JunctionSite, lengths: list[Tensor]) -> list[Tensor]
 
 def _through_gap(before: JunctionSite, here: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
     """From a fork back to the sum of the junction before it, through whatever lies between."""
-    fork, add = here.sighting.residual.fork, (before.sighting.add, 0)
+    fork, add = here.residual.fork, (before.add, 0)
     return [_pull(gradient, fork, add, f"{before.name!r} to {here.name!r}") for gradient in lengths]
 
 
@@ -108,28 +108,28 @@ def _pull(gradient: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
         raise
 
 
-def _check_total(recording: Recording, site: JunctionSite, lengths: list[Tensor]) -> None:
-    """What came around a junction is no path: no gradient may enter a fork by neither addend, and the lengths must sum
-    to what was recorded."""
+def _check_entries(recording: Recording, site: JunctionSite) -> None:
+    """No gradient may enter a fork by neither addend."""
+    norms = {name: value.item() for name, value in recording.norms(site).items()}
+    # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
+    if norms["other"] > 1e-4 * norms["total"]:
+        raise ValueError(_NO_CHAIN.format(site.name, norms["other"], norms["total"]))
+
+
+def _check_total(recording: Recording, site: JunctionSite, lengths: Tensor) -> None:
+    """The lengths must sum to what was recorded at the first fork."""
     total = recording.gradient(site, "total")
-    whole = scaled_norm(total)
-    by_addends = recording.gradient(site, "shortcut") + recording.gradient(site, "branch")
-    by_neither, missing = scaled_norm(total - by_addends), scaled_norm(torch.stack(lengths).sum(0) - total)
+    whole, missing = scaled_norm(total), scaled_norm(lengths.sum(0) - total)
     precision = torch.finfo(total.dtype)
-    # Entering gradients are added once, in whatever order: rounding alone is far below eps ** 0.5. The lengths are
-    # computed anew, perhaps by kernels of less precision than their tensors (autocast, TF32).
-    small = precision.eps**0.5
-    limit = max(whole, *map(scaled_norm, lengths))
-    floor = precision.tiny / precision.eps
-    if not math.isfinite(whole):
-        return
-    if (
-        by_neither > small * whole + floor
-        or missing > (small if total.dtype == torch.float64 else 0.05) * limit + floor
-    ):
-        raise ValueError(
-            f"the junctions are no chain: at the fork of {site.name!r} a gradient of norm "
-            f"{max(by_neither, missing):.3g} (of {whole:.3g}) came by a route around the junctions (a long skip, an "
-            "auxiliary head, a nested junction), where path lengths are not defined; or gradient weights have changed "
-            "since the recorded backward"
-        )
+    # The lengths are computed anew, in float32 perhaps by kernels of less precision (autocast, TF32).
+    small = precision.eps**0.5 if total.dtype == torch.float64 else 0.05
+    limit = small * max(whole, *map(scaled_norm, lengths)) + precision.tiny / precision.eps
+    if math.isfinite(whole) and missing > limit:
+        raise ValueError(_NO_CHAIN.format(site.name, missing, whole))
+
+
+_NO_CHAIN = (
+    "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "
+    "junctions (a long skip, an auxiliary head, a nested junction), where path lengths are not defined; or gradient "
+    "weights have changed since the recorded backward"
+)

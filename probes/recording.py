@@ -14,54 +14,67 @@ from torch.utils.hooks import RemovableHandle
 
 from probes.graph import Edge, Residual
 from probes.inputs import differentiable
+from probes.norms import cosine, norm
 from probes.watch import Sighting, watch
 
 
 @dataclass(eq=False)
 class Site:
-    """One place in depth where the gradient is recorded: a junction's fork, or the input of a named block."""
+    """One place in depth where the gradient is recorded: a junction's fork, or the input of a named block.
+
+    Norms are L2 over the whole batch tensor, float64 without dimensions, on the model's device.
+    """
 
     name: str
     depth: int
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    """Of the gradient at the fork x: "total"; at a junction also "shortcut" and "branch", what of it came back through
+    either addend, and "other", what came by neither."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """By name: "total", at the fork x and in its shape. At a junction also "shortcut" and "branch", what of the total
-    came back through either addend, and "junction", the gradient of the sum itself."""
+    """The gradients themselves, in x's shape, as far as they are kept, and "junction", the gradient of the sum."""
 
 
 @dataclass(eq=False)
 class JunctionSite(Site):
-    """A recorded junction: its addends, and their place in autograd's graph, beside the gradients at its fork."""
+    """A recorded junction, beside the gradients at its fork."""
 
-    sighting: Sighting = field(kw_only=True)
+    add: Node = field(kw_only=True)
+    residual: Residual = field(kw_only=True)
+    """Its place in autograd's graph."""
+    sizes: dict[str, Tensor] = field(default_factory=dict)
+    """Norms of the addends "branch" and "shortcut" as they were added, and their "cosine"."""
+    shortcut: Tensor = field(default_factory=lambda: torch.empty(0))
+    branch: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The addends themselves, where they are kept: (N, C, H, W) or (N, T, D)."""
     listens_to_parts: bool = False
 
-    def __post_init__(self) -> None:
-        self._versions = self._now()
+    def measure(self, shortcut: Tensor, branch: Tensor) -> None:
+        """Take the addends' sizes now: later, the model may have overwritten them."""
+        size, carried = norm(branch), norm(shortcut)
+        self.sizes = {"branch": size, "shortcut": carried, "cosine": cosine(branch, shortcut, size, carried)}
 
-    def addends(self) -> tuple[Tensor, Tensor]:
-        """The values of shortcut and branch as they were added, (N, C, H, W) or (N, T, D).
-
-        Raises RuntimeError where the model has overwritten one of them since.
-        """
-        if self._now() != self._versions:
-            raise RuntimeError(
-                f"an addend of junction {self.name!r} was overwritten in place after it was added: its value is lost; "
-                "make that later operation out-of-place (inplace=False)"
-            )
-        return self.sighting.shortcut, self.sighting.branch
-
-    def _now(self) -> tuple[int, int]:
-        return self.sighting.shortcut._version, self.sighting.branch._version
+    def split(self) -> None:
+        """Take the norms of the gradient and its parts."""
+        total, shortcut, branch = (self.gradients.get(name) for name in ("total", "shortcut", "branch"))
+        assert total is not None
+        nothing = total.new_zeros(())
+        by_addends = branch if shortcut is None else shortcut if branch is None else shortcut + branch
+        if by_addends is None:
+            by_addends = nothing.expand_as(total)
+        other = nothing if by_addends.equal(total) else total - by_addends
+        parts = {"total": total, "shortcut": shortcut, "branch": branch, "other": other}
+        self.norms = {name: norm(nothing if part is None else part) for name, part in parts.items()}
 
 
 class Recording:
     """What `record` keeps: one `Site` a junction (or named block), in execution order.
 
-    It describes the last forward inside its context and the last backward through it. While it lives, so does that
-    forward's autograd graph.
+    It describes the last forward inside its context and the last backward through it. Norms are taken at once, so that
+    no activation is held; while a recording lives, so does its forward's autograd graph.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
         self._listening = True
@@ -88,15 +101,26 @@ class Recording:
             )
         return self._sites
 
-    def gradient(self, site: Site, name: str) -> Tensor:
-        """The gradient "total" | "shortcut" | "branch" | "junction" of a site; zeros where none came that way."""
-        total = site.gradients.get("total")
-        if total is None:
+    def norms(self, site: Site) -> dict[str, Tensor]:
+        """The norms of a site's gradients by name; raises ValueError where no gradient reached it."""
+        if not site.norms:
             raise ValueError(
                 f"no gradient reached {site.name!r}: inside `with record(model)`, after the forward, run the backward "
                 "of a loss that depends on this part of the model (autograd.grad skips what its inputs do not need)"
             )
-        return site.gradients.get(name, total.new_zeros(()).expand_as(total))
+        return site.norms
+
+    def gradient(self, site: Site, name: str) -> Tensor:
+        """The gradient "total" | "shortcut" | "branch" | "junction" of a site; zeros where none came that way.
+
+        Raises ValueError where no gradient reached the site, or where it was not kept (see `record`).
+        """
+        total = self.norms(site)["total"]
+        if name in site.gradients:
+            return site.gradients[name]
+        if not self._keep:
+            raise ValueError(f"the gradient {name!r} of {site.name!r} was not kept: record(model, keep=True)")
+        return total.new_zeros(()).expand_as(site.gradients["total"])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -118,7 +142,10 @@ class Recording:
 
     def _see_junction(self, sighting: Sighting) -> None:
         junction = sighting.junction
-        site = JunctionSite(junction.name, junction.depth, sighting=sighting)
+        site = JunctionSite(junction.name, junction.depth, add=sighting.add, residual=sighting.residual)
+        site.measure(sighting.shortcut, sighting.branch)
+        if self._keep:
+            site.shortcut, site.branch = sighting.shortcut.clone(), sighting.branch.clone()
         self._sites.append(site)
         self._listen(site, (sighting.add, 0), "junction")
         self._listen(site, sighting.residual.fork, "total")
@@ -148,7 +175,10 @@ class Recording:
             self._backward = backward
             for each in self._sites:
                 each.gradients.clear()
+                each.norms.clear()
         site.gradients[name] = _kept(gradient)
+        if name == "total":
+            self._finish(site)
         if name == "junction" and isinstance(site, JunctionSite) and not site.listens_to_parts:
             # Only now, so that these hooks run after any that other contexts have put on the same nodes.
             site.listens_to_parts = True
@@ -158,7 +188,18 @@ class Recording:
                 if (recording := this()) is not None and recording._listening:
                     add_up(recording._sites[index].gradients, part, passed)
 
-            self._handles += on_parts(site.sighting.residual, keep)
+            self._handles += on_parts(site.residual, keep)
+
+    def _finish(self, site: Site) -> None:
+        """All of a site's gradient has come: take the norms, and let go of what nobody will ask for."""
+        if isinstance(site, JunctionSite):
+            site.split()
+        else:
+            site.norms["total"] = norm(site.gradients["total"])
+        if not self._keep:  # the path functions begin at the last junction's sum, and end at the first fork
+            first, last = site is self._sites[0], site is self._sites[-1]
+            ends = {"total": first, "junction": last}
+            site.gradients = {name: gradient for name, gradient in site.gradients.items() if ends.get(name)}
 
 
 def _running_backward() -> int:
@@ -191,7 +232,7 @@ def on_parts(residual: Residual, keep: Callable[[str, Tensor], None]) -> list[Re
 
 
 @contextmanager
-def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None) -> Iterator[Recording]:
+def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep: bool = False) -> Iterator[Recording]:
     """Record the junctions of `model` while it runs inside this context; hooks exist only in here.
 
         with record(model) as recording:
@@ -200,13 +241,15 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None) -> It
         gradient_norms(recording)
 
     blocks: for networks without junctions, the modules of `model` that count as depth; then only the total gradient at
-    each one's (first) input is recorded. Recording changes no output, gradient, buffer or random state. A BatchNorm in
-    train mode moves its running statistics at each forward, recorded or not: record the training step itself, or a
-    copy of the model.
+    each one's (first) input is recorded. keep: also keep the tensors, for probes of your own: all gradients
+    (`Recording.gradient`) and the addends (`site.shortcut`, `site.branch`).
+
+    Recording changes no output, gradient, buffer or random state. A BatchNorm in train mode moves its running
+    statistics at each forward, recorded or not: record the training step itself, or a copy of the model.
 
     Raises ValueError for a block that is no part of the model.
     """
-    recording = Recording()
+    recording = Recording(keep)
     if blocks is None:
         watching = watch(model, recording._see_junction, start=recording._restart)
     else:

@@ -4,9 +4,10 @@ import math
 
 import pandas as pd
 
-from probes.norms import cosines, norms
 from probes.recording import Recording
 from probes.tables import table
+
+QUANTITIES = ("branch", "shortcut", "ratio", "cosine")
 
 
 def residual_magnitudes(recording: Recording) -> pd.DataFrame:
@@ -16,19 +17,11 @@ def residual_magnitudes(recording: Recording) -> pd.DataFrame:
     branch / shortcut; `cosine`, of the angle between the two. Ratio and cosine are nan where the shortcut is zero.
     He et al. 2015 (arXiv 1512.03385, Fig. 7) read small residuals as a sign that blocks stay near the identity.
 
-    Raises ValueError where there is no junction, RuntimeError where the model has overwritten an addend since.
+    Raises ValueError where there is no junction.
     """
-    sites = recording.junctions
-    pairs = [site.addends() for site in sites]
-    flat = norms([addend for pair in pairs for addend in pair])
-    sizes = list(zip(flat[::2], flat[1::2], strict=True))
     rows: list[dict[str, object]] = []
-    for site, (shortcut, branch), cosine in zip(sites, sizes, cosines(pairs, sizes), strict=True):
-        values = {
-            "branch": branch,
-            "shortcut": shortcut,
-            "ratio": branch / shortcut if shortcut else math.nan,
-            "cosine": cosine,
-        }
-        rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": v} for k, v in values.items()]
+    for site in recording.junctions:
+        sizes = {name: size.item() for name, size in site.sizes.items()}
+        sizes["ratio"] = sizes["branch"] / sizes["shortcut"] if sizes["shortcut"] else math.nan
+        rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": sizes[k]} for k in QUANTITIES]
     return table(rows)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from probes.graph import Residual, passes_checkpoint, residual
+from probes.graph import Residual, passes_checkpoint, residual, without_parameters
 from probes.inputs import differentiable
 
 IN_PLACE = {"add_", "__iadd__"}
@@ -51,11 +52,13 @@ def watch(
     pass_over: Callable[[str, str], None] = lambda name, reason: None,
     start: Callable[[], None] = lambda: None,
     end: Callable[[], None] = lambda: None,
+    values: bool = True,
 ) -> Iterator[None]:
     """Watch the model while it runs inside this context.
 
     see: called at each junction. pass_over: called at each other add of two tensors, with its name and the reason.
-    start, end: called before and after each forward with gradients. The hooks that tell which module is running are the
+    start, end: called before and after each forward with gradients. values: sightings need the addends' values, which
+    costs a copy at an in-place add. The hooks that tell which module is running are the
     only thing put on the model; they leave with the context. Raises RuntimeError where adds would be missed.
     """
     for module in model.modules():
@@ -65,7 +68,7 @@ def watch(
             )
         if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
             raise RuntimeError(REFUSED.format("torch.compile or torch.jit"))
-    watcher = _Watcher(model, see, pass_over, start, end)
+    watcher = _Watcher(model, see, pass_over, start, end, values)
     handles = [module.register_forward_pre_hook(watcher.enter, with_kwargs=True) for module in watcher.names]
     handles += [module.register_forward_hook(watcher.leave, always_call=True) for module in watcher.names]
     try:
@@ -82,6 +85,10 @@ REFUSED = (
 )
 
 
+# What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
+INPUTS_SEEN: WeakKeyDictionary[nn.Module, tuple[object, bool]] = WeakKeyDictionary()
+
+
 class _Watcher(TorchFunctionMode):
     """Sees every add between the start and the end of the model's forward, and knows which module is running."""
 
@@ -92,11 +99,13 @@ class _Watcher(TorchFunctionMode):
         pass_over: Callable[[str, str], None],
         start: Callable[[], None],
         end: Callable[[], None],
+        values: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
         self.see, self.pass_over, self.start, self.end = see, pass_over, start, end
+        self.values = values
         self.running: list[str] = []
         self.caller: FrameType | None = None
 
@@ -112,9 +121,11 @@ class _Watcher(TorchFunctionMode):
             self.calls: Counter[nn.Module] = Counter()
             self.adds: Counter[str] = Counter()
             self.junctions: set[Node] = set()
+            self.forks: list[Node] = []
             self.differentiable, self.unseen = torch.is_grad_enabled(), False
             self.start()
-            args, kwargs = differentiable((args, kwargs))
+            if self._forks_may_be_inputs(args, kwargs):
+                args, kwargs = differentiable((args, kwargs))
             self.__enter__()
         elif not self.running:
             return None  # a part of the model that runs by itself, as when checkpointing computes a forward again
@@ -129,9 +140,11 @@ class _Watcher(TorchFunctionMode):
         self.running.pop()
         if self.running:
             return
+        made_of_inputs = any(map(without_parameters, self.forks))
         self.stop()
         if output is None or not self.differentiable:  # None: the forward has raised
             return
+        INPUTS_SEEN[self.model] = (self.signature, made_of_inputs)
         if self.unseen and passes_checkpoint(x.grad_fn for x in tree_leaves(output) if isinstance(x, Tensor)):
             raise RuntimeError(
                 "reentrant activation checkpointing hides the model's adds, so its junctions cannot be seen; "
@@ -145,7 +158,18 @@ class _Watcher(TorchFunctionMode):
             self.__exit__(None, None, None)
             self.running.clear()
             self.junctions.clear()
+            self.forks.clear()
             self.caller = None
+
+    def _forks_may_be_inputs(self, args: Any, kwargs: Any) -> bool:
+        """Whether inputs need a place in autograd's graph, at the price of a gradient into them: not where the model's
+        last forward, with such inputs, had no fork that was made of inputs alone."""
+        leaves = tree_leaves((args, kwargs))
+        shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x) for x in leaves]
+        trained = sum(parameter.requires_grad for parameter in self.model.parameters())
+        self.signature = (self.model.training, trained, tuple(kwargs), tuple(shapes))
+        signature, made_of_inputs = INPUTS_SEEN.get(self.model, (None, True))
+        return made_of_inputs or signature != self.signature
 
     def _is_running(self) -> bool:
         """Whether the call that started the running forward is still there."""
@@ -162,7 +186,7 @@ class _Watcher(TorchFunctionMode):
         if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             return func(*args, **kwargs)
         # An in-place add overwrites its first operand; whatever else overwrites one later is noticed by its version.
-        first = first.detach().clone() if func.__name__ in IN_PLACE else first.detach()
+        first = first.detach().clone() if self.values and func.__name__ in IN_PLACE else first.detach()
         out = kwargs.pop("out", None)
         total = func(*args, **kwargs)
         self._judge(total, (first, second.detach()), kwargs.get("alpha", 1))
@@ -186,6 +210,7 @@ class _Watcher(TorchFunctionMode):
             return self.pass_over(name, verdict)
         junction = Junction(name, len(self.junctions), verdict.kind)
         self.junctions.add(add)
+        self.forks.append(verdict.fork[0])
         if alpha != 1:
             values = (values[0], alpha * values[1])
         return self.see(Sighting(junction, values[verdict.shortcut], values[1 - verdict.shortcut], add, verdict))

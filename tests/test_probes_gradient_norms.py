@@ -38,7 +38,7 @@ def parts(recording: Recording, depth: int) -> dict[str, Tensor]:
 def test_two_scalar_blocks_as_on_paper() -> None:
     """y = x + 2x, z = y + 3y, loss 5z: 20 arrive at y, 5 by the shortcut and 15 by the branch; 60 at x, 20 and 40."""
     model = nn.Sequential(Residual(linear(2.0)), Residual(linear(3.0)))
-    with record(model) as recording:
+    with record(model, keep=True) as recording:
         (5 * model(torch.ones(1, 1, dtype=FLOAT64))).sum().backward()
     table = gradient_norms(recording)
     assert list(table.columns) == ["block", "depth", "quantity", "value"]
@@ -82,7 +82,7 @@ def test_totals_are_autograd_s_and_the_parts_add_up(arm: str, projection: str) -
     x = images()
     names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1)]
     wanted = gradients_at(model, names, x, loss)
-    with record(model) as recording:
+    with record(model, keep=True) as recording:
         loss(model(x)).backward()
     table = gradient_norms(recording)
     assert [site.name for site in recording.sites] == names
@@ -100,7 +100,7 @@ def test_totals_are_autograd_s_and_the_parts_add_up(arm: str, projection: str) -
 def test_totals_of_a_foreign_network_are_autograd_s(name: str) -> None:
     model = getattr(torchvision.models, name)(weights=None, num_classes=10).double()
     x = images(2, 32)
-    with record(twin := copy.deepcopy(model)) as recording:
+    with record(twin := copy.deepcopy(model), keep=True) as recording:
         loss(twin(x)).backward()
     wanted = gradients_at(model, [site.name for site in recording.sites], x, loss)
     assert all(torch.equal(parts(recording, depth)["total"], g) for depth, g in enumerate(wanted))
@@ -138,7 +138,7 @@ def test_what_a_long_skip_sends_back_is_other_as_a_tensor() -> None:
 
     head = linear([[1.0, 2.0, 30.0, 40.0], [0.0, 1.0, 0.0, -5.0]])
     model = Apply(forward, first=Residual(perceptron(2)), last=Residual(perceptron(2)), head=head)
-    with record(model) as recording:
+    with record(model, keep=True) as recording:
         model(torch.randn(1, 2, dtype=FLOAT64)).backward(torch.tensor([[1.0, 3.0]], dtype=FLOAT64))
     got = parts(recording, 1)
     assert got["junction"].tolist() == [[1, 5]]
@@ -190,7 +190,7 @@ def vgg_like() -> nn.Sequential:
 def test_blocks_named_by_hand_give_autograd_s_total_and_nothing_else() -> None:
     model, x = vgg_like(), images()
     wanted = gradients_at(model, ["0", "3", "7"], x, loss)
-    with record(model, blocks=[model[0], model[3], model[7]]) as recording:
+    with record(model, blocks=[model[0], model[3], model[7]], keep=True) as recording:
         loss(model(x)).backward()
     table = gradient_norms(recording)
     assert table["block"].tolist() == ["0", "3", "7"]

@@ -112,7 +112,7 @@ def test_shares_sum_to_1(depth: int) -> None:
 
 def test_taking_lengths_leaves_gradients_and_recording_as_they_were() -> None:
     model = arm("residual", 14, "A")
-    with record(model) as recording:
+    with record(model, keep=True) as recording:
         loss(model(images())).backward(retain_graph=True)
         before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         totals = [recording.gradient(site, "total").clone() for site in recording.sites]

@@ -125,7 +125,7 @@ def test_a_position_s_gradient_may_be_clipped_in_place() -> None:
 
 def test_gradients_that_can_be_differentiated_again_are_recorded_as_plain_tensors() -> None:
     model = nn.Sequential(linear(1.0), Residual(perceptron(1)))
-    with record(model) as recording:
+    with record(model, keep=True) as recording:
         torch.autograd.grad(model(ones()).sum(), list(model.parameters()), create_graph=True)
     (site,) = recording.junctions
     assert not any(recording.gradient(site, name).requires_grad for name in ("total", "shortcut", "branch", "junction"))
