@@ -80,6 +80,11 @@ def _weight(entry: tuple[Node, int], weights: Weights, junction: Junction) -> No
         gradient, weight = passed[index], _read(weights, junction)
         if gradient is None or weight == 1:
             return None
+        if gradient.requires_grad:
+            raise RuntimeError(
+                "gate: a backward with create_graph=True cannot be gated: what is differentiated again would pass the "
+                "gate unscaled; build the weights into the model with probes.scale_gradient"
+            )
         scaled = torch.zeros_like(gradient) if weight == 0 else weight * gradient
         return (*passed[:index], scaled, *passed[index + 1 :])
 

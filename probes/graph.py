@@ -16,8 +16,8 @@ from operator import or_
 from typing import Literal
 
 from torch.autograd.graph import Node
-from torch.nn import Parameter
 
+from probes.inputs import is_input
 from probes.scaling import ScaleGradient
 
 Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it, and which of its outputs
@@ -93,9 +93,14 @@ def residual(add: Node, junctions: set[Node]) -> Residual | str:
     return "neither addend is linear in what they share"
 
 
-def passes_checkpoint(roots: Iterable[Node | None]) -> bool:
-    """Whether reentrant activation checkpointing lies behind one of these nodes."""
-    return any("CheckpointFunction" in node.name() for node in _ancestors(roots))
+def hidden_part(roots: Iterable[Node | None]) -> str | None:
+    """What hides adds from view behind one of these nodes: torch.compile, reentrant checkpointing, or nothing."""
+    for node in _ancestors(roots):
+        if "CheckpointFunction" in node.name():
+            return "reentrant activation checkpointing"
+        if "CompiledFunction" in node.name():
+            return "torch.compile"
+    return None
 
 
 def without_parameters(fork: Node) -> bool:
@@ -112,7 +117,7 @@ def _ancestors(roots: Iterable[Node | None]) -> Iterator[Node]:
         if node not in seen:
             seen.add(node)
             yield node
-            waiting += [n for n, _ in node.next_functions if n is not None]
+            waiting += [] if is_input(node) else [n for n, _ in node.next_functions if n is not None]
 
 
 def _carried(add: Node, index: int) -> Iterator[Edge]:
@@ -136,8 +141,8 @@ def _scales_gradient(node: Node) -> bool:
 def _is_parameter(node: Node, depth: int = 8) -> bool:
     """Whether a node gives a parameter, perhaps transposed, cast or normalised, and nothing else."""
     if node.name() == "torch::autograd::AccumulateGrad":
-        return isinstance(getattr(node, "variable", None), Parameter)
-    if node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
+        return True
+    if is_input(node) or node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
         return False
     made_from = [n for n, _ in node.next_functions if n is not None]
     return depth > 0 and bool(made_from) and all(_is_parameter(n, depth - 1) for n in made_from)

@@ -41,7 +41,9 @@ def find_junctions(
     def pass_over(name: str, reason: str) -> None:
         rows.append((name, None, "none", reason))
 
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # Parameters that require gradients, so that a frozen model has a graph too.
+    state |= {name: nn.Parameter(p.detach()) for name, p in model.named_parameters() if p.is_floating_point()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with (
         torch.random.fork_rng(devices=sorted(devices)),
@@ -49,5 +51,5 @@ def find_junctions(
         torch.enable_grad(),
         watch(model, see, pass_over=pass_over),
     ):
-        functional_call(model, buffers, inputs, kwargs)
+        functional_call(model, state, inputs, kwargs)
     return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"]) if explain else found

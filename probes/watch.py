@@ -4,18 +4,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from itertools import chain
 from types import FrameType
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from probes.graph import Residual, passes_checkpoint, residual, without_parameters
+from probes.graph import Residual, hidden_part, residual, without_parameters
 from probes.inputs import differentiable
 
 IN_PLACE = {"add_", "__iadd__"}
@@ -61,18 +63,14 @@ def watch(
     costs a copy at an in-place add. The hooks that tell which module is running are the
     only thing put on the model; they leave with the context. Raises RuntimeError where adds would be missed.
     """
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel) or getattr(module, "_compiled_call_impl", None) is not None:
-            raise RuntimeError(
-                REFUSED.format("DataParallel" if isinstance(module, nn.DataParallel) else "torch.compile")
-            )
-        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
-            raise RuntimeError(REFUSED.format("torch.compile or torch.jit"))
+    _refuse_compiled(model)
     watcher = _Watcher(model, see, pass_over, start, end, values)
     handles = [module.register_forward_pre_hook(watcher.enter, with_kwargs=True) for module in watcher.names]
     handles += [module.register_forward_hook(watcher.leave, always_call=True) for module in watcher.names]
     try:
-        yield
+        # Code that was compiled before would run without our hooks: inside, it runs as it was written.
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -80,9 +78,48 @@ def watch(
 
 
 REFUSED = (
-    "{} hides the model's adds, so its junctions cannot be seen; use the model as it was before (compiled: "
-    "the module given to torch.compile; DataParallel: its .module, or DistributedDataParallel)"
+    "{} hides the model's adds, so its junctions cannot be seen: {}; leave it out while gating, recording or looking "
+    "for junctions"
 )
+CURES = {
+    "torch.compile": "use the module as it was before torch.compile",
+    "torch.export or torch.jit": "export or trace outside of this context",
+    "torch.func": "differentiate with autograd",
+    "DataParallel": "use its .module, or DistributedDataParallel",
+    "reentrant activation checkpointing": "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+}
+
+
+def _refusal(what: str) -> RuntimeError:
+    return RuntimeError(REFUSED.format(what, CURES[what]))
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel):
+            raise _refusal("DataParallel")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise _refusal("torch.export or torch.jit")
+        in_place = getattr(module, "_compiled_call_impl", None) is not None
+        if in_place or hasattr(module, "_orig_mod") or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            raise _refusal("torch.compile")
+
+
+def _refuse_transforms() -> None:
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        raise _refusal("torch.export or torch.jit")
+    if torch.compiler.is_compiling():
+        raise _refusal("torch.compile")
+    if peek_interpreter_stack() is not None:
+        raise _refusal("torch.func")
+
+
+def _called_by_checkpoint(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("checkpoint.py") and frame.f_code.co_name == "forward":
+            return True
+        frame = frame.f_back
+    return False
 
 
 # What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
@@ -106,33 +143,47 @@ class _Watcher(TorchFunctionMode):
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
         self.see, self.pass_over, self.start, self.end = see, pass_over, start, end
         self.values = values
+        self.inert = False
         self.running: list[str] = []
         self.caller: FrameType | None = None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            raise RuntimeError(REFUSED.format("torch.compile, torch.export or torch.jit"))
+        if self.inert:
+            return None
+        _refuse_transforms()
         if module not in self.names:
-            raise RuntimeError(REFUSED.format("DataParallel"))
+            raise _refusal("DataParallel")
         outermost = module is self.model and not self._is_running()
         if outermost:
-            self.stop()
-            self.caller = sys._getframe(1)
-            self.calls: Counter[nn.Module] = Counter()
-            self.adds: Counter[str] = Counter()
-            self.junctions: set[Node] = set()
-            self.forks: list[Node] = []
-            self.differentiable, self.unseen = torch.is_grad_enabled(), False
-            self.start()
+            self._begin()
             if self._forks_may_be_inputs(args, kwargs):
                 args, kwargs = differentiable((args, kwargs))
             self.__enter__()
         elif not self.running:
-            return None  # a part of the model that runs by itself, as when checkpointing computes a forward again
+            # A part of the model runs by itself: where a backward computes a forward again, it was seen the first time.
+            if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+                raise RuntimeError(
+                    f"{self.names[module]!r} runs by itself, outside of the model's own call, so that junctions would "
+                    "be missed: call the model itself (not its .forward), or give this part instead of the model"
+                )
+            return None
         call = self.calls[module]
         self.calls[module] += 1
         self.running.append(self.names[module] + (f"@{call}" if call else ""))
         return (args, kwargs) if outermost else None
+
+    def _begin(self) -> None:
+        self.stop()
+        _refuse_compiled(self.model)
+        self.differentiable = torch.is_grad_enabled()
+        if not self.differentiable and _called_by_checkpoint(sys._getframe(2)):
+            raise _refusal("reentrant activation checkpointing")
+        self.caller = sys._getframe(2)
+        self.calls: Counter[nn.Module] = Counter()
+        self.adds: Counter[str] = Counter()
+        self.junctions: set[Node] = set()
+        self.forks: list[Node] = []
+        self.start()
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.running:
@@ -145,12 +196,15 @@ class _Watcher(TorchFunctionMode):
         if output is None or not self.differentiable:  # None: the forward has raised
             return
         INPUTS_SEEN[self.model] = (self.signature, made_of_inputs)
-        if self.unseen and passes_checkpoint(x.grad_fn for x in tree_leaves(output) if isinstance(x, Tensor)):
-            raise RuntimeError(
-                "reentrant activation checkpointing hides the model's adds, so its junctions cannot be seen; "
-                "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-            )
+        if what := hidden_part(x.grad_fn for x in _tensors(output)):
+            raise _refusal(what)
         self.end()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Watcher":
+        """A copy of the model, made while it is watched, is not."""
+        copied = _Watcher(nn.Identity(), self.see, self.pass_over, self.start, self.end, self.values)
+        copied.inert = True
+        return copied
 
     def stop(self) -> None:
         """Leave the forward, also one that was cut short without its hooks (KeyboardInterrupt)."""
@@ -198,7 +252,6 @@ class _Watcher(TorchFunctionMode):
         self.adds[call] += 1
         name = call + (f"#{ordinal}" if ordinal else "")
         add = total.grad_fn
-        self.unseen |= not torch.is_grad_enabled()
         if add is None:
             return self.pass_over(name, "no gradient passes through it")
         if add.name() != "AddBackward0":
@@ -218,3 +271,10 @@ class _Watcher(TorchFunctionMode):
 
 def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:
     return input, other
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors of an output: a tensor, or nested containers or dataclasses of them."""
+    leaves = tree_leaves(output)
+    inner = [tree_leaves(vars(leaf)) for leaf in leaves if is_dataclass(leaf)]
+    return [x for x in (*leaves, *chain.from_iterable(inner)) if isinstance(x, Tensor)]

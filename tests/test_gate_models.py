@@ -89,6 +89,12 @@ def inverted_residual(block: Any, weights: Pair, x: Tensor) -> Tensor:
     return shortcut + block.conv(x)
 
 
+def vit() -> nn.Module:
+    model = VisionTransformer(16, 8, 3, 2, 16, 24, dropout=0.1, num_classes=5)
+    nn.init.normal_(model.heads.get_parameter("head.weight"))  # begins at zero: nothing would come back through it
+    return model
+
+
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
     return transformers.GPT2Model(config)
@@ -124,8 +130,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]
         partial(images, 2, 32), "PreActBottleneck", pre_activation,
     ),
     "vit": (
-        lambda: VisionTransformer(16, 8, 3, 2, 16, 24, dropout=0.1, num_classes=5), partial(images, 2, 16),
-        "EncoderBlock", vit_block,
+        vit, partial(images, 2, 16), "EncoderBlock", vit_block,
     ),
     "convnext_atto": (
         lambda: timm.create_model("convnext_atto", num_classes=5, drop_path_rate=0.3, ls_init_value=0.1),
@@ -190,7 +195,9 @@ def test_gated_gradients_are_those_of_the_model_edited_by_hand(name: str, weight
 
 
 @pytest.mark.parametrize("projection", ["A", "B"])
-@pytest.mark.parametrize("arm", [STOP_GRADIENT, SHORTEST_PATH, Flow(shortcut_gradient=0.5, branch_gradient=0.2)], ids=str)
+@pytest.mark.parametrize(
+    "arm", [STOP_GRADIENT, SHORTEST_PATH, Flow(shortcut_gradient=0.5, branch_gradient=0.2)], ids=str
+)
 def test_ours_under_gate_equals_its_arm_to_the_last_bit(arm: Flow, projection: Any) -> None:
     model = cifar_resnet(14, flow=RESIDUAL, width=4, projection=projection).to(FLOAT64)
     twin = cifar_resnet(14, flow=arm, width=4, projection=projection).to(FLOAT64)
