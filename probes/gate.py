@@ -56,9 +56,9 @@ def gate(
         found.append(junction.name)
         if chosen(junction):
             gated.append(junction.name)
-            for entry in sighting.residual.entries["shortcut"]:
+            for entry in sighting.verdict.entries["shortcut"]:
                 _weight(entry, shortcut_gradient, junction)
-            for entry in sighting.residual.entries["branch"]:
+            for entry in sighting.verdict.entries["branch"]:
                 _weight(entry, branch_gradient, junction)
 
     def end() -> None:

@@ -41,7 +41,7 @@ FROZEN = {"ConvolutionBackward0": (1,), "AddmmBackward0": (1, 2), "MmBackward0":
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Verdict:
     """An add found to be a junction: the fork, which input is the shortcut, and where gradients enter the fork."""
 
     kind: Literal["identity", "projection"]
@@ -51,7 +51,7 @@ class Residual:
     entries: dict[Literal["shortcut", "branch"], list[Entry]]
 
 
-def residual(add: Node, junctions: set[Node]) -> Residual | str:
+def judge(add: Node, junctions: set[Node]) -> Verdict | str:
     """The verdict on one add (its `AddBackward0` node): a junction, or the reason why it is none.
 
     junctions: the nodes of the adds found so far. A projection that runs beside one of them is a merge of features (a
@@ -69,7 +69,7 @@ def residual(add: Node, junctions: set[Node]) -> Residual | str:
                 reason = "one addend carries what the other is made from, but no parameters lie between"
             else:
                 reason = "one addend carries the tensor that the other, with parameters, is made from"
-                return Residual("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
+                return Verdict("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
             break  # what lies behind the place where they meet is theirs in common
     walk = _Walk(add)
     fork = walk.latest_common()
@@ -89,7 +89,7 @@ def residual(add: Node, junctions: set[Node]) -> Residual | str:
         reason = (
             "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
         )
-        return Residual("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
+        return Verdict("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
     return "neither addend is linear in what they share"
 
 

@@ -36,7 +36,7 @@ def find_junctions(
     def see(sighting: Sighting) -> None:
         junction = sighting.junction
         found.append(junction)
-        rows.append((junction.name, junction.depth, junction.shortcut, sighting.residual.reason))
+        rows.append((junction.name, junction.depth, junction.shortcut, sighting.verdict.reason))
 
     def pass_over(name: str, reason: str) -> None:
         rows.append((name, None, "none", reason))

@@ -66,14 +66,14 @@ def path_contributions(recording: Recording) -> pd.DataFrame:
 
 def _through_junction(site: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
     """From K gradients at a junction's sum to K + 1 at its fork: the shortcut keeps lengths, the branch adds one."""
-    residual = site.residual
+    verdict = site.verdict
     parts: dict[str, Tensor] = {}
-    handles = on_parts(residual, partial(add_up, parts))
+    handles = on_parts(verdict, partial(add_up, parts))
     at_fork: list[Tensor] = []
     try:
         for length, gradient in enumerate(lengths):
             parts.clear()
-            none = torch.zeros_like(_pull(gradient, (site.add, 0), residual.fork, site.name))
+            none = torch.zeros_like(_pull(gradient, (site.add, 0), verdict.fork, site.name))
             shortcut, branch = parts.get("shortcut", none), parts.get("branch", none)
             at_fork[length:] = [at_fork[length] + shortcut if length else shortcut, branch]
     finally:
@@ -84,7 +84,7 @@ def _through_junction(site: JunctionSite, lengths: list[Tensor]) -> list[Tensor]
 
 def _through_gap(before: JunctionSite, here: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
     """From a fork back to the sum of the junction before it, through whatever lies between."""
-    fork, add = here.residual.fork, (before.add, 0)
+    fork, add = here.verdict.fork, (before.add, 0)
     return [_pull(gradient, fork, add, f"{before.name!r} to {here.name!r}") for gradient in lengths]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from probes.graph import Edge, Residual
+from probes.graph import Edge, Verdict
 from probes.inputs import differentiable
 from probes.norms import cosine, norm
 from probes.watch import Sighting, watch
@@ -39,7 +39,7 @@ class JunctionSite(Site):
     """A recorded junction, beside the gradients at its fork."""
 
     add: Node = field(kw_only=True)
-    residual: Residual = field(kw_only=True)
+    verdict: Verdict = field(kw_only=True)
     """Its place in autograd's graph."""
     sizes: dict[str, Tensor] = field(default_factory=dict)
     """Norms of the addends "branch" and "shortcut" as they were added, and their "cosine"."""
@@ -142,13 +142,13 @@ class Recording:
 
     def _see_junction(self, sighting: Sighting) -> None:
         junction = sighting.junction
-        site = JunctionSite(junction.name, junction.depth, add=sighting.add, residual=sighting.residual)
+        site = JunctionSite(junction.name, junction.depth, add=sighting.add, verdict=sighting.verdict)
         site.measure(sighting.shortcut, sighting.branch)
         if self._keep:
             site.shortcut, site.branch = sighting.shortcut.clone(), sighting.branch.clone()
         self._sites.append(site)
         self._listen(site, (sighting.add, 0), "junction")
-        self._listen(site, sighting.residual.fork, "total")
+        self._listen(site, sighting.verdict.fork, "total")
 
     def _see_block(self, name: str, x: Tensor) -> None:
         site = Site(name, len(self._sites))
@@ -188,7 +188,7 @@ class Recording:
                 if (recording := this()) is not None and recording._listening:
                     add_up(recording._sites[index].gradients, part, passed)
 
-            self._handles += on_parts(site.residual, keep)
+            self._handles += on_parts(site.verdict, keep)
 
     def _finish(self, site: Site) -> None:
         """All of a site's gradient has come: take the norms, and let go of what nobody will ask for."""
@@ -217,7 +217,7 @@ def add_up(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:
     parts[name] = parts[name] + gradient if name in parts else gradient
 
 
-def on_parts(residual: Residual, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+def on_parts(verdict: Verdict, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
     """Call `keep("shortcut" | "branch", gradient)` for all that the backward passes into the fork by either addend."""
 
     def listen(name: str, node: Node, index: int) -> RemovableHandle:
@@ -228,7 +228,7 @@ def on_parts(residual: Residual, keep: Callable[[str, Tensor], None]) -> list[Re
 
         return node.register_hook(hook)
 
-    return [listen(part, *entry) for part, entries in residual.entries.items() for entry in entries]
+    return [listen(part, *entry) for part, entries in verdict.entries.items() for entry in entries]
 
 
 @contextmanager

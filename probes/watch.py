@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from probes.graph import Residual, hidden_part, residual, without_parameters
+from probes.graph import Verdict, hidden_part, judge, without_parameters
 from probes.inputs import differentiable
 
 IN_PLACE = {"add_", "__iadd__"}
@@ -43,7 +43,7 @@ class Sighting:
     shortcut: Tensor
     branch: Tensor
     add: Node
-    residual: Residual
+    verdict: Verdict
 
 
 @contextmanager
@@ -258,7 +258,7 @@ class _Watcher(TorchFunctionMode):
             return self.pass_over(name, "it writes into a part of another tensor")
         if values[0].shape != values[1].shape:
             return self.pass_over(name, "its addends differ in shape: a bias, an embedding or a mask")
-        verdict = residual(add, self.junctions)
+        verdict = judge(add, self.junctions)
         if isinstance(verdict, str):
             return self.pass_over(name, verdict)
         junction = Junction(name, len(self.junctions), verdict.kind)
