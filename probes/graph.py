@@ -31,10 +31,11 @@ LAYOUT = {
 }  # fmt: skip
 FACTOR = {"DivBackward0", "MulBackward0", "NativeDropoutBackward0", "NegBackward0"}
 LINEAR = LAYOUT | {
-    "AddBackward0", "AddmmBackward0", "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "CatBackward0",
-    "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0", "ExpandBackward0",
-    "MaxPool2DWithIndicesBackward0", "MeanBackward1", "MiopenBatchNormBackward0", "MmBackward0",
-    "NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0", "SliceBackward0", "TBackward0",
+    "AddBackward0", "AddmmBackward0", "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "AvgPool3DBackward0",
+    "CatBackward0", "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0", "ExpandBackward0",
+    "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0", "MeanBackward1", "MiopenBatchNormBackward0",
+    "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0", "SliceBackward0",
+    "TBackward0",
 }  # fmt: skip
 # Which inputs of a node are weights if no gradient is asked of them: frozen parameters leave no leaf in the graph.
 FROZEN = {"ConvolutionBackward0": (1,), "AddmmBackward0": (1, 2), "MmBackward0": (0, 1)}
@@ -122,14 +123,17 @@ def _ancestors(roots: Iterable[Node | None]) -> Iterator[Node]:
 
 def _carried(add: Node, index: int) -> Iterator[Edge]:
     """The tensors that an addend carries, at most reshaped or multiplied by a factor; itself first."""
-    waiting = [add.next_functions[index]]
+    waiting, seen = [add.next_functions[index]], set()
     while waiting:
-        node, output = waiting.pop(0)
-        if node is None or node.name() == "torch::autograd::AccumulateGrad":
+        node, output = edge = waiting.pop(0)
+        if node is None or edge in seen or node.name() == "torch::autograd::AccumulateGrad":
             continue
+        seen.add(edge)
         yield node, output
         if node.name() in LAYOUT or _scales_gradient(node):
             waiting.append(node.next_functions[0])
+        elif node.name() == "AddBackward0" and None in [n for n, _ in node.next_functions]:
+            waiting += node.next_functions  # a constant was added
         elif node.name() in FACTOR:
             waiting += node.next_functions[:1] if node.name() == "DivBackward0" else node.next_functions
 

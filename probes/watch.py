@@ -1,6 +1,7 @@
 """The one mechanism: every add is seen while a model runs, and autograd's graph judges it."""
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ class _Watcher(TorchFunctionMode):
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
         self.see, self.pass_over, self.start, self.end = see, pass_over, start, end
         self.values = values
-        self.inert = False
+        self.inert = self.inputs_placed = False
         self.running: list[str] = []
         self.caller: FrameType | None = None
 
@@ -153,15 +154,21 @@ class _Watcher(TorchFunctionMode):
         _refuse_transforms()
         if module not in self.names:
             raise _refusal("DataParallel")
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward and not self.running:
+            # Checkpointing computes a forward again, for a graph that was seen the first time, from the same inputs.
+            return differentiable((args, kwargs)) if module is self.model and self.inputs_placed else None
+        if self.running and threading.get_ident() != self.thread:
+            raise RuntimeError(f"{self.names[module]!r} runs in a thread of its own, where its adds cannot be seen")
         outermost = module is self.model and not self._is_running()
         if outermost:
             self._begin()
-            if self._forks_may_be_inputs(args, kwargs):
+            self.inputs_placed = self._forks_may_be_inputs(args, kwargs)
+            if self.inputs_placed:
                 args, kwargs = differentiable((args, kwargs))
             self.__enter__()
         elif not self.running:
-            # A part of the model runs by itself: where a backward computes a forward again, it was seen the first time.
-            if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            if torch.is_grad_enabled():
                 raise RuntimeError(
                     f"{self.names[module]!r} runs by itself, outside of the model's own call, so that junctions would "
                     "be missed: call the model itself (not its .forward), or give this part instead of the model"
@@ -178,7 +185,7 @@ class _Watcher(TorchFunctionMode):
         self.differentiable = torch.is_grad_enabled()
         if not self.differentiable and _called_by_checkpoint(sys._getframe(2)):
             raise _refusal("reentrant activation checkpointing")
-        self.caller = sys._getframe(2)
+        self.caller, self.thread = sys._getframe(2), threading.get_ident()
         self.calls: Counter[nn.Module] = Counter()
         self.adds: Counter[str] = Counter()
         self.junctions: set[Node] = set()
@@ -186,7 +193,7 @@ class _Watcher(TorchFunctionMode):
         self.start()
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.running:
+        if not self.running or threading.get_ident() != self.thread:
             return
         self.running.pop()
         if self.running:
@@ -241,11 +248,13 @@ class _Watcher(TorchFunctionMode):
             return func(*args, **kwargs)
         # An in-place add overwrites its first operand; whatever else overwrites one later is noticed by its version.
         first = first.detach().clone() if self.values and func.__name__ in IN_PLACE else first.detach()
-        out = kwargs.pop("out", None)
+        written = kwargs.pop("out", None)
+        if func.__name__ in IN_PLACE and args[0]._is_view():
+            written, func = args[0], torch.add
         total = func(*args, **kwargs)
         self._judge(total, (first, second.detach()), kwargs.get("alpha", 1))
-        # autograd takes no `out`: it is written afterwards, with the same values.
-        return total if out is None else out.copy_(total)
+        # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
+        return total if written is None else written.copy_(total)
 
     def _judge(self, total: Tensor, values: tuple[Tensor, Tensor], alpha: float) -> None:
         call, ordinal = self.running[-1], self.adds[self.running[-1]]
