@@ -8,12 +8,13 @@ of the bare step, each measured in a process of its own.
 
 import multiprocessing
 import random
+import re
 import resource
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,8 +83,7 @@ class Step:
         norms = []
         blocks = [m for m in self.model.modules() if type(m).__name__ in ("ResidualBlock", "BasicBlock")]
         handles = [b.register_forward_hook(lambda _, __, out: norms.append(out.detach().norm())) for b in blocks]
-        with nullcontext():
-            self.bare()
+        self.bare()
         for handle in handles:
             handle.remove()
         torch.stack(norms).tolist()
@@ -106,11 +106,17 @@ def times(network: str, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
 
 
 def peak_memory(network: str, batch_size: int, kind: str) -> int:
-    """The highest resident set of three steps, in kilobytes; run in a fresh process."""
+    """The highest resident set of three steps, in kilobytes; run in a fresh process.
+
+    From /proc where there is one: getrusage would report the parent's peak, which a child inherits.
+    """
     torch.set_num_threads(1)
     step = Step(network, batch_size)
     for _ in range(3):
         getattr(step, kind)()
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # pyright: ignore[reportOptionalSubscript]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
