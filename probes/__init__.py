@@ -11,9 +11,10 @@ from probes.gate import gate
 from probes.gradient_norms import gradient_norms
 from probes.junctions import find_junctions
 from probes.paths import path_contributions, path_gradients
-from probes.recording import Recording, Site, record
+from probes.recording import Recording, record
 from probes.residual_magnitudes import residual_magnitudes
 from probes.scaling import scale_gradient
+from probes.sites import Site
 from probes.watch import Junction
 
 __all__ = [

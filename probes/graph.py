@@ -76,22 +76,19 @@ def judge(add: Node, junctions: set[Node]) -> Verdict | str:
     fork = walk.latest_common()
     if fork is None:
         return reason
-    for shortcut, linear in enumerate(walk.linear(fork)):
-        if not linear:
-            continue
-        branch = 1 - shortcut
-        nodes = walk.between(fork, shortcut) | walk.between(fork, branch)
-        if walk.linear(fork)[branch]:
-            return "both addends are linear in what they share"
-        if not walk.holds_parameters(fork, branch):
-            return "the addend that is not linear holds no parameters"
-        if nodes & junctions or any("Upsample" in node.name() for node in nodes):
-            return "a merge of features: an addend passes through other junctions or an upsampling"
-        reason = (
-            "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
-        )
-        return Verdict("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
-    return "neither addend is linear in what they share"
+    linear = walk.linear(fork)
+    if linear == (False, False):
+        return "neither addend is linear in what they share"
+    if linear == (True, True):
+        return "both addends are linear in what they share"
+    shortcut, branch = linear.index(True), linear.index(False)
+    if not walk.holds_parameters(fork, branch):
+        return "the addend that is not linear holds no parameters"
+    nodes = walk.between(fork, shortcut) | walk.between(fork, branch)
+    if nodes & junctions or any("Upsample" in node.name() for node in nodes):
+        return "a merge of features: an addend passes through other junctions or an upsampling"
+    reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
+    return Verdict("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
 
 
 def hidden_part(roots: Iterable[Node | None]) -> str | None:

@@ -10,7 +10,8 @@ from torch.autograd.graph import GradientEdge
 
 from probes.graph import Edge
 from probes.norms import inner, scaled_norm
-from probes.recording import JunctionSite, Recording, add_up, on_parts
+from probes.recording import Recording, add_up, on_parts
+from probes.sites import JunctionSite
 from probes.tables import table
 
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
 
@@ -14,56 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from probes.graph import Edge, Verdict
 from probes.inputs import differentiable
-from probes.norms import cosine, norm
+from probes.norms import norm
+from probes.sites import JunctionSite, Site
 from probes.watch import Sighting, watch
-
-
-@dataclass(eq=False)
-class Site:
-    """One place in depth where the gradient is recorded: a junction's fork, or the input of a named block.
-
-    Norms are L2 over the whole batch tensor, float64 without dimensions, on the model's device.
-    """
-
-    name: str
-    depth: int
-    norms: dict[str, Tensor] = field(default_factory=dict)
-    """Of the gradient at the fork x: "total"; at a junction also "shortcut" and "branch", what of it came back through
-    either addend, and "other", what came by neither."""
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    """The gradients themselves, in x's shape, as far as they are kept, and "junction", the gradient of the sum."""
-
-
-@dataclass(eq=False)
-class JunctionSite(Site):
-    """A recorded junction, beside the gradients at its fork."""
-
-    add: Node = field(kw_only=True)
-    verdict: Verdict = field(kw_only=True)
-    """Its place in autograd's graph."""
-    sizes: dict[str, Tensor] = field(default_factory=dict)
-    """Norms of the addends "branch" and "shortcut" as they were added, and their "cosine"."""
-    shortcut: Tensor = field(default_factory=lambda: torch.empty(0))
-    branch: Tensor = field(default_factory=lambda: torch.empty(0))
-    """The addends themselves, where they are kept: (N, C, H, W) or (N, T, D)."""
-    listens_to_parts: bool = False
-
-    def measure(self, shortcut: Tensor, branch: Tensor) -> None:
-        """Take the addends' sizes now: later, the model may have overwritten them."""
-        size, carried = norm(branch), norm(shortcut)
-        self.sizes = {"branch": size, "shortcut": carried, "cosine": cosine(branch, shortcut, size, carried)}
-
-    def split(self) -> None:
-        """Take the norms of the gradient and its parts."""
-        total, shortcut, branch = (self.gradients.get(name) for name in ("total", "shortcut", "branch"))
-        assert total is not None
-        nothing = total.new_zeros(())
-        by_addends = branch if shortcut is None else shortcut if branch is None else shortcut + branch
-        if by_addends is None:
-            by_addends = nothing.expand_as(total)
-        other = nothing if by_addends.equal(total) else total - by_addends
-        parts = {"total": total, "shortcut": shortcut, "branch": branch, "other": other}
-        self.norms = {name: norm(nothing if part is None else part) for name, part in parts.items()}
 
 
 class Recording:

@@ -13,13 +13,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from probes.graph import Verdict, hidden_part, judge, without_parameters
 from probes.inputs import differentiable
+from probes.refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
 
 IN_PLACE = {"add_", "__iadd__"}
 ADDS = IN_PLACE | {"add", "__add__", "__radd__"}
@@ -61,10 +61,10 @@ def watch(
 
     see: called at each junction. pass_over: called at each other add of two tensors, with its name and the reason.
     start, end: called before and after each forward with gradients. values: sightings need the addends' values, which
-    costs a copy at an in-place add. The hooks that tell which module is running are the
-    only thing put on the model; they leave with the context. Raises RuntimeError where adds would be missed.
+    costs a copy at an in-place add. The hooks that tell which module is running are the only thing put on the model;
+    they leave with the context. Raises RuntimeError where adds would be missed.
     """
-    _refuse_compiled(model)
+    refuse_compiled(model)
     watcher = _Watcher(model, see, pass_over, start, end, values)
     handles = [module.register_forward_pre_hook(watcher.enter, with_kwargs=True) for module in watcher.names]
     handles += [module.register_forward_hook(watcher.leave, always_call=True) for module in watcher.names]
@@ -76,51 +76,6 @@ def watch(
         for handle in handles:
             handle.remove()
         watcher.stop()
-
-
-REFUSED = (
-    "{} hides the model's adds, so its junctions cannot be seen: {}; leave it out while gating, recording or looking "
-    "for junctions"
-)
-CURES = {
-    "torch.compile": "use the module as it was before torch.compile",
-    "torch.export or torch.jit": "export or trace outside of this context",
-    "torch.func": "differentiate with autograd",
-    "DataParallel": "use its .module, or DistributedDataParallel",
-    "reentrant activation checkpointing": "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
-}
-
-
-def _refusal(what: str) -> RuntimeError:
-    return RuntimeError(REFUSED.format(what, CURES[what]))
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel):
-            raise _refusal("DataParallel")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise _refusal("torch.export or torch.jit")
-        in_place = getattr(module, "_compiled_call_impl", None) is not None
-        if in_place or hasattr(module, "_orig_mod") or hasattr(module.forward, "_torchdynamo_orig_callable"):
-            raise _refusal("torch.compile")
-
-
-def _refuse_transforms() -> None:
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        raise _refusal("torch.export or torch.jit")
-    if torch.compiler.is_compiling():
-        raise _refusal("torch.compile")
-    if peek_interpreter_stack() is not None:
-        raise _refusal("torch.func")
-
-
-def _called_by_checkpoint(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.endswith("checkpoint.py") and frame.f_code.co_name == "forward":
-            return True
-        frame = frame.f_back
-    return False
 
 
 # What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
@@ -151,9 +106,9 @@ class _Watcher(TorchFunctionMode):
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.inert:
             return None
-        _refuse_transforms()
+        refuse_transforms()
         if module not in self.names:
-            raise _refusal("DataParallel")
+            raise refusal("DataParallel")
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and not self.running:
             # Checkpointing computes a forward again, for a graph that was seen the first time, from the same inputs.
@@ -181,10 +136,10 @@ class _Watcher(TorchFunctionMode):
 
     def _begin(self) -> None:
         self.stop()
-        _refuse_compiled(self.model)
+        refuse_compiled(self.model)
         self.differentiable = torch.is_grad_enabled()
-        if not self.differentiable and _called_by_checkpoint(sys._getframe(2)):
-            raise _refusal("reentrant activation checkpointing")
+        if not self.differentiable and called_by_checkpoint(sys._getframe(2)):
+            raise refusal("reentrant activation checkpointing")
         self.caller, self.thread = sys._getframe(2), threading.get_ident()
         self.calls: Counter[nn.Module] = Counter()
         self.adds: Counter[str] = Counter()
@@ -204,7 +159,7 @@ class _Watcher(TorchFunctionMode):
             return
         INPUTS_SEEN[self.model] = (self.signature, made_of_inputs)
         if what := hidden_part(x.grad_fn for x in _tensors(output)):
-            raise _refusal(what)
+            raise refusal(what)
         self.end()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Watcher":
@@ -246,7 +201,7 @@ class _Watcher(TorchFunctionMode):
         first, second = _operands(*args, **kwargs)
         if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             return func(*args, **kwargs)
-        # An in-place add overwrites its first operand; whatever else overwrites one later is noticed by its version.
+        # An in-place add overwrites its first operand.
         first = first.detach().clone() if self.values and func.__name__ in IN_PLACE else first.detach()
         written = kwargs.pop("out", None)
         if func.__name__ in IN_PLACE and args[0]._is_view():

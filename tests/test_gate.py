@@ -17,7 +17,18 @@ from torch.utils.hooks import RemovableHandle
 
 from models import STOP_GRADIENT, cifar_resnet
 from probes import Junction, find_junctions, gate, gradient_norms, path_contributions, path_gradients, record
-from tests.networks import FLOAT64, Apply, Raising, Residual, chain, left_as_it_was, linear, network, relative_error
+from tests.networks import (
+    FLOAT64,
+    Apply,
+    Raising,
+    RaisingBackward,
+    Residual,
+    chain,
+    left_as_it_was,
+    linear,
+    network,
+    relative_error,
+)
 
 # Blocks x + w x with w = 2, 3, 5: under gate (s, b) the gradient at the first fork is (s + 2b)(s + 3b)(s + 5b).
 FACTORS = (2.0, 3.0, 5.0)
@@ -250,18 +261,6 @@ class Guest(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-class Fails(torch.autograd.Function):
-    """The identity, whose backward raises."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        raise ZeroDivisionError
-
-
 def test_nothing_stays_after_success() -> None:
     model = network()
     handle = model[0].register_forward_hook(own := lambda *_: None)
@@ -289,7 +288,7 @@ def test_nothing_stays_when_the_forward_raises(error: type[BaseException]) -> No
 
 
 def test_nothing_stays_when_the_backward_raises() -> None:
-    model = network(Apply(lambda _, x: Fails.apply(x)))
+    model = network(Apply(lambda _, x: RaisingBackward.apply(x)))
     with left_as_it_was(model):
         with pytest.raises(ZeroDivisionError), gate(model, shortcut_gradient=0.5):
             model(torch.randn(4, 3)).sum().backward()

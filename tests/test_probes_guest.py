@@ -16,19 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models import ARMS, Flow, cifar_resnet
 from probes import gradient_norms, path_gradients, record, residual_magnitudes
-from tests.networks import Raising, images, left_as_it_was, network, visible
-
-
-class RaisingBackward(torch.autograd.Function):
-    """The identity, whose backward raises."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        raise ZeroDivisionError
+from tests.networks import Raising, RaisingBackward, images, left_as_it_was, network, visible
 
 
 def ours(flow: Flow) -> nn.Module:
