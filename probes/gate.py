@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from probes.verdict import Verdict
 from probes.watch import Junction, Sighting, watch
 
 Weights = float | Mapping[str, float] | Callable[[Junction], float]
@@ -44,32 +45,34 @@ def gate(
     for name, weights in (("shortcut_gradient", shortcut_gradient), ("branch_gradient", branch_gradient)):
         _check(name, weights)
     chosen = where if callable(where) else lambda junction: fnmatchcase(junction.name, where)
-    found: list[str] = []
-    gated: list[str] = []
-
-    def start() -> None:
-        found.clear()
-        gated.clear()
+    found: list[tuple[Junction, Verdict]] = []
 
     def see(sighting: Sighting) -> None:
-        junction = sighting.junction
-        found.append(junction.name)
-        if chosen(junction):
-            gated.append(junction.name)
-            for entry in sighting.verdict.entries["shortcut"]:
-                _weight(entry, shortcut_gradient, junction)
-            for entry in sighting.verdict.entries["branch"]:
-                _weight(entry, branch_gradient, junction)
+        found[sighting.junction.depth :] = [(sighting.junction, sighting.verdict)]
 
     def end() -> None:
         named = {name for w in (shortcut_gradient, branch_gradient) if isinstance(w, Mapping) for name in w}
+        gated: list[str] = []
+        for junction, verdict in found:
+            if chosen(junction):
+                gated.append(junction.name)
+                _gate(verdict, shortcut_gradient, branch_gradient, junction)
+        names = [junction.name for junction, _ in found]
+        found.clear()
         if not gated:
-            raise ValueError(f"gate: where={where!r} matches none of the model's junctions: {_listed(found)}")
+            raise ValueError(f"gate: where={where!r} matches none of the model's junctions: {_listed(names)}")
         if strangers := sorted(named - set(gated)):
             raise ValueError(f"gate: no gated junction is called {_listed(strangers)}; there are {_listed(gated)}")
 
-    with watch(model, see, start=start, end=end, values=False):
+    with watch(model, see, start=found.clear, end=end, values=False):
         yield
+
+
+def _gate(verdict: Verdict, shortcut_gradient: Weights, branch_gradient: Weights, junction: Junction) -> None:
+    for entry in verdict.entries["shortcut"]:
+        _weight(entry, shortcut_gradient, junction)
+    for entry in verdict.entries["branch"]:
+        _weight(entry, branch_gradient, junction)
 
 
 def _weight(entry: tuple[Node, int], weights: Weights, junction: Junction) -> None:

@@ -1,16 +1,12 @@
-"""What autograd's graph says of an add: where do its two addends come from?
+"""Autograd's graph, walked back from an add: what were its two addends made from, and by which nodes?
 
-An add is a residual junction when its addends reconverge on one earlier tensor, the *fork*, one of them by a shortcut
-and the other by a branch that holds parameters. The shortcut is an *identity* if that addend carries the fork itself,
-at most reshaped or multiplied by a factor, and a *projection* if it is linear in the fork while the branch is not. Only
-the nodes between the add and the fork are read: a node's ancestors carry smaller sequence numbers, so the walk takes
-the youngest node first and stops at the fork.
+Only the nodes between the add and what its addends share are read: a node's ancestors carry smaller sequence numbers,
+so the walk takes the youngest node first and stops there.
 """
 
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import Literal
@@ -34,61 +30,11 @@ LINEAR = LAYOUT | {
     "AddBackward0", "AddmmBackward0", "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "AvgPool3DBackward0",
     "CatBackward0", "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0", "ExpandBackward0",
     "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0", "MeanBackward1", "MiopenBatchNormBackward0",
-    "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0", "SliceBackward0",
-    "TBackward0",
+    "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0",
+    "PixelShuffleBackward0", "PixelUnshuffleBackward0", "SliceBackward0", "SubBackward0", "TBackward0",
+    "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
 }  # fmt: skip
-# Which inputs of a node are weights if no gradient is asked of them: frozen parameters leave no leaf in the graph.
-FROZEN = {"ConvolutionBackward0": (1,), "AddmmBackward0": (1, 2), "MmBackward0": (0, 1)}
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """An add found to be a junction: the fork, which input is the shortcut, and where gradients enter the fork."""
-
-    kind: Literal["identity", "projection"]
-    reason: str
-    fork: Edge
-    shortcut: int
-    entries: dict[Literal["shortcut", "branch"], list[Entry]]
-
-
-def judge(add: Node, junctions: set[Node]) -> Verdict | str:
-    """The verdict on one add (its `AddBackward0` node): a junction, or the reason why it is none.
-
-    junctions: the nodes of the adds found so far. A projection that runs beside one of them is a merge of features (a
-    pyramid's lateral connection, say), not a shortcut.
-    """
-    reason = "its addends share no earlier activation"
-    for shortcut in (0, 1):
-        for fork in _carried(add, shortcut):
-            walk = _Walk(add)
-            if not walk.reach_back_to(fork):
-                continue
-            if fork in _carried(add, 1 - shortcut):
-                reason = "both addends carry the same tensor"
-            elif not walk.holds_parameters(fork, 1 - shortcut):
-                reason = "one addend carries what the other is made from, but no parameters lie between"
-            else:
-                reason = "one addend carries the tensor that the other, with parameters, is made from"
-                return Verdict("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
-            break  # what lies behind the place where they meet is theirs in common
-    walk = _Walk(add)
-    fork = walk.latest_common()
-    if fork is None:
-        return reason
-    linear = walk.linear(fork)
-    if linear == (False, False):
-        return "neither addend is linear in what they share"
-    if linear == (True, True):
-        return "both addends are linear in what they share"
-    shortcut, branch = linear.index(True), linear.index(False)
-    if not walk.holds_parameters(fork, branch):
-        return "the addend that is not linear holds no parameters"
-    nodes = walk.between(fork, shortcut) | walk.between(fork, branch)
-    if nodes & junctions or any("Upsample" in node.name() for node in nodes):
-        return "a merge of features: an addend passes through other junctions or an upsampling"
-    reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
-    return Verdict("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
+GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBackward0", "TanhBackward0"}
 
 
 def hidden_part(roots: Iterable[Node | None]) -> str | None:
@@ -103,7 +49,7 @@ def hidden_part(roots: Iterable[Node | None]) -> str | None:
 
 def without_parameters(fork: Node) -> bool:
     """Whether a fork was made of inputs alone: unless inputs are in the graph, it is not."""
-    return not any(_is_parameter(node, 0) for node in _ancestors([fork]))
+    return not any(is_parameter(node, 0) for node in _ancestors([fork]))
 
 
 def _ancestors(roots: Iterable[Node | None]) -> Iterator[Node]:
@@ -118,7 +64,7 @@ def _ancestors(roots: Iterable[Node | None]) -> Iterator[Node]:
             waiting += [] if is_input(node) else [n for n, _ in node.next_functions if n is not None]
 
 
-def _carried(add: Node, index: int) -> Iterator[Edge]:
+def carried(add: Node, index: int) -> Iterator[Edge]:
     """The tensors that an addend carries, at most reshaped or multiplied by a factor; itself first."""
     waiting, seen = [add.next_functions[index]], set()
     while waiting:
@@ -139,21 +85,28 @@ def _scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
-def _is_parameter(node: Node, depth: int = 8) -> bool:
+def _through_layout(node: Node | None) -> Node:
+    while node is not None and node.name() in LAYOUT:
+        node = node.next_functions[0][0]
+    assert node is not None  # a layout's input is in the graph, since the layout is
+    return node
+
+
+def is_parameter(node: Node, depth: int = 8) -> bool:
     """Whether a node gives a parameter, perhaps transposed, cast or normalised, and nothing else."""
     if node.name() == "torch::autograd::AccumulateGrad":
         return True
     if is_input(node) or node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
         return False
     made_from = [n for n, _ in node.next_functions if n is not None]
-    return depth > 0 and bool(made_from) and all(_is_parameter(n, depth - 1) for n in made_from)
+    return depth > 0 and bool(made_from) and all(is_parameter(n, depth - 1) for n in made_from)
 
 
-class _Walk:
+class Walk:
     """The walk back from an add: which nodes its addends were made from, and who used them."""
 
-    def __init__(self, add: Node) -> None:
-        self.add = add
+    def __init__(self, add: Node, frozen: set[Node]) -> None:
+        self.add, self.frozen = add, frozen
         self.users: dict[Edge, list[Entry]] = defaultdict(list)
         self.reached: dict[Node, dict[int, int]] = {}  # node -> its output -> the addends made from it, as bits
         self.waiting: list[tuple[int, int, Node]] = []  # a heap, youngest node first
@@ -197,16 +150,27 @@ class _Walk:
             waiting += [user for output in self.reached[node] for user, _ in self.users[node, output]]
         return seen
 
-    def holds_parameters(self, fork: Edge, index: int) -> bool:
-        """Whether parameters act on what goes from the fork to an addend: a factor from elsewhere is none of them."""
+    def weights(self, fork: Edge, index: int) -> Literal["weight", "factor"] | None:
+        """Whether parameters act on what goes from the fork to an addend, and whether only as factors of it."""
         nodes = self.between(fork, index)
         on_the_way = nodes | {fork[0]}
-        return any(
-            (n is None and i in FROZEN.get(node.name(), ()))
-            or (n is not None and n not in on_the_way and _is_parameter(n))
+        acting = {
+            node.name() in FACTOR
             for node in nodes
-            for i, (n, _) in enumerate(node.next_functions)
-        )
+            if node in self.frozen
+            or any(n is not None and n not in on_the_way and is_parameter(n) for n, _ in node.next_functions)
+        }
+        return None if not acting else "factor" if all(acting) else "weight"
+
+    def only_gates(self, fork: Edge, index: int) -> bool:
+        """Whether an addend is a product of a gate, made from the fork, and of something that was not (a scan)."""
+        on_the_way = self.between(fork, index) | {fork[0]}
+        product = _through_layout(self.add.next_functions[index][0])
+        factors = [n for n, _ in product.next_functions if n is not None] if product.name() == "MulBackward0" else []
+        if len(factors) < 2 or any(map(is_parameter, factors)):
+            return False
+        from_fork = [node for node in factors if node in on_the_way]
+        return len(from_fork) == 1 and _through_layout(from_fork[0]).name() in GATES
 
     def linear(self, fork: Edge) -> tuple[bool, bool]:
         """Whether each addend is linear in the fork: a product counts if one of its factors alone comes from there."""

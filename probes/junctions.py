@@ -35,6 +35,9 @@ def find_junctions(
 
     def see(sighting: Sighting) -> None:
         junction = sighting.junction
+        if junction.depth < len(found):
+            part = found.pop().name
+            rows[:] = [row if row[0] != part else (part, None, "none", "part of a sum that goes on") for row in rows]
         found.append(junction)
         rows.append((junction.name, junction.depth, junction.shortcut, sighting.verdict.reason))
 

@@ -1,0 +1,192 @@
+"""Every add of two tensors is seen, under a name that lasts, while a model runs."""
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from probes.frozen import Frozen
+from probes.inputs import differentiable
+from probes.refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
+
+IN_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
+SUBTRACTIONS = {"sub", "__sub__", "subtract", "sub_", "__isub__"}
+ADDS = {"add", "__add__", "__radd__", *IN_PLACE, *SUBTRACTIONS}
+
+
+@dataclass(eq=False)
+class Add:
+    """An add (or difference) that is about to happen: first + weight * second."""
+
+    name: str
+    """The module that is running, "@1" behind it in its second call, "#1" at that call's second add."""
+    call: str
+    """The same without the "#"."""
+    first: Tensor
+    second: Tensor
+    weight: float
+    in_place: bool
+    """Whether it overwrites its first addend."""
+    happen: Callable[[], Tensor]
+
+
+class AddMode(TorchFunctionMode):
+    """Sees every add between the start and the end of a model's forward, and knows which module is running.
+
+    Subclasses say what is to be done: `begin` before a forward (whether the inputs need a place in autograd's graph),
+    `add` in place of each add, `end` after a forward that has come to its end.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.names = {module: name or "(model)" for name, module in model.named_modules()}
+        self.inert = self.inputs_placed = False
+        self.running: list[str] = []
+        self.caller: FrameType | None = None
+
+    def begin(self, args: Any, kwargs: Any) -> bool:
+        return False
+
+    def add(self, add: Add) -> Tensor:
+        raise NotImplementedError
+
+    def end(self, output: Any) -> None:
+        pass
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.inert:
+            return None
+        refuse_transforms()
+        if module not in self.names:
+            raise refusal("DataParallel")
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward and not self.running:
+            # Checkpointing computes a forward again, for a graph that was seen the first time, from the same inputs.
+            return differentiable((args, kwargs)) if module is self.model and self.inputs_placed else None
+        if self.running and threading.get_ident() != self.thread:
+            raise RuntimeError(f"{self.names[module]!r} runs in a thread of its own, where its adds cannot be seen")
+        outermost = module is self.model and not self._is_running()
+        if outermost:
+            self._start()
+            self.inputs_placed = self.begin(args, kwargs)
+            if self.inputs_placed:
+                args, kwargs = differentiable((args, kwargs))
+            self.__enter__()
+        elif not self.running:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"{self.names[module]!r} runs by itself, outside of the model's own call, so that junctions would "
+                    "be missed: call the model itself (not its .forward), or give this part instead of the model"
+                )
+            return None
+        call = self.calls[module]
+        self.calls[module] += 1
+        self.running.append(self.names[module] + (f"@{call}" if call else ""))
+        return (args, kwargs) if outermost else None
+
+    def _start(self) -> None:
+        self.stop()
+        refuse_compiled(self.model)
+        if not torch.is_grad_enabled() and called_by_checkpoint(sys._getframe(2)):
+            raise refusal("reentrant activation checkpointing")
+        self.caller, self.thread = sys._getframe(2), threading.get_ident()
+        self.calls: Counter[nn.Module] = Counter()
+        self.adds: Counter[str] = Counter()
+        self.frozen = Frozen(self.model)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.running or threading.get_ident() != self.thread:
+            return
+        self.running.pop()
+        if self.running:
+            return
+        self.__exit__(None, None, None)
+        self.caller = None
+        try:
+            if output is not None:  # None: the forward has raised
+                self.end(output)
+        finally:
+            self.forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AddMode":
+        """A copy of the model, made while it is watched, is not."""
+        copied = AddMode(nn.Identity())
+        copied.inert = True
+        return copied
+
+    def stop(self) -> None:
+        """Leave the forward, also one that was cut short without its hooks (KeyboardInterrupt)."""
+        if self.caller is not None:
+            self.__exit__(None, None, None)
+            self.caller = None
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of the forward's tensors and nodes."""
+        self.running.clear()
+        self.frozen = Frozen(nn.Identity())
+
+    def _is_running(self) -> bool:
+        """Whether the call that started the running forward is still there."""
+        frame = sys._getframe(1) if self.caller is not None else None
+        while frame is not None and frame is not self.caller:
+            frame = frame.f_back
+        return frame is not None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        result = self._do(name, func, args, kwargs) if name in ADDS else func(*args, **kwargs)
+        if self.frozen:
+            if name == "embedding" and self.inputs_placed:  # inputs that are integers have their place behind it
+                result = differentiable(result)
+            self.frozen.act((args, kwargs), result)
+        return result
+
+    def _do(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        first, second = _operands(*args, **kwargs)
+        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
+            return func(*args, **kwargs)
+        written, in_place = kwargs.pop("out", None), name in IN_PLACE
+        weight = kwargs.get("alpha", 1) * (-1 if name in SUBTRACTIONS else 1)
+        if in_place and args[0]._is_view():
+            written, in_place, func = args[0], False, IN_PLACE[name]
+        call, ordinal = self.running[-1], self.adds[self.running[-1]]
+        self.adds[call] += 1
+        full_name = call + (f"#{ordinal}" if ordinal else "")
+        total = self.add(Add(full_name, call, first, second, weight, in_place, lambda: func(*args, **kwargs)))
+        # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
+        return total if written is None else written.copy_(total)
+
+
+def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:
+    return input, other
+
+
+@contextmanager
+def watching(mode: AddMode) -> Iterator[None]:
+    """Let a mode watch its model inside this context.
+
+    The hooks that tell which module is running are the only thing put on the model; they leave with the context. Raises
+    RuntimeError where adds would be missed.
+    """
+    refuse_compiled(mode.model)
+    handles = [module.register_forward_pre_hook(mode.enter, with_kwargs=True) for module in mode.names]
+    handles += [module.register_forward_hook(mode.leave, always_call=True) for module in mode.names]
+    try:
+        # Code that was compiled before would run without our hooks: inside, it runs as it was written.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        mode.stop()

@@ -1,0 +1,91 @@
+"""The verdict on an add: is it a residual junction, and where are its shortcut and its branch?
+
+An add is a residual junction when its addends reconverge on one earlier tensor, the *fork*, one of them by a shortcut
+and the other by a branch that holds parameters. The shortcut is an *identity* if that addend carries the fork itself,
+at most reshaped or multiplied by a factor, and a *projection* if it is linear in the fork while the branch is not.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.autograd.graph import Node
+
+from probes.graph import Edge, Entry, Walk, carried, is_parameter
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """An add found to be a junction: the fork, which input is the shortcut, and where gradients enter the fork."""
+
+    kind: Literal["identity", "projection"]
+    reason: str
+    fork: Edge
+    shortcut: int
+    entries: dict[Literal["shortcut", "branch"], list[Entry]]
+
+
+def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
+    """The verdict on one add (its node in the graph): a junction, or the reason why it is none.
+
+    junctions: the nodes of the adds found so far. A projection that runs beside one of them is a merge of features (a
+    pyramid's lateral connection, say), not a shortcut. frozen: nodes that act with parameters which have no leaf.
+    """
+    reason = "its addends share no earlier activation"
+    for shortcut in (0, 1):
+        for fork in carried(add, shortcut):
+            walk = Walk(add, frozen)
+            if not walk.reach_back_to(fork):
+                continue
+            weights = walk.weights(fork, 1 - shortcut)
+            if fork in carried(add, 1 - shortcut):
+                reason = "both addends carry the same tensor"
+            elif weights is None:
+                reason = "one addend carries what the other is made from, but no parameters lie between"
+            elif weights == walk.weights(fork, shortcut) == "factor":
+                reason = "a mixture: both addends are what they share, times a learned factor"
+            elif walk.only_gates(fork, 1 - shortcut):
+                reason = "the tensor that one addend carries only gates the other, which comes from elsewhere"
+            elif is_parameter(fork[0]) and walk.between(fork, 1 - shortcut) & junctions:
+                reason = "a learned embedding is added to what was made from it"
+            else:
+                reason = "one addend carries the tensor that the other, with parameters, is made from"
+                return Verdict("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
+            break  # what lies behind the place where they meet is theirs in common
+    walk = Walk(add, frozen)
+    fork = walk.latest_common()
+    if fork is None:
+        return reason
+    linear = walk.linear(fork)
+    if linear == (False, False):
+        return "neither addend is linear in what they share"
+    if linear == (True, True):
+        return "both addends are linear in what they share"
+    shortcut, branch = linear.index(True), linear.index(False)
+    if walk.weights(fork, branch) is None:
+        return "the addend that is not linear holds no parameters"
+    sides = walk.between(fork, shortcut), walk.between(fork, branch)
+    if any(nodes & junctions for nodes in sides) or _upsampled(sides[0]) != _upsampled(sides[1]):
+        return "a merge of features: an addend passes through other junctions, or it alone is upsampled"
+    reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
+    return Verdict("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
+
+
+def goes_on(add: Node, before: Node, verdict: Verdict, frozen: set[Node]) -> Verdict | None:
+    """The verdict on an add that only goes on with a junction's sum, x + f(x) + g(x): g joins the branch."""
+    if (before, 0) not in add.next_functions[:2]:
+        return None
+    walk = Walk(add, frozen)
+    branch = 1 - add.next_functions.index((before, 0))
+    if not walk.reach_back_to(verdict.fork) or walk.weights(verdict.fork, branch) is None:
+        return None
+    sum_so_far = [entry for entries in verdict.entries.values() for entry in entries]
+    added = [entry for entry in walk.users[verdict.fork] if entry not in sum_so_far]
+    entries: dict[Literal["shortcut", "branch"], list[Entry]] = {
+        "shortcut": verdict.entries["shortcut"],
+        "branch": verdict.entries["branch"] + added,
+    }
+    return Verdict(verdict.kind, verdict.reason, verdict.fork, verdict.shortcut, entries)
+
+
+def _upsampled(nodes: set[Node]) -> bool:
+    return any("Upsample" in node.name() for node in nodes)
