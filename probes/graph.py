@@ -27,12 +27,16 @@ LAYOUT = {
 }  # fmt: skip
 FACTOR = {"DivBackward0", "MulBackward0", "NativeDropoutBackward0", "NegBackward0"}
 LINEAR = LAYOUT | {
-    "AddBackward0", "AddmmBackward0", "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "AvgPool3DBackward0",
-    "CatBackward0", "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0", "ExpandBackward0",
-    "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0", "MeanBackward1", "MiopenBatchNormBackward0",
-    "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0",
-    "PixelShuffleBackward0", "PixelUnshuffleBackward0", "SliceBackward0", "SubBackward0", "TBackward0",
-    "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
+    "AdaptiveAvgPool2DBackward0", "AddBackward0", "AddmmBackward0", "AmaxBackward0", "AvgPool2DBackward0",
+    "AvgPool3DBackward0", "CatBackward0", "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0",
+    "ExpandBackward0", "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0",
+    "MeanBackward1", "MiopenBatchNormBackward0", "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0",
+    "NativeLayerNormBackward0", "PixelShuffleBackward0", "PixelUnshuffleBackward0", "SliceBackward0", "SubBackward0",
+    "TBackward0", "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
+}  # fmt: skip
+INPUT = {  # which of their inputs these nodes act on; the others are weights
+    "AddmmBackward0": 1, "ConvolutionBackward0": 0, "MmBackward0": 0, "NativeBatchNormBackward0": 0,
+    "NativeGroupNormBackward0": 0, "NativeLayerNormBackward0": 0,
 }  # fmt: skip
 GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBackward0", "TanhBackward0"}
 
@@ -85,10 +89,13 @@ def _scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
-def _through_layout(node: Node | None) -> Node:
-    while node is not None and node.name() in LAYOUT:
-        node = node.next_functions[0][0]
-    assert node is not None  # a layout's input is in the graph, since the layout is
+def _through_layout(node: Node) -> Node:
+    """The node that computes a tensor, before it is reshaped or a constant is added."""
+    while node.name() in LAYOUT or node.name() == "AddBackward0":
+        made_from = [n for n, _ in node.next_functions if n is not None]
+        if len(made_from) != 1:
+            return node
+        node = made_from[0]
     return node
 
 
@@ -97,6 +104,9 @@ def is_parameter(node: Node, depth: int = 8) -> bool:
     if node.name() == "torch::autograd::AccumulateGrad":
         return True
     if is_input(node) or node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
+        return False
+    place = INPUT.get(node.name())
+    if place is not None and node.next_functions[place][0] is None:  # acts on an input that has no place in the graph
         return False
     made_from = [n for n, _ in node.next_functions if n is not None]
     return depth > 0 and bool(made_from) and all(is_parameter(n, depth - 1) for n in made_from)
@@ -162,27 +172,32 @@ class Walk:
         }
         return None if not acting else "factor" if all(acting) else "weight"
 
-    def only_gates(self, fork: Edge, index: int) -> bool:
-        """Whether an addend is a product of a gate, made from the fork, and of something that was not (a scan)."""
+    def gated_from_elsewhere(self, fork: Edge, index: int) -> Node | None:
+        """The factor of an addend that was made from the fork, where it is a product with a tensor that was not."""
         on_the_way = self.between(fork, index) | {fork[0]}
-        product = _through_layout(self.add.next_functions[index][0])
+        addend, _ = self.add.next_functions[index]
+        product = _through_layout(addend) if addend is not None else self.add
         factors = [n for n, _ in product.next_functions if n is not None] if product.name() == "MulBackward0" else []
         if len(factors) < 2 or any(map(is_parameter, factors)):
-            return False
+            return None
         from_fork = [node for node in factors if node in on_the_way]
-        return len(from_fork) == 1 and _through_layout(from_fork[0]).name() in GATES
+        return from_fork[0] if len(from_fork) == 1 else None
+
+    def only_gates(self, fork: Edge, index: int) -> bool:
+        """Whether what was made from the fork is in an addend only a gate of something else (a scan)."""
+        factor = self.gated_from_elsewhere(fork, index)
+        return factor is not None and _through_layout(factor).name() in GATES
 
     def linear(self, fork: Edge) -> tuple[bool, bool]:
-        """Whether each addend is linear in the fork: a product counts if one of its factors alone comes from there."""
+        """Whether each addend is linear in the fork: a product counts if its other factor is constant or learned."""
+
+        def scaled(node: Node, on_the_way: set[Node]) -> bool:
+            factors = [n for n, _ in node.next_functions if n is not None and not is_parameter(n)]
+            return node.name() in FACTOR and len(factors) == 1 and factors[0] in on_the_way
 
         def is_linear(nodes: set[Node]) -> bool:
             on_the_way = nodes | {fork[0]}
-            return all(
-                node.name() in LINEAR
-                or _scales_gradient(node)
-                or (node.name() in FACTOR and sum(n in on_the_way for n, _ in node.next_functions) == 1)
-                for node in nodes
-            )
+            return all(node.name() in LINEAR or _scales_gradient(node) or scaled(node, on_the_way) for node in nodes)
 
         return is_linear(self.between(fork, 0)), is_linear(self.between(fork, 1))
 

@@ -27,33 +27,35 @@ class Verdict:
 def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
     """The verdict on one add (its node in the graph): a junction, or the reason why it is none.
 
-    junctions: the nodes of the adds found so far. A projection that runs beside one of them is a merge of features (a
-    pyramid's lateral connection, say), not a shortcut. frozen: nodes that act with parameters which have no leaf.
+    junctions: the nodes of the junctions found so far, outside of the module that adds. A projection that runs beside
+    one of them is a merge of features (a pyramid's lateral connection, say), not a shortcut. frozen: nodes that act
+    with parameters which have no leaf.
     """
     reason = "its addends share no earlier activation"
-    for shortcut in (0, 1):
+    difference = add.name() == "SubBackward0"  # x - f(x) is a junction, f(x) - x (an error, a shift) is none
+    for shortcut in (0,) if difference else (0, 1):
         for fork in carried(add, shortcut):
             walk = Walk(add, frozen)
             if not walk.reach_back_to(fork):
                 continue
             weights = walk.weights(fork, 1 - shortcut)
-            if fork in carried(add, 1 - shortcut):
-                reason = "both addends carry the same tensor"
-            elif weights is None:
+            if weights is None:
                 reason = "one addend carries what the other is made from, but no parameters lie between"
             elif weights == walk.weights(fork, shortcut) == "factor":
-                reason = "a mixture: both addends are what they share, times a learned factor"
+                return "a mixture: both addends are what they share, times a learned factor"
+            elif walk.gated_from_elsewhere(fork, shortcut) and walk.gated_from_elsewhere(fork, 1 - shortcut):
+                return "a mixture: both addends are gated by what comes from elsewhere"
             elif walk.only_gates(fork, 1 - shortcut):
-                reason = "the tensor that one addend carries only gates the other, which comes from elsewhere"
+                return "the tensor that one addend carries only gates the other, which comes from elsewhere"
             elif is_parameter(fork[0]) and walk.between(fork, 1 - shortcut) & junctions:
-                reason = "a learned embedding is added to what was made from it"
+                return "a learned embedding is added to what was made from it"
             else:
                 reason = "one addend carries the tensor that the other, with parameters, is made from"
                 return Verdict("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
             break  # what lies behind the place where they meet is theirs in common
     walk = Walk(add, frozen)
     fork = walk.latest_common()
-    if fork is None:
+    if fork is None or difference:
         return reason
     linear = walk.linear(fork)
     if linear == (False, False):

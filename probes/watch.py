@@ -81,7 +81,7 @@ class _Judge(AddMode):
         super().__init__(model)
         self.see, self.pass_over, self.on_start, self.on_end = see, pass_over, on_start, on_end
         self.values = values
-        self.junctions: list[Node] = []
+        self.junctions: list[tuple[str, Node]] = []
         self.forks: list[Node] = []
         self.last: tuple[str, Sighting] | None = None
 
@@ -130,13 +130,15 @@ class _Judge(AddMode):
         return total
 
     def _judge(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> None:
-        verdict = judge(node, set(self.junctions), self.frozen.nodes)
+        inside = "" if add.call == "(model)" else add.call + "."
+        outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
+        verdict = judge(node, outside, self.frozen.nodes)
         if isinstance(verdict, str):
             if not self._goes_on(add, node, values):
                 self.pass_over(add.name, verdict)
             return
         junction = Junction(add.name, len(self.junctions), verdict.kind)
-        self.junctions.append(node)
+        self.junctions.append((add.name, node))
         self.forks.append(verdict.fork[0])
         self.last = (
             add.call,
@@ -152,7 +154,7 @@ class _Judge(AddMode):
         verdict = goes_on(node, before.add, before.verdict, self.frozen.nodes)
         if verdict is None:
             return False
-        self.junctions[-1] = node
+        self.junctions[-1] = (add.name, node)
         joined = values[1 - node.next_functions.index((before.add, 0))]
         branch = before.branch + joined if self.values else joined
         junction = replace(before.junction, name=add.name)

@@ -55,6 +55,27 @@ def product(*weights: tuple[float, float]) -> float:
     return math.prod(s + b * w for (s, b), w in zip(weights, FACTORS, strict=True))
 
 
+class TwoBranches(nn.Module):
+    """x + 2x + 3x, added from the left: one junction, with a branch of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = linear(2.0), linear(3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x) + self.g(x)
+
+
+@pytest.mark.parametrize(("shortcut", "branch"), [(0, 1), (1, 0), (0.5, 0.25)])
+def test_a_sum_of_three_is_gated_as_one(shortcut: float, branch: float) -> None:
+    model = nn.Sequential(TwoBranches(), TwoBranches())
+    assert at_fork(model, shortcut_gradient=shortcut, branch_gradient=branch) == (shortcut + 5 * branch) ** 2
+    with record(model) as recording:
+        model(one()).sum().backward(retain_graph=True)
+    assert path_gradients(recording).flatten().tolist() == [1, 10, 25]
+    assert [site.name for site in recording.junctions] == ["0#1", "1#1"]
+
+
 @pytest.mark.parametrize(("shortcut", "branch"), [(0, 1), (1, 0), (0.5, 0.25), (0, 0), (-1, 2), (1, 1), (True, False)])
 def test_on_paper(shortcut: float, branch: float) -> None:
     got = at_fork(scalars(), shortcut_gradient=shortcut, branch_gradient=branch)

@@ -65,6 +65,15 @@ def hugging_face(name: str, config: str, **settings: Any) -> Callable[[], nn.Mod
     return lambda: getattr(hf, name)(getattr(hf, config)(**settings))
 
 
+def detr() -> nn.Module:
+    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}
+    backbone = hf.ResNetConfig(**sizes, layer_type="basic")
+    layers: dict[str, Any] = {f"{part}_{k}": v for part in ("encoder", "decoder") for k, v in DETR_LAYERS.items()}
+    return hf.DetrModel(hf.DetrConfig(backbone_config=backbone, d_model=32, num_queries=5, **layers, **NO_TIMM))
+
+
+NO_TIMM: dict[str, Any] = {"use_timm_backbone": False}
+DETR_LAYERS = {"layers": 2, "attention_heads": 2, "ffn_dim": 64}
 RESNET: dict[str, tuple[Where, Where]] = {"": (("{}.downsample>", "<{}"), ("{}.bn3>", "{}.bn2>"))}
 BEFORE_AND_AFTER: dict[str, tuple[Where, Where]] = {
     "": ("<{}.norm1", ("{}.drop_path1>", "{}.attn>")),
@@ -125,6 +134,12 @@ ZOO = {
         small("levit_128s"), partial(images, 224), 20, 0,
         {"downsample": ("<{}.mlp", "{}.drop_path>"), "": ("<{}", "{}.attn>"), "#1": ("<{}.mlp", "{}.mlp>")},
     ),
+    "timm:focalnet_tiny_srf": Specimen(
+        small("focalnet_tiny_srf"), images, 24, 0,
+        {"": ("<{}.norm1", "{}.drop_path1>"), "#1": ("<{}.norm2", "{}.drop_path2>")},
+    ),
+    "timm:hiera_tiny_224": Specimen(small("hiera_tiny_224"), partial(images, 224), 21, 3),
+    "timm:mvitv2_tiny": Specimen(small("mvitv2_tiny"), partial(images, 64), 27, 3),
     "hf:gpt2": Specimen(
         hugging_face("GPT2Model", "GPT2Config", **GPT), tokens, 4, 0,
         {"": ("<{}.ln_1", "{}.attn>"), "#1": ("<{}.ln_2", "{}.mlp>")},
@@ -147,6 +162,18 @@ ZOO = {
     "hf:mixtral": Specimen(
         hugging_face("MixtralModel", "MixtralConfig", **SIZES, **IDS, num_key_value_heads=2, num_local_experts=2),
         tokens, 4, 0, LLAMA,
+    ),
+    "hf:cohere": Specimen(
+        hugging_face("CohereModel", "CohereConfig", **SIZES, **IDS, num_key_value_heads=2), tokens, 2, 0,
+        {"#1": ("<{}.input_layernorm", None)},
+    ),
+    "hf:detr": Specimen(detr, partial(images, 64, "pixel_values"), 11, 3),
+    "hf:wav2vec2": Specimen(
+        hugging_face(
+            "Wav2Vec2Model", "Wav2Vec2Config", **SIZES, conv_dim=(32, 32), conv_stride=(5, 2), conv_kernel=(10, 3),
+            num_feat_extract_layers=2, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=50,
+        ),
+        lambda: {"input_values": torch.randn(2, 800)}, 5, 0,
     ),
     "hf:mamba": Specimen(
         hugging_face(
