@@ -10,23 +10,28 @@ gradient_norms(recording)
 from probes.gate import gate
 from probes.gradient_norms import gradient_norms
 from probes.junctions import find_junctions
+from probes.path_limits import PathLimit, limit_paths
 from probes.paths import path_contributions, path_gradients
 from probes.recording import Recording, record
 from probes.residual_magnitudes import residual_magnitudes
+from probes.sampled_paths import sample_paths
 from probes.scaling import scale_gradient
 from probes.sites import Site
 from probes.watch import Junction
 
 __all__ = [
     "Junction",
+    "PathLimit",
     "Recording",
     "Site",
     "find_junctions",
     "gate",
     "gradient_norms",
+    "limit_paths",
     "path_contributions",
     "path_gradients",
     "record",
     "residual_magnitudes",
+    "sample_paths",
     "scale_gradient",
 ]

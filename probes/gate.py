@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
+from probes.chain import mark_gated
+from probes.graph import Entry
 from probes.verdict import Verdict
 from probes.watch import Junction, Sighting, watch
 
@@ -70,17 +71,17 @@ def gate(
 
 def _gate(verdict: Verdict, shortcut_gradient: Weights, branch_gradient: Weights, junction: Junction) -> None:
     for entry in verdict.entries["shortcut"]:
-        _weight(entry, shortcut_gradient, junction)
+        scale_entry(entry, lambda: _read(shortcut_gradient, junction))
     for entry in verdict.entries["branch"]:
-        _weight(entry, branch_gradient, junction)
+        scale_entry(entry, lambda: _read(branch_gradient, junction))
 
 
-def _weight(entry: tuple[Node, int], weights: Weights, junction: Junction) -> None:
-    """Scale what a node passes to one of its inputs."""
+def scale_entry(entry: Entry, read: Callable[[], float]) -> None:
+    """Scale what a node passes to one of its inputs, by a weight that is read when the backward runs."""
     node, index = entry
 
     def hook(passed: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> tuple[Tensor | None, ...] | None:
-        gradient, weight = passed[index], _read(weights, junction)
+        gradient, weight = passed[index], read()
         if gradient is None or weight == 1:
             return None
         if gradient.requires_grad:
@@ -92,6 +93,7 @@ def _weight(entry: tuple[Node, int], weights: Weights, junction: Junction) -> No
         return (*passed[:index], scaled, *passed[index + 1 :])
 
     node.register_hook(hook)
+    mark_gated(node)
 
 
 def _read(weights: Weights, junction: Junction) -> float:

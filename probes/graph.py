@@ -140,13 +140,16 @@ class Walk:
             self._step()
         return None
 
-    def entries(self, fork: Edge, shortcut: int) -> dict[Literal["shortcut", "branch"], list[Entry]]:
-        """Where the gradient of either addend enters the fork. What belongs to both (a gate) is the shortcut's."""
+    def entries(self, fork: Edge, shortcut: int) -> tuple[dict[Literal["shortcut", "branch"], list[Entry]], bool]:
+        """Where the gradient of either addend enters the fork; what belongs to both (a gate) is the shortcut's, and
+        whether there is any such."""
         found: dict[Literal["shortcut", "branch"], list[Entry]] = {"shortcut": [], "branch": []}
+        shared = False
         for user, index in self.users[fork]:
             addends = 1 << index if user is self.add else self._addends(user)
             found["shortcut" if addends & 1 << shortcut else "branch"].append((user, index))
-        return found
+            shared |= addends == BOTH
+        return found, shared
 
     def between(self, fork: Edge, index: int) -> set[Node]:
         """The nodes on the ways from one addend to the fork."""

@@ -1,21 +1,34 @@
-"""The gradient at the first fork, taken apart exactly by the length of the paths that it travelled."""
+"""The gradient at the first fork, and at parameters, taken apart exactly by the length of the paths it travelled."""
 
 import math
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Literal, overload
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import Node
 
-from probes.graph import Edge
+from probes.chain import leaves_between, pull, pull_leaves, through_junction
 from probes.norms import inner, scaled_norm
-from probes.recording import Recording, add_up, on_parts
+from probes.recording import NO_CHAIN, Recording
+from probes.sampled_paths import sample_paths
 from probes.sites import JunctionSite
 from probes.tables import table
 
 
-def path_gradients(recording: Recording) -> Tensor:
+@overload
+def path_gradients(
+    recording: Recording, *, max_length: int | None = None, of: Literal["inputs"] = "inputs"
+) -> Tensor: ...
+@overload
+def path_gradients(
+    recording: Recording, *, max_length: int | None = None, of: Literal["parameters"]
+) -> dict[str, Tensor]: ...
+def path_gradients(
+    recording: Recording, *, max_length: int | None = None, of: Literal["inputs", "parameters"] = "inputs"
+) -> Tensor | dict[str, Tensor]:
     """One gradient per path length, of shape (L + 1, *first fork's shape) for L junctions in a chain.
 
     A path takes, at every junction, either the shortcut or the branch; its length is the number of branches it takes
@@ -24,113 +37,134 @@ def path_gradients(recording: Recording) -> Tensor:
     back from the last junction: what comes back through a shortcut keeps its length, what comes back through a branch
     gains one. What the backward really computes is taken apart, so backward weights count as they stand now.
 
-    Costs the branch products of about (L + 1) / 2 backward passes, and the memory of L + 1 forks.
+    max_length: leave out longer paths; then the sum is that of lengths 0 to max_length.
 
-    Raises ValueError where the junctions are no chain (a route leads around one, or one lies inside another) or nothing
-    was recorded, and RuntimeError where the graph was freed: call loss.backward(retain_graph=True).
+    of="parameters": by name, for each parameter up to the last junction, the same for its own gradient. A path's length
+    is there the number of branches between the loss and the addend that holds the parameter, its own block not counted:
+    (L - l, *parameter's shape) in block l, counted from 0, and (L + 1, ...) before the first fork. A parameter that is
+    used in several places has the sum. Behind the last junction all is of length 0: autograd's own gradient.
+
+    Costs the branch products of about (L + 1) / 2 backward passes (for parameters: whole backward passes), and the
+    memory of 2 (L + 1) forks beside a single backward's.
+
+    Raises ValueError for a max_length out of range, where the junctions are no chain (a route leads around one, or one
+    lies inside another) or nothing was recorded, and RuntimeError where the graph was freed: call
+    loss.backward(retain_graph=True).
     """
+    chain = recording.chain
+    if max_length is not None and not 0 <= max_length <= len(chain):
+        raise ValueError(
+            f"max_length is {max_length}: give a number from 0 to {len(chain)}, the junctions, or None for all"
+        )
+    if of not in ("inputs", "parameters"):
+        raise ValueError(f'of is {of!r}: give "inputs" (the gradient at the first fork) or "parameters"')
+    lengths, parameters = _carry_back(recording, max_length, with_parameters=of == "parameters")
+    if max_length is None:
+        _check_total(recording, chain[0], lengths)
+    if of == "parameters":
+        return {name: torch.stack(of_parameter) for name, of_parameter in parameters.items()}
+    return torch.stack(lengths)
+
+
+def _carry_back(
+    recording: Recording, max_length: int | None, *, with_parameters: bool
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """The gradients by path length at the first fork, and those of the parameters that are met on the way."""
     chain = recording.junctions
-    for site in chain:
-        _check_entries(recording, site)
+    most = len(chain) + 1 if max_length is None else max_length + 1
+    parameters = _Parameters(recording.names if with_parameters else {}, most)
     lengths = [recording.gradient(chain[-1], "junction")]
-    with recording.paused():
-        for index in reversed(range(len(chain))):
-            lengths = _through_junction(chain[index], lengths)
-            if index:
-                lengths = _through_gap(chain[index - 1], chain[index], lengths)
-    stacked = torch.stack(lengths)
-    _check_total(recording, chain[0], stacked)
-    return stacked
+    for site, before in zip(reversed(chain), [*chain[-2::-1], None], strict=True):
+        fork = site.verdict.fork
+        within = parameters.between(site.add, fork[0])
+        keep = partial(parameters.keep, within)
+        lengths = through_junction(site.name, site.add, site.verdict, lengths, within, keep)[:most]
+        within = parameters.between(fork[0], before.add if before else None)
+        for length, gradient in enumerate(lengths):
+            if before is None:
+                parameters.keep(within, length, pull_leaves(gradient, fork, within))
+            else:
+                where = f"{before.name!r} to {site.name!r}"
+                lengths[length], of_leaves = pull(gradient, fork, (before.add, 0), where, within)
+                parameters.keep(within, length, of_leaves)
+    return lengths, parameters.lengths
 
 
-def path_contributions(recording: Recording) -> pd.DataFrame:
-    """What each path length contributes to the gradient at the first fork: path_length, quantity, value.
+class _Parameters:
+    """Collects the gradients of parameters by path length."""
+
+    def __init__(self, names: dict[Tensor, str], most: int) -> None:
+        self.names, self.most = names, most
+        self.lengths: dict[str, list[Tensor]] = {}
+
+    def between(self, start: Node, end: Node | None) -> list[Tensor]:
+        return [leaf for leaf in leaves_between(start, end) if leaf in self.names] if self.names else []
+
+    def keep(self, leaves: Sequence[Tensor], length: int, gradients: Sequence[Tensor | None]) -> None:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            of_leaf = self.lengths.setdefault(self.names[leaf], [])
+            while len(of_leaf) <= length:
+                of_leaf.append(torch.zeros_like(leaf, requires_grad=False))
+            if gradient is not None:
+                of_leaf[length] = of_leaf[length] + gradient
+
+
+def path_contributions(
+    recording: Recording,
+    *,
+    max_length: int | None = None,
+    of: Literal["inputs", "parameters"] = "inputs",
+    samples: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What each path length contributes to a gradient: path_length, quantity, value.
 
     quantity: `norm`, of the summed gradient g_k of all paths of length k (L2 over the whole batch tensor); `share`,
-    <g_k, g> / <g, g> with g the whole gradient: signed, the shares sum to 1, nan if g = 0. The norm of a sum is not the
-    sum of norms that Veit et al. (2016) sample. Cost and errors as for `path_gradients`.
+    <g_k, g> / <g, g> with g the whole gradient: signed, the shares of all lengths sum to 1, nan if g = 0. The norm of a
+    sum is not the sum of norms that Veit et al. (2016) sample: with samples > 0, `cancellation` is the first over the
+    second, from that many random paths of each length (see `sample_paths`, which has their norms): 1 where all paths of
+    a length point the same way.
+
+    of="parameters": the same for every parameter up to the last junction, in a further column `block`, its name. See
+    `path_gradients` for max_length, for what a path's length is there, for cost and errors. samples are for "inputs".
     """
-    lengths = path_gradients(recording).cpu()
-    # In units of its largest element, so that squares of a vanished gradient stay in range.
-    unit = lengths.abs().amax().double().item() or 1.0
-    whole = lengths.double().sum(0) / unit
-    square = inner(whole, whole)
-    rows: list[dict[str, object]] = []
-    for length, gradient in enumerate(lengths):
-        share = inner(gradient.double() / unit, whole) / square if square else math.nan
+    if samples and of == "parameters":
+        raise ValueError('path_contributions: paths are sampled for the gradient at the first fork: of="inputs"')
+    if of == "parameters":
+        by_name = path_gradients(recording, max_length=max_length, of="parameters")
+        rows = [{"block": name} | row for name, lengths in by_name.items() for row in _rows(lengths, lengths.sum(0))]
+        return table(rows)
+    lengths = path_gradients(recording, max_length=max_length)
+    rows = list(_rows(lengths, recording.gradient(recording.junctions[0], "total")))
+    if samples:
+        mass = sample_paths(recording, lengths=range(len(lengths)), samples=samples, seed=seed)
+        mass = mass[mass["quantity"] == "mass"].set_index("path_length")["value"]
         rows += [
-            {"path_length": length, "quantity": "norm", "value": scaled_norm(gradient)},
-            {"path_length": length, "quantity": "share", "value": share},
+            {"path_length": k, "quantity": "cancellation", "value": scaled_norm(g) / mass[k] if mass[k] else math.nan}
+            for k, g in enumerate(lengths)
         ]
     return table(rows)
 
 
-def _through_junction(site: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
-    """From K gradients at a junction's sum to K + 1 at its fork: the shortcut keeps lengths, the branch adds one."""
-    verdict = site.verdict
-    parts: dict[str, Tensor] = {}
-    handles = on_parts(verdict, partial(add_up, parts))
-    at_fork: list[Tensor] = []
-    try:
-        for length, gradient in enumerate(lengths):
-            parts.clear()
-            none = torch.zeros_like(_pull(gradient, (site.add, 0), verdict.fork, site.name))
-            shortcut, branch = parts.get("shortcut", none), parts.get("branch", none)
-            at_fork[length:] = [at_fork[length] + shortcut if length else shortcut, branch]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return at_fork
+def _rows(lengths: Tensor, total: Tensor) -> Iterator[dict[str, object]]:
+    # In units of its largest element, so that squares of a vanished gradient stay in range.
+    unit = max(lengths.abs().amax().item(), total.abs().amax().item()) or 1.0
+    whole = total.double() / unit
+    square = inner(whole, whole)
+    for length, gradient in enumerate(lengths):
+        share = inner(gradient.double() / unit, whole) / square if square else math.nan
+        yield {"path_length": length, "quantity": "norm", "value": scaled_norm(gradient)}
+        yield {"path_length": length, "quantity": "share", "value": share}
 
 
-def _through_gap(before: JunctionSite, here: JunctionSite, lengths: list[Tensor]) -> list[Tensor]:
-    """From a fork back to the sum of the junction before it, through whatever lies between."""
-    fork, add = here.verdict.fork, (before.add, 0)
-    return [_pull(gradient, fork, add, f"{before.name!r} to {here.name!r}") for gradient in lengths]
-
-
-def _pull(gradient: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
-    """A gradient at `start` carried back to `end`."""
-    if start == end:
-        return gradient
-    try:
-        return torch.autograd.grad(GradientEdge(*start), [GradientEdge(*end)], gradient, retain_graph=True)[0]
-    except RuntimeError as error:
-        if "second time" in str(error):
-            raise RuntimeError(
-                "the recorded graph was freed by the backward: call loss.backward(retain_graph=True) inside "
-                "`with record(model)` when path_gradients or path_contributions follow"
-            ) from None
-        if "not have been used" in str(error):
-            raise ValueError(
-                f"the junctions are no chain ({where}: no way back): path lengths are defined where each junction's "
-                "fork is made from the junction before it; gradient_norms and residual_magnitudes work on any model"
-            ) from None
-        raise
-
-
-def _check_entries(recording: Recording, site: JunctionSite) -> None:
-    """No gradient may enter a fork by neither addend."""
-    norms = {name: value.item() for name, value in recording.norms(site).items()}
-    # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
-    if norms["other"] > 1e-4 * norms["total"]:
-        raise ValueError(_NO_CHAIN.format(site.name, norms["other"], norms["total"]))
-
-
-def _check_total(recording: Recording, site: JunctionSite, lengths: Tensor) -> None:
+def _check_total(recording: Recording, site: JunctionSite, lengths: Sequence[Tensor]) -> None:
     """The lengths must sum to what was recorded at the first fork."""
     total = recording.gradient(site, "total")
-    whole, missing = scaled_norm(total), scaled_norm(lengths.sum(0) - total)
+    whole, missing = scaled_norm(total), scaled_norm(torch.stack(list(lengths)).sum(0) - total)
     precision = torch.finfo(total.dtype)
-    # The lengths are computed anew, in float32 perhaps by kernels of less precision (autocast, TF32).
-    small = precision.eps**0.5 if total.dtype == torch.float64 else 0.05
+    # The lengths are computed anew, in float32 perhaps by kernels of less precision (autocast, TF32); and networks in
+    # float64 may still take their norms' variances in float32 (Hugging Face's T5).
+    small = 1e-6 if total.dtype == torch.float64 else 0.05
     limit = small * max(whole, *map(scaled_norm, lengths)) + precision.tiny / precision.eps
     if math.isfinite(whole) and missing > limit:
-        raise ValueError(_NO_CHAIN.format(site.name, missing, whole))
-
-
-_NO_CHAIN = (
-    "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "
-    "junctions (a long skip, an auxiliary head, a nested junction), where path lengths are not defined; or gradient "
-    "weights have changed since the recorded backward"
-)
+        raise ValueError(NO_CHAIN.format(site.name, missing, whole))

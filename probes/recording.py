@@ -1,21 +1,28 @@
 """`record`: what happened at every junction over one forward and one backward, kept for the probes to read."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from probes.graph import Edge, Verdict
+from probes.chain import Carrying, add_up, kept, on_parts
+from probes.graph import Edge
 from probes.inputs import differentiable
 from probes.norms import norm
 from probes.sites import JunctionSite, Site
 from probes.watch import Sighting, watch
+
+NO_CHAIN = (
+    "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "
+    "junctions (a long skip, an auxiliary head, a nested junction), where path lengths are not defined; or gradient "
+    "weights have changed since the recorded backward"
+)
 
 
 class Recording:
@@ -25,11 +32,12 @@ class Recording:
     no activation is held; while a recording lives, so does its forward's autograd graph.
     """
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self, keep: bool, names: dict[Tensor, str]) -> None:
         self._keep = keep
+        self.names = names
+        """The model's parameters, by name."""
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
-        self._listening = True
         self._backward: int | None = None
 
     @property
@@ -42,6 +50,19 @@ class Recording:
                 "only gradient_norms can be taken of it"
             )
         return found
+
+    @property
+    def chain(self) -> list[JunctionSite]:
+        """The junctions, where each one's fork is made from the one before, and no gradient comes around them.
+
+        Raises ValueError where that is not so, where there are no junctions, and where no gradient was recorded.
+        """
+        for site in self.junctions:
+            norms = {name: value.item() for name, value in self.norms(site).items()}
+            # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
+            if norms["other"] > 1e-4 * norms["total"]:
+                raise ValueError(NO_CHAIN.format(site.name, norms["other"], norms["total"]))
+        return self.junctions
 
     @property
     def sites(self) -> list[Site]:
@@ -74,15 +95,6 @@ class Recording:
             raise ValueError(f"the gradient {name!r} of {site.name!r} was not kept: record(model, keep=True)")
         return total.new_zeros(()).expand_as(site.gradients["total"])
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Gradients that are computed inside are not recorded."""
-        self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
-
     def _restart(self) -> None:
         self._release()
         self._sites.clear()
@@ -94,6 +106,10 @@ class Recording:
 
     def _see_junction(self, sighting: Sighting) -> None:
         junction = sighting.junction
+        if junction.depth < len(self._sites):  # what was seen there was but a part of this sum
+            self._sites.pop()
+            for handle in (self._handles.pop(), self._handles.pop()):
+                handle.remove()
         site = JunctionSite(junction.name, junction.depth, add=sighting.add, verdict=sighting.verdict)
         site.measure(sighting.shortcut, sighting.branch)
         if self._keep:
@@ -121,14 +137,14 @@ class Recording:
         self._handles.append(node.register_prehook(hook))
 
     def _arrive(self, site: Site, name: str, gradient: Tensor) -> None:
-        if not self._listening:
+        if Carrying.now:  # a probe's own
             return
         if self._backward != (backward := _running_backward()):  # another backward: forget the one before
             self._backward = backward
             for each in self._sites:
                 each.gradients.clear()
                 each.norms.clear()
-        site.gradients[name] = _kept(gradient)
+        site.gradients[name] = kept(gradient)
         if name == "total":
             self._finish(site)
         if name == "junction" and isinstance(site, JunctionSite) and not site.listens_to_parts:
@@ -137,7 +153,7 @@ class Recording:
             index, this = self._sites.index(site), ref(self)
 
             def keep(part: str, passed: Tensor) -> None:
-                if (recording := this()) is not None and recording._listening:
+                if (recording := this()) is not None and not Carrying.now:
                     add_up(recording._sites[index].gradients, part, passed)
 
             self._handles += on_parts(site.verdict, keep)
@@ -158,31 +174,6 @@ def _running_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
-def _kept(gradient: Tensor) -> Tensor:
-    # The tensor itself, not an alias: autograd leaves a gradient alone while somebody else holds it, and would hand
-    # one that only has an alias to the user as a leaf's .grad.
-    return gradient.detach() if gradient.requires_grad else gradient
-
-
-def add_up(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:
-    """Add a gradient to the part of that name."""
-    parts[name] = parts[name] + gradient if name in parts else gradient
-
-
-def on_parts(verdict: Verdict, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
-    """Call `keep("shortcut" | "branch", gradient)` for all that the backward passes into the fork by either addend."""
-
-    def listen(name: str, node: Node, index: int) -> RemovableHandle:
-        def hook(passed: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
-            gradient = passed[index]
-            if gradient is not None:
-                keep(name, _kept(gradient))
-
-        return node.register_hook(hook)
-
-    return [listen(part, *entry) for part, entries in verdict.entries.items() for entry in entries]
-
-
 @contextmanager
 def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep: bool = False) -> Iterator[Recording]:
     """Record the junctions of `model` while it runs inside this context; hooks exist only in here.
@@ -201,7 +192,7 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
 
     Raises ValueError for a block that is no part of the model.
     """
-    recording = Recording(keep)
+    recording = Recording(keep, {parameter: name for name, parameter in model.named_parameters()})
     if blocks is None:
         watching = watch(model, recording._see_junction, start=recording._restart)
     else:

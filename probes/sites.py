@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from probes.graph import Verdict
-from probes.norms import cosine, norm
+from probes.norms import norms_and_cosine, norms_and_rest
+from probes.verdict import Verdict
 
 
 @dataclass(eq=False)
@@ -42,17 +42,13 @@ class JunctionSite(Site):
 
     def measure(self, shortcut: Tensor, branch: Tensor) -> None:
         """Take the addends' sizes now: later, the model may have overwritten them."""
-        size, carried = norm(branch), norm(shortcut)
-        self.sizes = {"branch": size, "shortcut": carried, "cosine": cosine(branch, shortcut, size, carried)}
+        sizes = norms_and_cosine(branch, shortcut)
+        self.sizes = dict(zip(("branch", "shortcut", "cosine"), sizes, strict=True))
 
     def split(self) -> None:
         """Take the norms of the gradient and its parts."""
-        total, shortcut, branch = (self.gradients.get(name) for name in ("total", "shortcut", "branch"))
-        assert total is not None
-        nothing = total.new_zeros(())
-        by_addends = branch if shortcut is None else shortcut if branch is None else shortcut + branch
-        if by_addends is None:
-            by_addends = nothing.expand_as(total)
-        other = nothing if by_addends.equal(total) else total - by_addends
-        parts = {"total": total, "shortcut": shortcut, "branch": branch, "other": other}
-        self.norms = {name: norm(nothing if part is None else part) for name, part in parts.items()}
+        total = self.gradients["total"]
+        nothing = total.new_zeros(()).expand_as(total)
+        shortcut, branch = (self.gradients.get(name, nothing) for name in ("shortcut", "branch"))
+        norms = norms_and_rest(total, shortcut, branch)
+        self.norms = dict(zip(("total", "shortcut", "branch", "other"), norms, strict=True))

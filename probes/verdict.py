@@ -5,7 +5,7 @@ and the other by a branch that holds parameters. The shortcut is an *identity* i
 at most reshaped or multiplied by a factor, and a *projection* if it is linear in the fork while the branch is not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch.autograd.graph import Node
@@ -22,6 +22,8 @@ class Verdict:
     fork: Edge
     shortcut: int
     entries: dict[Literal["shortcut", "branch"], list[Entry]]
+    shared: bool
+    """Whether a way from the fork leads to both addends (a gate, a norm before both): counted as the shortcut's."""
 
 
 def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
@@ -51,7 +53,7 @@ def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
                 return "a learned embedding is added to what was made from it"
             else:
                 reason = "one addend carries the tensor that the other, with parameters, is made from"
-                return Verdict("identity", reason, fork, shortcut, walk.entries(fork, shortcut))
+                return Verdict("identity", reason, fork, shortcut, *walk.entries(fork, shortcut))
             break  # what lies behind the place where they meet is theirs in common
     walk = Walk(add, frozen)
     fork = walk.latest_common()
@@ -69,7 +71,7 @@ def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
     if any(nodes & junctions for nodes in sides) or _upsampled(sides[0]) != _upsampled(sides[1]):
         return "a merge of features: an addend passes through other junctions, or it alone is upsampled"
     reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
-    return Verdict("projection", reason, fork, shortcut, walk.entries(fork, shortcut))
+    return Verdict("projection", reason, fork, shortcut, *walk.entries(fork, shortcut))
 
 
 def goes_on(add: Node, before: Node, verdict: Verdict, frozen: set[Node]) -> Verdict | None:
@@ -86,7 +88,7 @@ def goes_on(add: Node, before: Node, verdict: Verdict, frozen: set[Node]) -> Ver
         "shortcut": verdict.entries["shortcut"],
         "branch": verdict.entries["branch"] + added,
     }
-    return Verdict(verdict.kind, verdict.reason, verdict.fork, verdict.shortcut, entries)
+    return replace(verdict, entries=entries)
 
 
 def _upsampled(nodes: set[Node]) -> bool:
