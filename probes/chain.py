@@ -1,7 +1,7 @@
 """Gradients carried back through a chain of junctions, what comes through shortcuts and through branches apart."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -87,13 +87,31 @@ def pull(
     """A gradient at `start` carried back to `end`, and to parameters on the way (None where it does not come)."""
     if start == end:
         return gradient, [None] * len(leaves)
-    at_end, *of_leaves = _differentiate(start, [GradientEdge(*end), *leaves], gradient)
+    with _dead_end(end) if leaves else nullcontext():
+        at_end, *of_leaves = _differentiate(start, [GradientEdge(*end), *leaves], gradient)
     if at_end is None:
         raise ValueError(
             f"the junctions are no chain ({where}: no way back): path lengths are defined where each junction's "
             "fork is made from the junction before it; gradient_norms and residual_magnitudes work on any model"
         )
     return at_end, of_leaves
+
+
+@contextmanager
+def _dead_end(end: Edge) -> Iterator[None]:
+    """Let nothing pass a place: parameters may be met again behind it (tied weights), and count there another time."""
+    node, output = end
+
+    def hook(arriving: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        gradient = arriving[output]
+        zeros = None if gradient is None else torch.zeros_like(gradient)
+        return (*arriving[:output], zeros, *arriving[output + 1 :])
+
+    handle = node.register_prehook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def pull_leaves(gradient: Tensor, start: Edge, leaves: Sequence[Tensor]) -> list[Tensor | None]:

@@ -1,6 +1,7 @@
 """Limits on path lengths, against a chain on paper, the sum over enumerated paths, and the shortest-path arm."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def small(flow: object = RESIDUAL, depth: int = 8) -> nn.Module:
     return cifar_resnet(depth, flow=flow, width=4, projection="B").double()  # type: ignore[arg-type]
 
 
-def gradients(model: nn.Module, x: Tensor, **limits: int) -> dict[str, Tensor]:
+def gradients(model: nn.Module, x: Tensor, **limits: Any) -> dict[str, Tensor]:
     model.zero_grad()
     with limit_paths(model, **limits):
         F.cross_entropy(model(x), LABELS).backward()
@@ -45,7 +46,7 @@ def by_length(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         ({"at_least": 1, "at_most": 1}, (8, 15, 0)),
     ],
 )
-def test_on_paper(limits: dict[str, int], wanted: tuple[float, ...]) -> None:
+def test_on_paper(limits: dict[str, Any], wanted: tuple[float, ...]) -> None:
     """Blocks x + 2x, x + 3x, x + 5x of 1: inputs 1, 3, 12; above the first (1 + 3t)(1 + 5t) = 1 + 8t + 15t²."""
     model = nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
     with limit_paths(model, **limits) as limit:
@@ -95,7 +96,7 @@ def test_lengths_of_parameters_against_every_single_path() -> None:
         for name, parameter in model.named_parameters():
             block = int(name.split(".")[0])
             if block < 5 and not any(path[: len(path) - (4 - block)]) and parameter.grad is not None:
-                # What the junctions before the parameter do, does not matter to it: each path is counted once.
+                # What the junctions before the parameter do does not matter to it: each path is counted once.
                 wanted[name][int(sum(path[block:]))] += parameter.grad
     for name, of_length in lengths.items():
         for got, want in zip(of_length, wanted[name], strict=True):
@@ -110,6 +111,17 @@ def test_parameters_sum_to_autograd(depth: int) -> None:
     assert whole.keys() - lengths.keys() == CLASSIFIER
     for name, of_length in lengths.items():
         assert relative_error(of_length.sum(0), whole[name]) < 1e-12, name
+
+
+def test_a_parameter_that_is_used_three_times() -> None:
+    """(1 + w)³ at w = 2: uses on inputs 1, 3, 9 with (1 + 2t)², 1 + 2t, 1 above them; the gradient is 27."""
+    shared = Residual(linear(2.0))
+    model = nn.Sequential(shared, shared, shared)
+    with record(model) as recording:
+        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
+    (lengths,) = path_gradients(recording, of="parameters").values()
+    assert lengths.flatten().tolist() == [13, 10, 4]
+    assert path_gradients(recording, max_length=1, of="parameters")["0.branch.weight"].flatten().tolist() == [13, 10]
 
 
 def test_no_branch_is_the_shortest_path_arm() -> None:
@@ -138,10 +150,10 @@ def test_a_backward_may_be_repeated_and_follow_another_forward() -> None:
     x, model = images(), small()
     wanted = gradients(model, x, at_most=1)
     with limit_paths(model, at_most=1):
-        for _ in range(2):
-            model.zero_grad()
-            loss = F.cross_entropy(model(x), LABELS)
-            loss.backward(retain_graph=True)
+        F.cross_entropy(model(x), LABELS).backward()
+        model.zero_grad()
+        loss = F.cross_entropy(model(x), LABELS)
+        loss.backward(retain_graph=True)
         model.zero_grad()
         loss.backward()
     for name, parameter in model.named_parameters():
@@ -204,7 +216,7 @@ def around(module: nn.Module, x: Tensor) -> Tensor:
         ({"sampled": 5}, "5 branches are more than the 3 junctions have"),
     ],
 )
-def test_limits_that_make_no_sense(limits: dict[str, int], message: str) -> None:
+def test_limits_that_make_no_sense(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gradients(small(), images(), **limits)
 

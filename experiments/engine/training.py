@@ -1,7 +1,8 @@
 """The one training loop: SGD with momentum on cross-entropy, the same for every arm."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +56,19 @@ class Diverged(Exception):
         self.step = step
 
 
-def train(model: nn.Module, batches: Batches, training: Training, *, seed: int) -> Iterator[tuple[int, int, float]]:
+def train(
+    model: nn.Module,
+    batches: Batches,
+    training: Training,
+    *,
+    seed: int,
+    around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+) -> Iterator[tuple[int, int, float]]:
     """Train, yielding after each epoch: epochs done, steps done, mean loss over the epoch's batches.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
-    Raises Diverged at the end of the epoch in which the loss stopped being finite.
+    around: a context for an epoch's forwards and backwards. Raises Diverged at the end of the epoch in which the loss
+    stopped being finite.
     """
     generator = torch.Generator().manual_seed(seed)
     size, batch_size = batches.size("train"), min(training.batch_size, batches.size("train"))
@@ -71,14 +80,15 @@ def train(model: nn.Module, batches: Batches, training: Training, *, seed: int) 
     for epoch in range(training.epochs):
         model.train()
         losses: list[Tensor] = []
-        for indices in torch.randperm(size, generator=generator).split(batch_size)[:steps]:
-            images, labels = batches.augmented(indices, generator)
-            loss = F.cross_entropy(model(images), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            scheduler.step()
-            losses.append(loss.detach())
+        with around(model):
+            for indices in torch.randperm(size, generator=generator).split(batch_size)[:steps]:
+                images, labels = batches.augmented(indices, generator)
+                loss = F.cross_entropy(model(images), labels)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                scheduler.step()
+                losses.append(loss.detach())
         of_epoch = torch.stack(losses)
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))

@@ -1,0 +1,87 @@
+"""What a cell does: one network made from its seed, trained, and measured on the way."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from experiments.engine.data import Batches, Dataset
+from experiments.engine.grid import Cell, Outcome
+from experiments.engine.training import Diverged, Training, evaluate, settle_statistics, train
+from models import ARMS, CifarResNet, cifar_resnet
+
+Tables = dict[str, pd.DataFrame]
+Measure = Callable[[CifarResNet, Batches, int, bool], Tables]
+
+
+def make_network(cell: Cell, dataset: Dataset) -> CifarResNet:
+    """The cell's network at its first weights."""
+    torch.manual_seed(cell.seed)
+    model = cifar_resnet(
+        cell.depth,
+        flow=ARMS[cell.arm],
+        width=int(str(cell.settings["width"])),
+        in_channels=dataset.channels,
+        num_classes=len(dataset.classes),
+    )
+    return model.to(str(cell.settings["device"]))
+
+
+def train_cell(
+    cell: Cell,
+    dataset: Dataset,
+    training: Training,
+    *,
+    measure: Measure = lambda model, batches, epoch, last: {},
+    around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+) -> Outcome:
+    """Train the cell's network, and give curves, final outcomes, and what `measure` tells.
+
+    measure: called as (model, batches, epoch, last) before the first step and after every epoch; its tables are joined
+    by name, with columns step and epoch. around: a context for the training's forwards and backwards.
+    """
+    model = make_network(cell, dataset)
+    batches = Batches(dataset, torch.device(str(cell.settings["device"])))
+    measured = [at(measure(model, batches, 0, False), step=0, epoch=0)]
+    curves: list[dict[str, object]] = []
+    outcome = Outcome()
+    try:
+        for epoch, step, loss in train(model, batches, training, seed=cell.seed, around=around):
+            moment = {"step": step, "epoch": epoch}
+            curves.append({**moment, "split": "train", "quantity": "loss", "value": loss})
+            settle_statistics(model, batches)
+            for quantity, value in evaluate(model, batches, "validation").items():
+                curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
+            measured.append(at(measure(model, batches, epoch, epoch == training.epochs), step=step, epoch=epoch))
+        outcome.tables["outcomes"] = evaluations(model, batches)
+    except Diverged as end:
+        outcome.diverged_at = end.step
+    if curves:
+        outcome.tables["curves"] = pd.DataFrame(curves)
+    for name in dict.fromkeys(name for tables in measured for name in tables):
+        outcome.tables[name] = pd.concat([tables[name] for tables in measured if name in tables], ignore_index=True)
+    return outcome
+
+
+def at(tables: Tables, *, step: int, epoch: int) -> Tables:
+    """The tables with the moment at which they were taken."""
+    return {name: table.assign(step=step, epoch=epoch) for name, table in tables.items()}
+
+
+def evaluations(model: nn.Module, batches: Batches) -> pd.DataFrame:
+    """Loss and accuracy on every split: split, quantity, value."""
+    return pd.DataFrame(
+        {"split": split, "quantity": quantity, "value": value}
+        for split in ("train", "validation", "test")
+        for quantity, value in evaluate(model, batches, split).items()
+    )
+
+
+def probing(model: CifarResNet, batches: Batches, *, most: int = 128) -> tuple[CifarResNet, Tensor, Tensor]:
+    """A copy of the network in train mode (its BatchNorm statistics move, the trained network's do not), and one fixed
+    batch of training images with labels, to probe it on."""
+    indices = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))[:most]
+    return copy.deepcopy(model).train(), *batches.get("train", indices)

@@ -1,0 +1,79 @@
+"""The settings that experiments on trained networks share, and their checks."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from experiments.engine.command import BadInput, check_choice, check_device
+from experiments.engine.data import Data, Dataset
+from experiments.engine.training import Training
+from models import ARMS, cifar_resnet
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """How CIFAR ResNets are trained."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
+    width: int = 8
+    """Channels of the first stage (He et al.: 16)."""
+    training: Training = field(default_factory=Training)
+    data: Data = field(default_factory=Data)
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cells that run at once, one thread each."""
+    out: Path = Path("results")
+    """The folder of all results."""
+    quick: bool = False
+    """A first look: defaults that take less than a minute."""
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot run, before anything is read or written."""
+        check_each_once("--seeds", self.seeds)
+        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise BadInput(f"--seeds {' '.join(map(str, self.seeds))}: give numbers from 0 to {2**32 - 1}")
+        if self.workers < 1:
+            raise BadInput(f"--workers {self.workers}: give at least 1")
+        self.training.check()
+        check_device(self.device)
+        if self.width < 2 or self.width % 2:
+            raise BadInput(
+                f"--width {self.width}: give an even number from 2, since shortcuts pad channels on both sides"
+            )
+
+    def recipe(self, dataset: Dataset) -> dict[str, object]:
+        """What decides a cell's outcome beside its arm, depth and seed."""
+        return {"width": self.width, "device": self.device, "data": dataset.digest, **asdict(self.training)}
+
+    def about(self, dataset: Dataset) -> dict[str, object]:
+        """Where the data came from."""
+        return {"title": dataset.title, **asdict(self.data)}
+
+
+def check_each_once(flag: str, values: Sequence[object]) -> None:
+    """Raise BadInput unless there is a value, and none twice."""
+    if not values or len(set(values)) < len(values):
+        raise BadInput(f"{flag}: got {' '.join(map(str, values)) or 'none'}; give one or more, each once")
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Raise BadInput unless the arms are some of the five."""
+    check_each_once("--arms", arms)
+    for arm in arms:
+        check_choice("--arms", arm, tuple(ARMS))
+
+
+def check_depths(flag: str, *depths: int) -> None:
+    """Raise BadInput for depths that no `cifar_resnet` has."""
+    check_each_once(flag, depths)
+    for depth in depths:
+        try:
+            with torch.device("meta"):
+                cifar_resnet(depth)
+        except ValueError as error:
+            raise BadInput(f"{flag} {depth}: {error}") from None
