@@ -27,7 +27,7 @@ def sample_paths(
 
     quantity: `path_norm`, the mean over the sampled paths; `path_norm_low` and `path_norm_high`, its 95 % interval
     (normal approximation; both nan for one sample); `mass`, the mean times the number C(L, k) of paths, which ignores
-    that paths cancel: it is at least the norm of their sum, `path_contributions`' `norm`.
+    that paths cancel: it is at least the norm of their sum, `path_contributions`' `norm`; `samples`, the paths walked.
 
     lengths: some of 0..L, all by default. samples: of each length; where a length has no more paths than that, each is
     taken once, and the mean is exact. None: all paths of every length. seed: of the choice of paths.
@@ -50,6 +50,7 @@ def sample_paths(
             "path_norm_low": mean - 1.96 * error,
             "path_norm_high": mean + 1.96 * error,
             "mass": mean * count,
+            "samples": len(norms),
         }
         rows += [{"path_length": length, "quantity": name, "value": value} for name, value in quantities.items()]
     return table(rows)
@@ -86,6 +87,8 @@ def _along(recording: Recording, branches: set[int]) -> Tensor:
         site = chain[index]
         addend = "branch" if index in branches else "shortcut"
         gradient = through_addend(site.name, site.add, site.verdict, gradient, addend)
+        if not gradient.any():  # as in most paths of a network whose shortcuts carry no gradient
+            return torch.zeros_like(recording.gradient(chain[0], "total"))
         if index:
             before = chain[index - 1]
             gradient, _ = pull(gradient, site.verdict.fork, (before.add, 0), f"{before.name!r} to {site.name!r}")
