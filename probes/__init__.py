@@ -7,9 +7,11 @@ with record(model) as recording:
 gradient_norms(recording)
 """
 
+from probes.attribution import branch_attribution
 from probes.gate import gate
 from probes.gradient_norms import gradient_norms
 from probes.junctions import find_junctions
+from probes.lesions import lesion, permute
 from probes.path_limits import PathLimit, limit_paths
 from probes.paths import path_contributions, path_gradients
 from probes.recording import Recording, record
@@ -24,12 +26,15 @@ __all__ = [
     "PathLimit",
     "Recording",
     "Site",
+    "branch_attribution",
     "find_junctions",
     "gate",
     "gradient_norms",
+    "lesion",
     "limit_paths",
     "path_contributions",
     "path_gradients",
+    "permute",
     "record",
     "residual_magnitudes",
     "sample_paths",

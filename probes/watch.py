@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -28,6 +28,8 @@ class Junction:
     depth: int
     """Index in execution order, from 0 at the input."""
     shortcut: Literal["identity", "projection"]
+    adds: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
+    """The adds that make the sum, by name: one, or more for x + f(x) + g(x); and which operand of each is a branch."""
 
 
 @dataclass(eq=False)
@@ -137,7 +139,7 @@ class _Judge(AddMode):
             if not self._goes_on(add, node, values):
                 self.pass_over(add.name, verdict)
             return
-        junction = Junction(add.name, len(self.junctions), verdict.kind)
+        junction = Junction(add.name, len(self.junctions), verdict.kind, ((add.name, 1 - verdict.shortcut),))
         self.junctions.append((add.name, node))
         self.forks.append(verdict.fork[0])
         self.last = (
@@ -155,9 +157,9 @@ class _Judge(AddMode):
         if verdict is None:
             return False
         self.junctions[-1] = (add.name, node)
-        joined = values[1 - node.next_functions.index((before.add, 0))]
-        branch = before.branch + joined if self.values else joined
-        junction = replace(before.junction, name=add.name)
+        joined = 1 - node.next_functions.index((before.add, 0))
+        branch = before.branch + values[joined] if self.values else values[joined]
+        junction = replace(before.junction, name=add.name, adds=(*before.junction.adds, (add.name, joined)))
         self._see(add, Sighting(junction, before.shortcut, branch, node, verdict))
         return True
 

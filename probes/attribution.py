@@ -1,0 +1,123 @@
+"""How much of a score goes through the shortcut, and how much through the branch?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from probes.adds import Add, AddMode, watching
+from probes.lesions import Replacing
+from probes.tables import table
+from probes.watch import Junction
+
+Target = int | Tensor | None
+
+
+def branch_attribution(
+    model: nn.Module,
+    junctions: Sequence[Junction],
+    inputs: Tensor,
+    *,
+    target: Target,
+    baselines: Tensor | None = None,
+    steps: int = 32,
+    read: Callable[[Any], Tensor] = lambda output: output,
+) -> pd.DataFrame:
+    """Integrated gradients of a class score on the two addends of every junction: block, depth, quantity, value.
+
+    At each junction the two addends move on a straight line from what they are for `baselines` to what they are for
+    `inputs`, while the rest of the network stays; the score's change is shared out among them (Sundararajan et al.
+    2017, arXiv 1703.01365, by captum). quantity: `shortcut` and `branch`, their parts; `score`, the difference that
+    they should sum to, score(inputs) - score(baselines); `delta`, by how much the sum misses the difference between the
+    two ends of the line (captum's convergence delta), as a mean of absolute values. All are means over the batch, in
+    the score's units. Where the sum misses the score though delta is small, a route leads around the junction.
+
+    junctions: of `find_junctions(model, inputs)`. inputs: the model's one argument, (N, ...). baselines: of the same
+    shape, zeros by default. target: the class whose score counts, one for all or (N,). read: from the model's output to
+    the scores (N, classes). steps: of the integral (Gauss-Legendre).
+
+    Costs `steps` forwards and backwards for each junction. Raises ValueError for a model in train mode, for no
+    junctions, and for baselines of another shape.
+    """
+    from captum.attr import IntegratedGradients
+
+    baselines = torch.zeros_like(inputs) if baselines is None else baselines
+    _check(model, junctions, inputs, baselines)
+    ends, starts = (_addends(model, junctions, x) for x in (inputs, baselines))
+    score = _score(model, inputs, read, target) - _score(model, baselines, read, target)
+    rows: list[dict[str, object]] = []
+    for junction in junctions:
+        attribution = IntegratedGradients(_rest(model, junction, read), multiply_by_inputs=True)
+        parts, delta = attribution.attribute(
+            ends[junction.name],
+            starts[junction.name],
+            target=target,
+            additional_forward_args=(inputs,),
+            n_steps=steps,
+            internal_batch_size=len(inputs),
+            return_convergence_delta=True,
+        )
+        shortcut, branch = (part.sum().item() / len(inputs) for part in parts)
+        values = {"shortcut": shortcut, "branch": branch, "score": score, "delta": delta.abs().mean().item()}
+        rows += [
+            {"block": junction.name, "depth": junction.depth, "quantity": k, "value": v} for k, v in values.items()
+        ]
+    return table(rows)
+
+
+def _check(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor, baselines: Tensor) -> None:
+    if model.training:
+        raise ValueError(
+            "branch_attribution: call model.eval() first: in train mode a score depends on its whole batch"
+        )
+    if not junctions:
+        raise ValueError("branch_attribution: no junctions; give those of find_junctions(model, inputs)")
+    if baselines.shape != inputs.shape:
+        raise ValueError(
+            f"branch_attribution: baselines {tuple(baselines.shape)} and inputs {tuple(inputs.shape)} differ in shape"
+        )
+
+
+class _Keeping(AddMode):
+    """Keeps the two operands of some adds."""
+
+    def __init__(self, model: nn.Module, names: set[str]) -> None:
+        super().__init__(model)
+        self.wanted, self.kept = names, dict[str, tuple[Tensor, Tensor]]()
+
+    def add(self, add: Add) -> Tensor:
+        if add.name in self.wanted:
+            self.kept[add.name] = (add.first.detach().clone(), add.weight * add.second.detach())
+        return add.happen()
+
+
+def _addends(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """The shortcut's and the branch's value at each junction."""
+    keeping = _Keeping(model, {name for junction in junctions for name, _ in junction.adds})
+    with torch.no_grad(), watching(keeping):
+        model(inputs)
+    found = {}
+    for junction in junctions:
+        (first, operand), *_ = junction.adds
+        branches = [keeping.kept[name][branch] for name, branch in junction.adds]
+        found[junction.name] = (keeping.kept[first][1 - operand], torch.stack(branches).sum(0))
+    return found
+
+
+def _rest(model: nn.Module, junction: Junction, read: Callable[[Any], Tensor]) -> Callable[..., Tensor]:
+    """The rest of the network, as a function of a junction's two addends."""
+
+    def rest(shortcut: Tensor, branch: Tensor, inputs: Tensor) -> Tensor:
+        with watching(Replacing(model, {junction.name: lambda add: shortcut + branch})):
+            return read(model(inputs))
+
+    return rest
+
+
+@torch.no_grad()
+def _score(model: nn.Module, inputs: Tensor, read: Callable[[Any], Tensor], target: Target) -> float:
+    scores = read(model(inputs))
+    chosen = scores if target is None else scores[torch.arange(len(scores)), target]
+    return chosen.double().mean().item()
