@@ -18,6 +18,8 @@ from experiments.engine.command import BadInput, check_choice
 from experiments.engine.image_folder import read_image_folder
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that many public weights expect
+NORMALISATIONS = ("training", "imagenet")
 AUGMENTATIONS = ("auto", "none", "crop", "crop-flip")
 
 
@@ -35,6 +37,8 @@ class Data:
     """Folder only: scale and cut every image to a square of so many pixels."""
     augment: str = "auto"
     """none, crop (shift by up to 1/8), crop-flip (also mirror), or auto: crop-flip, but none for digits and folder."""
+    normalise: str = "training"
+    """training: by the training images' own mean and deviation. imagenet: by those that many public weights expect."""
     train_limit: int | None = None
     """Learn from this many training images only (stratified, the same for every seed)."""
 
@@ -49,6 +53,7 @@ class Dataset:
     splits: dict[str, Arrays]
     """train, validation, test."""
     augment: str
+    normalise: str = "training"
 
     @property
     def channels(self) -> int:
@@ -57,7 +62,8 @@ class Dataset:
     @property
     def digest(self) -> str:
         """A fingerprint of every image, label and split."""
-        digest = hashlib.sha256(repr((self.classes, self.augment)).encode())
+        how = (self.classes, self.augment) + (() if self.normalise == "training" else (self.normalise,))
+        digest = hashlib.sha256(repr(how).encode())
         for arrays in self.splits.values():
             for array in arrays:
                 digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).data)
@@ -68,6 +74,7 @@ def load(data: Data) -> Dataset:
     """Load a data set by its settings; BadInput where the settings or the files do not allow it."""
     check_choice("--dataset", data.dataset, tuple(LOADERS))
     check_choice("--augment", data.augment, AUGMENTATIONS)
+    check_choice("--normalise", data.normalise, NORMALISATIONS)
     for flag, given, sets in (
         ("--data-dir", data.data_dir is not None, set(LOADERS) - {"digits"}),
         ("--download", data.download, set(LOADERS) - {"digits", "folder"}),
@@ -88,11 +95,13 @@ def load(data: Data) -> Dataset:
         splits["train"] = _split(splits["train"], data.train_limit)[1]
     natural = data.dataset not in ("digits", "folder")
     augment = ("crop-flip" if natural else "none") if data.augment == "auto" else data.augment
-    return Dataset(title, classes, splits, augment)
+    if data.normalise == "imagenet" and splits["train"][0].shape[1] != 3:
+        raise BadInput(f"--normalise imagenet needs images of three channels; {title} has one")
+    return Dataset(title, classes, splits, augment, data.normalise)
 
 
 class Batches:
-    """A data set on a device: normalised by the training images' mean and deviation per channel."""
+    """A data set on a device, normalised per channel."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         self.splits = {
@@ -101,6 +110,8 @@ class Batches:
         }
         pixels = dataset.splits["train"][0].astype(np.float32)
         mean, std = pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
+        if dataset.normalise == "imagenet":
+            mean, std = (255 * np.array(of_channels) for of_channels in IMAGENET)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1).clamp(min=1e-6)
         self.augment = dataset.augment

@@ -88,11 +88,12 @@ def mean_sd(values: pd.Series) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
-def show_estimate(found: Estimate) -> str:
+def show_estimate(found: Estimate, *, digits: int = 2, sign: bool = True) -> str:
     """`-0.38 [-0.50, -0.26]`, or the seeds' own values where there is no interval."""
+    form = f"{'+' if sign else ''}.{digits}f"
     if found.low == found.low:
-        return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"{found.mean:+.2f} ({', '.join(f'{value:+.2f}' for value in found.values)})"
+        return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
+    return f"{found.mean:{form}} ({', '.join(f'{value:{form}}' for value in found.values)})"
 
 
 def sentence(cells: pd.DataFrame, depth: int, *, title: str, classes: int) -> str:

@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from experiments.engine.command import BadInput
+from models import CifarResNet, cifar_resnet, rename_public_weights
+from models import CifarResNet, rename_public_weights
+
+
+IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # mean and deviation by channel
 
 
 def load_model(name: str) -> nn.Module:
-    """A model with random weights: torchvision:NAME, timm:NAME, hf:TYPE (from its default config) or FILE.py:FUNCTION.
+    """A model with random weights: torchvision:NAME, timm:NAME, hf:TYPE (from its default config), cifar_resnet:DEPTH
+    (ours) or FILE.py:FUNCTION.
 
     BadInput where the name has another form, means nothing, or the library is not installed.
     """
@@ -25,17 +31,32 @@ def load_model(name: str) -> nn.Module:
     if source.endswith(".py"):
         return _from_file(Path(source), rest)
     if source not in SOURCES or not rest:
-        raise BadInput(f"--model {name}: give torchvision:NAME, timm:NAME, hf:TYPE or FILE.py:FUNCTION")
+        raise BadInput(
+            f"--model {name}: give torchvision:NAME, timm:NAME, hf:TYPE, cifar_resnet:DEPTH or FILE.py:FUNCTION"
+        )
     with _as_bad_input(name):
         return SOURCES[source](rest)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Load a state dict, or one under "state_dict" or "model"; no code in the file is run. BadInput where it fails."""
+    """Load a state dict, or one under "state_dict" or "model"; no code in the file is run. BadInput where it fails.
+
+    A public CIFAR ResNet's fits ours, whatever of `rename_public_weights`' names it uses.
+    """
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
         state = next((state[key] for key in ("state_dict", "model") if key in state), state)
-        model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        model.load_state_dict(rename_public_weights(state) if isinstance(model, CifarResNet) else state)
+    except Exception as error:
+        raise BadInput(f"--weights {file}: {_first_line(error)}") from None
+
+
+def load_public_weights(model: CifarResNet, file: Path) -> None:
+    """Load a public CIFAR ResNet's weights (see `models.rename_public_weights`). BadInput where they do not fit."""
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+        model.load_state_dict(rename_public_weights(state.get("state_dict", state)))
     except Exception as error:
         raise BadInput(f"--weights {file}: {_first_line(error)}") from None
 
@@ -59,6 +80,23 @@ def make_inputs(model: nn.Module, *, batch_size: int, size: int, length: int, im
         ids = torch.randint(config.vocab_size, (batch_size, length))
         return {main: ids} | ({"decoder_input_ids": ids} if config.is_encoder_decoder else {})
     raise BadInput(f"the model takes {main}, for which there is no random input; wrap it as FILE.py:FUNCTION")
+
+
+def load_images(file: Path, count: int) -> tuple[Tensor, Tensor | None]:
+    """The first images x (uint8, (N, 3, H, W)) of an .npz file, normalised as ImageNet's, and their labels y if it has
+    any. BadInput where it holds no such images, or fewer."""
+    try:
+        with np.load(file) as data:
+            images, labels = data["x"], data["y"] if "y" in data else None
+    except Exception as error:
+        raise BadInput(f"--images {file}: cannot be read as an .npz with images x ({_first_line(error)})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < count:
+        raise BadInput(
+            f"--images {file}: x is {images.dtype} {images.shape}; wanted uint8 ({count} or more, 3, height, width)"
+        )
+    mean, std = (part.view(3, 1, 1) for part in IMAGENET)
+    normalised = (torch.tensor(images[:count]).float() / 255 - mean) / std
+    return normalised, None if labels is None else torch.tensor(labels[:count]).long()
 
 
 def first_output(output: Any) -> Tensor:
@@ -88,7 +126,16 @@ def _hf(name: str) -> nn.Module:
     return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name))
 
 
-SOURCES: dict[str, Callable[[str], nn.Module]] = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
+def _cifar_resnet(depth: str) -> nn.Module:
+    return cifar_resnet(int(depth))
+
+
+SOURCES: dict[str, Callable[[str], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": _hf,
+    "cifar_resnet": _cifar_resnet,
+}
 
 
 def _from_file(file: Path, function: str) -> nn.Module:
@@ -126,6 +173,5 @@ def _image(file: Path, batch_size: int, height: int, width: int) -> Tensor:
             pixels = np.asarray(image.convert("RGB").resize((width, height)), dtype=np.float32) / 255
     except (UnidentifiedImageError, OSError) as error:
         raise BadInput(f"--image {file}: cannot be read as an image ({error})") from None
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
-    one = ((torch.tensor(pixels) - mean) / std).permute(2, 0, 1)
+    one = ((torch.tensor(pixels) - IMAGENET[0]) / IMAGENET[1]).permute(2, 0, 1)
     return one.expand(batch_size, -1, -1, -1).contiguous()

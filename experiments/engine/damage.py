@@ -1,0 +1,113 @@
+"""Damage to a trained CIFAR ResNet, and what it costs: blocks deleted, permuted, swapped."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import pandas as pd
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau
+
+from experiments.engine.data import Batches
+from experiments.engine.effects import estimate
+from experiments.engine.ending import show_estimate
+from experiments.engine.training import evaluate, settle_statistics
+from models import CifarResNet
+from probes import Junction, find_junctions, lesion, permute
+
+Damage = Callable[[CifarResNet], AbstractContextManager[object]]
+
+
+def damaged(
+    model: CifarResNet, batches: Batches, *, counts: Sequence[int], draws: int, seed: int
+) -> Iterator[dict[str, object]]:
+    """Test errors (0..1) of the network with every lesion, and Kendall's tau of every permutation."""
+    images, _ = batches.get("test", slice(0, 2))
+    blocks = Blocks(find_junctions(model.eval(), images), model)
+    random = torch.Generator().manual_seed(seed)
+    for about, damage in blocks.lesions(counts, draws, random):
+        tau = about.pop("tau", None)
+        for statistics in ("kept", "re-estimated"):
+            copied = copy.deepcopy(model)
+            with damage(copied):
+                if statistics == "re-estimated":
+                    settle_statistics(copied, batches, most=4)
+                error = 1 - evaluate(copied, batches, "test")["accuracy"]
+            yield {**about, "statistics": statistics, "quantity": "error", "value": error}
+            if tau is not None:
+                yield {**about, "statistics": statistics, "quantity": "tau", "value": tau}
+
+
+class Blocks:
+    """The blocks of a network, and what can be done to them."""
+
+    def __init__(self, junctions: list[Junction], model: CifarResNet) -> None:
+        self.junctions = junctions
+        self.names = [junction.name for junction in junctions]
+        self.carries = [block.flow.shortcut != 0 for block in model.blocks]
+        stages = [name.split(".")[0] for name in self.names]
+        self.inner = [i for i, stage in enumerate(stages) if i == 0 or stage == stages[i - 1]]  # they keep their shape
+        self.pairs = [(i, j) for i in self.inner for j in self.inner if i < j and stages[i] == stages[j]]
+
+    def delete(self, chosen: list[int]) -> Damage:
+        """Leave out the blocks' branches; where the shortcut carries nothing, the blocks."""
+        gone = [self.junctions[i] for i in chosen if self.carries[i]]
+        skipped = [self.names[i] for i in chosen if not self.carries[i]]
+        return lambda model: lesion(model, delete=gone, skip=[model.get_submodule(name) for name in skipped])
+
+    def reorder(self, order: list[int]) -> Damage:
+        """Put the weights of block order[i] into block i."""
+        moved = {self.names[i]: self.names[j] for i, j in enumerate(order) if i != j}
+        return lambda model: permute(model, moved)
+
+    def shuffle(self, count: int, random: torch.Generator) -> list[int]:
+        """The order after so many random pairs of one shape have changed places."""
+        order = list(range(len(self.names)))
+        for pair in torch.randint(len(self.pairs), (count,), generator=random).tolist():
+            i, j = self.pairs[pair]
+            order[i], order[j] = order[j], order[i]
+        return order
+
+    def lesions(
+        self, counts: Sequence[int], draws: int, random: torch.Generator
+    ) -> Iterator[tuple[dict[str, object], Damage]]:
+        """Every lesion with what the table says of it."""
+        yield {"lesion": "none", "count": 0}, self.delete([])
+        for i, name in enumerate(self.names):
+            if self.carries[i] or i in self.inner:
+                yield {"lesion": "delete", "count": 1, "block": name, "depth": i}, self.delete([i])
+        for i, j in self.pairs:
+            if j == i + 1:
+                swapped = [j if k == i else i if k == j else k for k in range(len(self.names))]
+                yield {"lesion": "swap", "count": 1, "block": self.names[i], "depth": i}, self.reorder(swapped)
+        for count in counts:
+            for draw in range(draws):
+                if count <= len(self.inner):
+                    chosen = [self.inner[k] for k in torch.randperm(len(self.inner), generator=random)[:count].tolist()]
+                    yield {"lesion": "delete at random", "count": count, "draw": draw}, self.delete(chosen)
+                if self.pairs:
+                    order = self.shuffle(count, random)
+                    tau = float(kendalltau(range(len(order)), order).statistic)
+                    about = {"lesion": "permute", "count": count, "draw": draw, "tau": tau}
+                    yield about, self.reorder(order)
+
+
+def show_lesions(console: Console, rows: pd.DataFrame, images: int) -> None:
+    """Test error by arm and lesion: the mean over seeds (one network: over draws, or blocks) with its 95 % interval."""
+    errors = rows[rows["quantity"] == "error"]
+    shown = Table(title=f"Test error in % of {images} images: mean [95 % t interval]", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "lesion", "BatchNorm kept", "estimated anew", "n"):
+        shown.add_column(column)
+    for (arm, kind, count), of_lesion in errors.groupby(["arm", "lesion", "count"], sort=False):
+        cells, n = [], ""
+        for statistics in ("kept", "re-estimated"):
+            values = of_lesion[of_lesion["statistics"] == statistics]
+            by_seed = values.groupby("seed")["value"].mean()
+            sample, of = (by_seed, "seeds") if len(by_seed) > 1 else (values["value"], "lesions")
+            cells.append(show_estimate(estimate(100 * sample.to_numpy()), digits=1, sign=False))
+            n = f"{len(sample)} {of}"
+        shown.add_row(str(arm), f"{kind} {count}" if kind != "none" else "none", *cells, n)
+    console.print(shown)

@@ -1,0 +1,184 @@
+"""The lesions experiment at toy size, and its figures: what is drawn equals the table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import figures
+from experiments.engine.command import run_script
+from experiments.engine.damage import damaged
+from experiments.engine.data import Batches, Data, load
+from experiments.engine.training import evaluate
+from figures import ARMS
+from models import PLAIN, CifarResNet, cifar_resnet
+
+ROOT = Path(__file__).parents[1]
+TOY = ["--depth", "14", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--counts", "1", "2", "--draws", "2"]
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "experiments" / "lesions.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("toy")
+    done = run(*TOY, "--arms", "residual", "plain", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "results" / "lesions", done.stdout
+
+
+def test_every_lesion_is_there_with_both_statistics(toy: tuple[Path, str]) -> None:
+    """Six blocks, of which two change the shape: a plain network cannot go without those."""
+    folder, shown = toy
+    rows = pd.read_csv(folder / "lesions.csv").query("quantity == 'error'")
+    counted = {
+        arm: of_arm.groupby(["lesion", "count"]).size() / 4 for arm, of_arm in rows.groupby("arm")
+    }  # per network
+    assert counted["residual"].to_dict() == {
+        ("none", 0): 1, ("delete", 1): 6, ("swap", 1): 1, ("delete at random", 1): 2, ("delete at random", 2): 2,
+        ("permute", 1): 2, ("permute", 2): 2,
+    }  # fmt: skip
+    assert counted["plain"].to_dict()["delete", 1] == 4
+    assert rows["value"].between(0, 1).all()
+    assert set(rows["statistics"]) == {"kept", "re-estimated"}
+    assert "Test error in % of 360 images" in shown
+    for name in ("delete", "swap", "delete_at_random", "permute"):
+        assert {path.suffix for path in (folder / "figures").glob(f"lesions_{name}.*")} == {".pdf", ".png", ".csv"}
+
+
+def test_no_lesion_leaves_what_training_gave(toy: tuple[Path, str]) -> None:
+    lesions, outcomes = (pd.read_csv(toy[0] / f"{name}.csv") for name in ("lesions", "outcomes"))
+    whole = lesions.query("lesion == 'none' and statistics == 'kept'").set_index(["arm", "seed"])["value"]
+    accuracy = outcomes.query("split == 'test' and quantity == 'accuracy'").set_index(["arm", "seed"])["value"]
+    assert (whole + accuracy).to_numpy() == pytest.approx(1)
+
+
+def test_all_arms_of_a_seed_have_the_same_draws(toy: tuple[Path, str]) -> None:
+    taus = pd.read_csv(toy[0] / "lesions.csv").query("quantity == 'tau'")
+    wide = taus.pivot(index=["seed", "statistics", "count", "draw"], columns="arm", values="value")
+    assert (wide["residual"] == wide["plain"]).all()
+    assert wide["plain"].between(-1, 1).all()
+
+
+def test_weights_of_a_public_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = cifar_resnet(8, width=2, in_channels=1)
+    public = {
+        name.replace("stem.0", "conv1")
+        .replace("stem.1", "bn1")
+        .replace("classifier", "linear")
+        .replace(".branch", ""): v
+        for name, v in model.state_dict().items()
+    }
+    torch.save(public, tmp_path / "weights.pt")
+    few = ["--depth", "8", "--width", "2", "--counts", "1", "--draws", "1"]
+    done = run(*few, "--weights", "weights.pt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("results/lesions/cells/*/run.json")]
+    assert report["cell"]["settings"]["weights"]
+    whole = pd.read_csv(tmp_path / "results/lesions/lesions.csv").query("lesion == 'none' and statistics == 'kept'")
+    batches = Batches(load(Data()), torch.device("cpu"))
+    assert whole["value"].item() == pytest.approx(1 - evaluate(model, batches, "test")["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--draws", "0"], "--draws 0"),
+        (["--counts", "0"], "--counts (0,)"),
+        (["--depth", "9"], "--depth 9"),
+        (["--weights", "nowhere.pt"], "No such file"),
+        (["--weights", __file__, "--depth", "8"], "--weights"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "argv", ["lesions", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_script("experiments.lesions")
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def errors(model: CifarResNet, **settings: Any) -> pd.DataFrame:
+    batches = Batches(load(Data()), torch.device("cpu"))
+    return pd.DataFrame(damaged(model, batches, counts=(1,), draws=1, seed=0, **settings)).query("quantity == 'error'")
+
+
+def test_a_lesion_that_cannot_hurt_does_not() -> None:
+    """Where every branch gives zeros, nothing is lost with one; a plain network so becomes the same constant."""
+    torch.manual_seed(0)
+    model = cifar_resnet(14, width=2, in_channels=1).eval()
+    for block in model.blocks:
+        norm = list(block.branch.modules())[-1]
+        assert isinstance(norm, torch.nn.BatchNorm2d)
+        norm.weight.data.zero_()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    by_statistics = errors(model).groupby("statistics")["value"]
+    assert (by_statistics.nunique() == 1).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(errors(cifar_resnet(8, width=2, in_channels=1, flow=PLAIN))["lesion"]) == {
+        "none", "delete", "delete at random",
+    }  # fmt: skip
+
+
+# Figures.
+
+
+def table(lesion: str) -> pd.DataFrame:
+    rows = []
+    for arm in ("residual", "plain"):
+        for seed in (0, 1):
+            for statistics in ("kept", "re-estimated"):
+                key = {"arm": arm, "depth_total": 20, "seed": seed, "statistics": statistics}
+                rows.append(key | {"lesion": "none", "count": 0, "quantity": "error", "value": 0.1})
+                for depth in range(4):
+                    hurt = key | {"lesion": lesion, "count": 1 + depth // 2, "draw": depth % 2}
+                    hurt |= {"block": f"layer{1 + depth // 2}.{depth % 2}", "depth": depth}
+                    rows.append(hurt | {"quantity": "error", "value": 0.2 + 0.1 * depth + 0.01 * seed})
+                    rows.append(hurt | {"quantity": "tau", "value": 1 - 0.1 * depth})
+    return pd.DataFrame(rows)
+
+
+def test_errors_by_block_are_drawn_for_every_seed() -> None:
+    axes = figures.lesions_by_block(table("delete"))
+    for axis in axes.flat:
+        drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines if line.get_color() == ARMS["plain"].colour]
+        for seed in (0, 1):
+            assert any(np.allclose(y, 0.2 + 0.1 * np.arange(4) + 0.01 * seed) for y in drawn if len(y) == 4)
+        assert any(np.allclose(y, 0.205 + 0.1 * np.arange(4)) for y in drawn if len(y) == 4)
+        assert [line.get_xdata()[0] for line in axis.lines if line.get_color() == "0.45"] == [2]  # type: ignore[index]
+
+
+def test_errors_by_count_begin_with_the_whole_network() -> None:
+    axis = figures.lesions_by_count(table("delete at random")).flat[0]
+    drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines if line.get_color() == ARMS["plain"].colour]
+    assert any(np.allclose(y, [0.1, 0.255, 0.455]) for y in drawn if len(y) == 3)
+
+
+def test_permutations_are_drawn_against_tau() -> None:
+    axis = figures.lesions_by_count(table("permute")).flat[0]
+    points = [
+        line for line in axis.lines if line.get_linestyle() == "None" and line.get_color() == ARMS["plain"].colour
+    ]
+    assert sorted(np.concatenate([np.asarray(line.get_xdata(), float) for line in points])) == pytest.approx(
+        sorted([0.7, 0.8, 0.9, 1.0] * 2)
+    )
+    assert axis.xaxis_inverted()
+
+
+def test_one_lesion_at_a_time() -> None:
+    with pytest.raises(ValueError, match="give one lesion's rows; got delete, swap"):
+        figures.lesions_by_block(pd.concat([table("delete"), table("swap")]))
