@@ -5,11 +5,9 @@ from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
 from figures.interaction import interaction
 from figures.learning_curves import learning_curves
-from figures.lesions import lesions_by_block, lesions_by_count
 from figures.path_lengths import path_lengths
 from figures.profiles import profiles
 from figures.residual_magnitudes import residual_magnitudes
-from figures.sampled_paths import sampled_paths
 from figures.save import save
 from figures.short_paths import short_paths
 from figures.style import ARMS, Look
@@ -22,12 +20,9 @@ __all__ = [
     "gradient_split",
     "interaction",
     "learning_curves",
-    "lesions_by_block",
-    "lesions_by_count",
     "path_lengths",
     "profiles",
     "residual_magnitudes",
-    "sampled_paths",
     "save",
     "short_paths",
 ]

@@ -1,6 +1,6 @@
 """What a long table must bring before it can be drawn; figures ask here, and the errors name the figure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,13 @@ import pandas as pd
 from figures.style import ARMS, epoch_title
 
 
-def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Sequence[Any]) -> pd.DataFrame:
+def select(
+    table: pd.DataFrame, keys: Sequence[str], *, figure: str, looks: Collection[str] = ARMS, **where: Sequence[Any]
+) -> pd.DataFrame:
     """The rows with a finite value in which every column of `where` holds one of its values.
 
     keys: the columns that, with those of `where`, tell the values apart; the table needs them all, and `value`.
+    looks: the arms that can be drawn.
     Raises ValueError for missing columns, an empty table, nothing left, an arm without a look, two values for one key.
     """
     keys = [*keys, *where]
@@ -23,7 +26,7 @@ def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Se
     rows = table[wanted & np.isfinite(table["value"])]
     if rows.empty:
         raise ValueError(f"{figure}: no finite value where {_words(where)}, among {len(table)} rows.")
-    _check_values(rows, keys, figure=figure)
+    _check_values(rows, keys, looks, figure=figure)
     return rows
 
 
@@ -37,11 +40,11 @@ def _check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -
         raise ValueError(f"{figure}: the table is empty; there is nothing to draw.")
 
 
-def _check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:
-    unknown = sorted(set(rows["arm"]) - set(ARMS))
+def _check_values(rows: pd.DataFrame, keys: Sequence[str], looks: Collection[str], *, figure: str) -> None:
+    unknown = sorted(set(rows["arm"]) - set(looks))
     if unknown:
         raise ValueError(
-            f"{figure}: no look for the arm {', '.join(unknown)}; known are {', '.join(ARMS)}. "
+            f"{figure}: no look for the arm {', '.join(unknown)}; known are {', '.join(looks)}. "
             "Give it one: figures.ARMS[name] = figures.Look(...), or leave its rows out."
         )
     twice = rows[rows.duplicated(list(keys))]
