@@ -5,6 +5,7 @@ from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
 from figures.interaction import interaction
 from figures.learning_curves import learning_curves
+from figures.lesions import lesions_by_block, lesions_by_count
 from figures.path_lengths import path_lengths
 from figures.profiles import profiles
 from figures.residual_magnitudes import residual_magnitudes
@@ -20,6 +21,8 @@ __all__ = [
     "gradient_split",
     "interaction",
     "learning_curves",
+    "lesions_by_block",
+    "lesions_by_count",
     "path_lengths",
     "profiles",
     "residual_magnitudes",
