@@ -1,0 +1,79 @@
+"""The ImageNet ResNets of He et al. 2015 (arXiv 1512.03385, Table 1) on torchvision's class, with any flow."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from models.flow import RESIDUAL, Flow, addend
+
+
+class SwitchedBasicBlock(BasicBlock):
+    """torchvision's two-layer block, with each addend weighted forwards and backwards by `flow`."""
+
+    flow: Flow = RESIDUAL
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = nn.Sequential(self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
+        return self.relu(_sum(x, self.downsample, branch, self.flow))
+
+
+class SwitchedBottleneck(Bottleneck):
+    """torchvision's three-layer block, with each addend weighted forwards and backwards by `flow`."""
+
+    flow: Flow = RESIDUAL
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduce = (self.conv1, self.bn1, self.relu)
+        branch = nn.Sequential(*reduce, self.conv2, self.bn2, self.relu, self.conv3, self.bn3)
+        return self.relu(_sum(x, self.downsample, branch, self.flow))
+
+
+def _sum(x: Tensor, downsample: nn.Module | None, branch: nn.Module, flow: Flow) -> Tensor:
+    projection = nn.Identity() if downsample is None else downsample
+    shortcut = addend(projection, x, value=flow.shortcut, gradient=lambda: flow.shortcut_gradient)
+    return shortcut + addend(branch, x, value=flow.branch, gradient=lambda: flow.branch_gradient)
+
+
+LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    18: (SwitchedBasicBlock, [2, 2, 2, 2]),
+    34: (SwitchedBasicBlock, [3, 4, 6, 3]),
+    50: (SwitchedBottleneck, [3, 4, 6, 3]),
+    101: (SwitchedBottleneck, [3, 4, 23, 3]),
+    152: (SwitchedBottleneck, [3, 8, 36, 3]),
+}
+
+
+def imagenet_resnet(
+    depth: int,
+    *,
+    flow: Flow | Sequence[Flow] = RESIDUAL,
+    num_classes: int = 1000,
+    stride_in: Literal["3x3", "1x1"] = "3x3",
+) -> ResNet:
+    """A ResNet for (N, 3, 224, 224) images of 18, 34, 50, 101 or 152 layers, and its plain twin (flow=PLAIN).
+
+    The state dict is equal key for key with torchvision's, whose weights load. flow: one for all blocks, or one a
+    block. stride_in: the layer of a bottleneck that halves the map: its 3x3 convolution (torchvision's, 4.089 GMACs at
+    50 layers) or its first 1x1 (He et al.'s, 3.8).
+
+    Raises ValueError for another depth, another stride_in or a wrong number of flows.
+    """
+    if depth not in LAYERS:
+        raise ValueError(f"imagenet_resnet has no depth {depth}: choose from {', '.join(map(str, LAYERS))}")
+    if stride_in not in ("3x3", "1x1"):
+        raise ValueError(f'stride_in is {stride_in!r}: choose "3x3" (torchvision) or "1x1" (He et al. 2015)')
+    block, layers = LAYERS[depth]
+    model = ResNet(block, layers, num_classes=num_classes)
+    blocks = [b for b in model.modules() if isinstance(b, SwitchedBasicBlock | SwitchedBottleneck)]
+    flows = [flow] * len(blocks) if isinstance(flow, Flow) else list(flow)
+    if len(flows) != len(blocks):
+        raise ValueError(
+            f"got {len(flows)} flows for {len(blocks)} blocks: give one Flow for all, or one for each block"
+        )
+    for each, its_flow in zip(blocks, flows, strict=True):
+        each.flow = its_flow
+        if stride_in == "1x1" and isinstance(each, SwitchedBottleneck):
+            each.conv1.stride, each.conv2.stride = each.conv2.stride, each.conv1.stride
+    return model

@@ -1,0 +1,118 @@
+"""ImageNet ResNets: torchvision's state dicts and outputs, golden sizes, and flow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, imagenet_resnet
+from probes import find_junctions, gate
+
+# Multiply-adds at 224 x 224 (torchvision's documentation, in 1e9) and parameters.
+GOLDEN = {
+    18: (1.814, 11_689_512), 34: (3.664, 21_797_672), 50: (4.089, 25_557_032), 101: (7.801, 44_549_160),
+    152: (11.514, 60_192_808),
+}  # fmt: skip
+HE = {50: 3.8, 101: 7.6, 152: 11.3}  # He et al. 2015, Table 1
+
+
+def multiply_adds(model: nn.Module) -> float:
+    """In 1e9, for one image; the counter counts a multiply-add as two operations."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.to("meta").eval()(torch.empty(1, 3, 224, 224))
+    return counter.get_total_flops() / 2e9
+
+
+@pytest.mark.parametrize("depth", GOLDEN)
+def test_golden_sizes(depth: int) -> None:
+    with torch.device("meta"):
+        model = imagenet_resnet(depth)
+    macs, parameters = GOLDEN[depth]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert multiply_adds(model) == pytest.approx(macs, abs=5e-4)
+
+
+@pytest.mark.parametrize("depth", HE)
+def test_with_the_stride_of_the_paper_the_paper_s_sizes(depth: int) -> None:
+    with torch.device("meta"):
+        model = imagenet_resnet(depth, stride_in="1x1")
+    assert multiply_adds(model) == pytest.approx(HE[depth], abs=0.06)  # the paper gives two digits
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_torchvision_s_weights_load_both_ways_and_give_the_same_bits(depth: int, training: bool) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=5).train(training)
+    ours = imagenet_resnet(depth, num_classes=5).train(training)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    outputs = [model(x) for model in (ours, theirs)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+
+
+def gradients(model: nn.Module, x: Tensor, **gates: Any) -> list[Tensor]:
+    model.zero_grad()
+    with gate(model, **gates):
+        model(x).square().sum().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("flow", "gates"),
+    [(STOP_GRADIENT, {"shortcut_gradient": 0.0}), (SHORTEST_PATH, {"branch_gradient": 0.0})],
+    ids=["stop-gradient", "shortest-path"],
+)
+def test_an_arm_is_the_gated_network(flow: Flow, gates: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    residual, arm = (imagenet_resnet(18, num_classes=5, flow=f).double() for f in (RESIDUAL, flow))
+    arm.load_state_dict(residual.state_dict())
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    got, wanted = gradients(arm, x), gradients(residual, x, **gates)
+    assert len(got) == len(wanted) == 62
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY], ids=["plain", "gradient-only"])
+def test_plain_networks_do_not_see_their_shortcuts(flow: Flow) -> None:
+    torch.manual_seed(0)
+    model, x = imagenet_resnet(34, num_classes=5, flow=flow).eval(), torch.randn(1, 3, 64, 64)
+    before = model(x)
+    before.sum().backward()
+    projections = [p for name, p in model.named_parameters() if "downsample" in name]
+    assert all(p.grad is not None and not p.grad.any() for p in projections)
+    for p in projections:
+        nn.init.normal_(p)
+    assert torch.equal(model(x), before)
+    assert len(find_junctions(model, x)) == 16
+
+
+def test_a_flow_a_block() -> None:
+    flows: Sequence[Flow] = [RESIDUAL] * 7 + [STOP_GRADIENT]
+    assert [b.flow for b in imagenet_resnet(18, flow=flows).modules() if hasattr(b, "flow")] == flows
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "message"),
+    [
+        (20, {}, "no depth 20: choose from 18, 34, 50, 101, 152"),
+        (50, {"stride_in": "2x2"}, "stride_in is '2x2'"),
+        (18, {"flow": [RESIDUAL] * 3}, "got 3 flows for 8 blocks"),
+    ],
+)
+def test_bad_input(depth: int, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        imagenet_resnet(depth, **options)  # type: ignore[arg-type]
