@@ -152,7 +152,10 @@ def finish(
     figures.save(figures.short_paths(outcomes), outcomes, folder / "figures", "short_paths")
     cells = outcome_table(outcomes, len(dataset.splits["test"][1]))
     comparisons = {limit: compare(cells, arm_of(*limit), limit[1]) for limit in limits}
-    write_aside(folder / "changes.csv", comparison_table(list(comparisons.values()), settings.depth))
+    if any(found.changes for found in comparisons.values()):
+        changes = comparison_table(list(comparisons.values()), settings.depth)
+        write_aside(folder / "changes.csv", changes)
+        figures.save(figures.short_path_changes(changes), changes, folder / "figures", "short_path_changes")
     arms = [*REFERENCES, *(arm_of(*limit) for limit in limits)]
     marks = {settings.depth: flags(cells, settings.depth, len(dataset.classes))}
     show_outcomes(console, outcomes, arms, diverged, marks)

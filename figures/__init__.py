@@ -10,6 +10,7 @@ from figures.path_lengths import path_lengths
 from figures.profiles import profiles
 from figures.residual_magnitudes import residual_magnitudes
 from figures.save import save
+from figures.short_path_changes import short_path_changes
 from figures.short_paths import short_paths
 from figures.style import ARMS, Look
 
@@ -27,5 +28,6 @@ __all__ = [
     "profiles",
     "residual_magnitudes",
     "save",
+    "short_path_changes",
     "short_paths",
 ]

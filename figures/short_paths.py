@@ -34,7 +34,7 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     beyond; "at most" ends in the residual arm. Rows of panels: depth_total.
     """
     rows = select(
-        _named(table),
+        named(table),
         ["arm", "depth_total", "seed", "path_length"],
         figure="short_paths",
         looks={**ARMS, **SERIES},
@@ -49,7 +49,7 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         for axis, split in zip(line, splits, strict=True):
             _panel(axis, at_depth[at_depth["split"] == split])
             axis.set_ylabel(SPLITS[split])
-            _limit_axis(axis, at_depth)
+            limit_axis(axis, at_depth)
         if len(depths) > 1:
             row_title(line[-1], depth_title(depth))
     for axis in grid[-1]:
@@ -58,8 +58,8 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     return grid
 
 
-def _named(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with "at-most-3" called "at-most"."""
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its arms `at-most-3` called `at-most`."""
     if "arm" not in table.columns:
         return table
     pattern = rf"^({'|'.join(SERIES)})-\d+$"
@@ -67,9 +67,9 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panel(axis: Axes, rows: pd.DataFrame) -> None:
-    for arm in _present(rows, ARMS):
+    for arm in present(rows, ARMS):
         _across(axis, rows[rows["arm"] == arm], ARMS[arm])
-    for name in _present(rows, SERIES):
+    for name in present(rows, SERIES):
         look = SERIES[name]
         part = rows[rows["arm"].isin([name, "residual"] if name == "at-most" else [name])]
         options: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, **EDGE}
@@ -83,8 +83,8 @@ def _across(axis: Axes, rows: pd.DataFrame, look: Look) -> None:
     axis.axhline(rows["value"].mean(), color=look.colour, linestyle=look.line, linewidth=ACROSS)
 
 
-def _limit_axis(axis: Axes, rows: pd.DataFrame) -> None:
-    """0 and 1, then powers of two and the largest K."""
+def limit_axis(axis: Axes, rows: pd.DataFrame) -> None:
+    """x linear from 0 to 1, then logarithmic; ticks at powers of two and the largest K."""
     most = int(rows["path_length"].max())
     powers = [2**k for k in range(most.bit_length()) if 1.4 * 2**k < most]
     axis.set_xscale("symlog", linthresh=1, linscale=0.7, base=2)
@@ -93,13 +93,14 @@ def _limit_axis(axis: Axes, rows: pd.DataFrame) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _present(rows: pd.DataFrame, looks: dict[str, Look]) -> list[str]:
+def present(rows: pd.DataFrame, looks: dict[str, Look]) -> list[str]:
+    """The arms in the table, in the order of the looks."""
     return [name for name in looks if (rows["arm"] == name).any()]
 
 
 def _handles(rows: pd.DataFrame) -> list[Line2D]:
-    limited = [_handle(SERIES[name], rows[rows["arm"] == name]) for name in _present(rows, SERIES)]
-    across = [ARMS[arm] for arm in _present(rows, ARMS)]
+    limited = [_handle(SERIES[name], rows[rows["arm"] == name]) for name in present(rows, SERIES)]
+    across = [ARMS[arm] for arm in present(rows, ARMS)]
     return limited + [handle(look.label, look.colour, linestyle=look.line, linewidth=ACROSS) for look in across]
 
 

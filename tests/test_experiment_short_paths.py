@@ -57,7 +57,7 @@ def test_tables_cells_and_figure_tell_the_limit(toy: Path) -> None:
     (limited,) = [cell for name, cell in cells.items() if name.startswith("at-most-1-depth8-seed1-")]
     assert limited["settings"]["at_most"] == 1
     assert {path.name for path in (toy / "figures").iterdir()} == {
-        f"short_paths.{end}" for end in ("csv", "pdf", "png")
+        f"{name}.{ending}" for name in ("short_paths", "short_path_changes") for ending in ("csv", "pdf", "png")
     }
     changes = pd.read_csv(toy / "changes.csv")
     assert set(changes["arm"]) == {"at-most-0", "at-most-1", "sampled-1"}

@@ -99,3 +99,35 @@ def test_errors_name_the_figure_and_what_is_missing() -> None:
     with pytest.raises(ValueError, match=r"^short_paths: several values for arm at-most.*path_length 0"):
         figures.short_paths(pd.concat([table, table]))
     assert set(ARMS) & set(SERIES) == set()
+
+
+def changes(*, intervals: bool = True) -> pd.DataFrame:
+    ends = {"low": -0.2, "high": 0.3} if intervals else {"low": np.nan, "high": np.nan}
+    rows = []
+    for (arm, length), outcome in product(LIMITS.items(), ("log train loss", "test accuracy")):
+        numbers = {quantity: value * (1 + length) for quantity, value in ({"mean": 0.1} | ends).items()}
+        for quantity, value in (numbers | {"n": 3, "margin": 0.25}).items():
+            row = {"arm": arm, "depth_total": 20, "outcome": outcome, "path_length": length}
+            rows.append(row | {"quantity": quantity, "value": value})
+    return pd.DataFrame(rows)
+
+
+def test_changes_show_factors_points_intervals_and_margin() -> None:
+    loss, accuracy = figures.short_path_changes(changes())[0]
+    assert [axis.get_yscale() for axis in (loss, accuracy)] == ["log", "linear"]
+    limits = np.array([0, 1, 4])
+    for axis, scale in ((loss, np.exp), (accuracy, lambda value: 100 * value)):
+        points, bars = axis.containers[0][0], axis.containers[0][2][0]
+        close(xy(points), pd.Series(scale(0.1 * (1 + limits)), limits))
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, np.stack([scale(-0.2 * (1 + limits)), scale(0.3 * (1 + limits))], 1))
+    (shade,) = accuracy.patches
+    assert shade.get_y() == pytest.approx(25)
+    assert "n = 3 seeds, 95 % paired t intervals" in texts(loss.figure)
+
+
+def test_changes_without_intervals_are_points() -> None:
+    axes = figures.short_path_changes(changes(intervals=False))
+    assert "n = 3 seeds, no intervals" in texts(axes[0, 0].figure)
+    with pytest.raises(ValueError, match=r"^short_path_changes: the table is empty"):
+        figures.short_path_changes(changes()[:0])

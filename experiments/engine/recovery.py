@@ -74,12 +74,16 @@ def judge(found: Estimate, outcome: str) -> Verdict:
 
 
 def comparison_table(comparisons: Sequence[Comparison], depth: int) -> pd.DataFrame:
-    """All changes as a long table: arm, depth_total, outcome, path_length, quantity (mean | low | high | n), value."""
+    """All changes as a long table: arm, depth_total, outcome, path_length, quantity, value.
+
+    quantity: mean | low | high | n | margin, the last being the change for the worse that still counts as ordinary.
+    """
     rows = []
     for each in comparisons:
         for outcome, found in each.changes.items():
             row = {"arm": each.arm, "depth_total": depth, "outcome": outcome, "path_length": each.limit}
             numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": len(found.values)}
+            numbers["margin"] = WORSE[outcome] * MARGINS[outcome]
             rows += [{**row, "quantity": key, "value": value} for key, value in numbers.items()]
     return table(rows)
 
