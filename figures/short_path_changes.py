@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from figures.lines import THICK, finish, handle
+from figures.lines import EDGE, finish, handle
 from figures.short_paths import SERIES, limit_axis, named, present
 from figures.style import GREY, Axes2D, depth_title, panels, row_title, style
 from figures.table import depths_of, select
@@ -18,6 +18,8 @@ OUTCOMES = {
     "test accuracy": "test accuracy,\nchange (points)",
 }
 QUANTITIES = ("mean", "low", "high", "n", "margin")
+
+BAR: dict[str, Any] = {"elinewidth": 1, "markersize": 4.5, **EDGE}
 
 
 @style()
@@ -49,7 +51,11 @@ def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     for axis in grid[-1]:
         axis.set_xlabel("K (branches)")
     looks = [SERIES[name] for name in present(rows, SERIES)]
-    finish(grid, [handle(k.label, k.colour, linestyle="", marker=k.marker) for k in looks], title=_title(rows))
+    finish(
+        grid,
+        [handle(k.label, k.colour, linestyle="", marker=k.marker, markersize=4.5) for k in looks],
+        title=_title(rows),
+    )
     return grid
 
 
@@ -74,8 +80,9 @@ def _panel(axis: Axes, rows: pd.DataFrame, *, factor: bool) -> None:
 def _points(axis: Axes, wide: pd.DataFrame, name: str) -> ErrorbarContainer:
     look = SERIES[name]
     reach = np.abs(wide[["low", "high"]].to_numpy(float) - wide[["mean"]].to_numpy(float)).T
+    beside = 1.0 if name == "at-most" else 1.08  # so that no bar covers another at the same K
     return axis.errorbar(
-        wide.index, wide["mean"], reach, color=look.colour, marker=look.marker, linestyle="", elinewidth=THICK * 0.7
+        wide.index * beside, wide["mean"], reach, color=look.colour, marker=look.marker, linestyle="", **BAR
     )
 
 

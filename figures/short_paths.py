@@ -18,7 +18,7 @@ SERIES = {
     "at-most": Look("at most K branches", ARMS["residual"].colour, "o", "-"),
     "at-least": Look("at least K branches", "#E69F00", ">", (0, (5, 1.5))),
     "exactly": Look("exactly K branches", "#CC79A7", "P", (0, (3, 1, 1, 1))),
-    "sampled": Look("K branches, drawn anew each step", "#009E73", "X", (0, (1.2, 1))),
+    "sampled": Look("K branches, drawn anew each step", "#009E73", "d", (0, (1.2, 1))),
 }
 
 ACROSS = 0.8  # the width of a line across
