@@ -1,14 +1,17 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
 from figures.accuracy_by_depth import accuracy_by_depth
+from figures.depth_centres import depth_centres
 from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
 from figures.interaction import interaction
+from figures.layer_use import layer_use
 from figures.learning_curves import learning_curves
 from figures.lesions import lesions_by_block, lesions_by_count
 from figures.path_lengths import path_lengths
 from figures.profiles import profiles
 from figures.residual_magnitudes import residual_magnitudes
+from figures.saliency_maps import saliency_maps
 from figures.save import save
 from figures.short_path_changes import short_path_changes
 from figures.short_paths import short_paths
@@ -18,15 +21,18 @@ __all__ = [
     "ARMS",
     "Look",
     "accuracy_by_depth",
+    "depth_centres",
     "gradient_norms",
     "gradient_split",
     "interaction",
+    "layer_use",
     "learning_curves",
     "lesions_by_block",
     "lesions_by_count",
     "path_lengths",
     "profiles",
     "residual_magnitudes",
+    "saliency_maps",
     "save",
     "short_path_changes",
     "short_paths",

@@ -1,5 +1,6 @@
 """A figure on disk: for the paper, for the screen, and the table that it was drawn from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,27 @@ from figures.style import style
 
 
 @style()
-def save(axes: Any, table: pd.DataFrame, folder: str | Path, name: str) -> tuple[Path, Path, Path]:
+def save(
+    axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], folder: str | Path, name: str
+) -> tuple[Path, Path, Path]:
     """Write folder/name.pdf (fonts embedded), name.png (200 dpi) and name.csv (the very table); returns their paths.
 
-    axes: what a figure function returned, or any Axes of the figure, which is closed. The PDF carries no date: the same
-    table makes the same bytes.
+    axes: what a figure function returned, or any Axes of the figure, which is closed. table: arrays by name, of a
+    figure of images, become name.npz. The PDF carries no date: the same table makes the same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pdf, png, csv = (folder / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
+    suffixes = ("pdf", "png", "csv" if isinstance(table, pd.DataFrame) else "npz")
+    pdf, png, data = (folder / f"{name}.{suffix}" for suffix in suffixes)
     first: Axes = np.asarray(axes, dtype=object).flat[0]
     figure = first.get_figure(root=True)
     if figure is None:
         raise ValueError(f"save: the axes of {name} belong to no figure; they were removed from it.")
     figure.savefig(pdf, metadata={"CreationDate": None})
     figure.savefig(png)
-    table.to_csv(csv, index=False)
+    if isinstance(table, pd.DataFrame):
+        table.to_csv(data, index=False)
+    else:
+        np.savez_compressed(data, allow_pickle=False, **table)
     plt.close(figure)
-    return pdf, png, csv
+    return pdf, png, data

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import cast
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed, parallel_config
@@ -45,9 +46,12 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """What a cell gave: its tables by name, and the step at which its loss stopped being finite, if it did."""
+    """What a cell gave: its tables by name, what is no table, and the step at which its loss stopped being finite, if
+    it did."""
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """Such as images: they go into one arrays.npz."""
     diverged_at: int | None = None
 
 
@@ -115,6 +119,8 @@ def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path) -> Cell:
             whole = table.assign(**identity)
             ordered = [column for column in COLUMNS if column in whole.columns]
             whole[ordered].to_csv(aside / f"{name}.csv", index=False)
+        if outcome.arrays:
+            np.savez_compressed(aside / "arrays.npz", allow_pickle=False, **outcome.arrays)
         report = {
             "cell": asdict(cell),
             "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",

@@ -1,0 +1,134 @@
+"""How much a trained CIFAR ResNet uses each of its blocks: movement, gradient, damage, read-out, attribution."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.engine.cells import probing
+from experiments.engine.damage import Blocks, Damage
+from experiments.engine.data import Batches
+from experiments.engine.training import evaluate, settle_statistics
+from models import CifarResNet, Flow
+from probes import branch_attribution, find_junctions, lesion
+from probes.norms import norm
+
+Row = dict[str, object]
+
+
+def gradient_shares(model: CifarResNet, batches: Batches) -> Iterator[Row]:
+    """Each block's part of the gradient that the arm trains with: the norm over its parameters (branch and shortcut),
+    over the sum of all blocks' norms, on the fixed probing batch in train mode."""
+    copied, images, labels = probing(model, batches)
+    F.cross_entropy(copied(images), labels).backward()
+    norms = [
+        norm(torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None])) for block in copied.blocks
+    ]
+    for name, size in zip(_names(model), norms, strict=True):
+        yield {**name, "quantity": "gradient", "value": (size / torch.stack(norms).sum()).item()}
+
+
+def movements(model: CifarResNet, first: CifarResNet) -> Iterator[Row]:
+    """||w - w0|| / ||w0|| of each block, w all convolutions of its branch (BatchNorm's shifts begin at zero)."""
+    for name, after, before in zip(_names(model), model.blocks, first.blocks, strict=True):
+        start = _convolutions(before)
+        value = norm(_convolutions(after) - start) / norm(start)
+        yield {**name, "quantity": "movement", "value": value.item()}
+
+
+def errors(model: CifarResNet, first: CifarResNet, batches: Batches) -> Iterator[Row]:
+    """Test errors (0..1) of the whole network, and with each block reset to its first weights (Zhang, Bengio and Singer
+    2019, arXiv 1902.01996) or deleted; with BatchNorm's running statistics kept, and estimated anew.
+
+    To delete a block is to leave its shortcut alone; where that carries no signal, the block is skipped, or left out of
+    the table if its shape forbids it.
+    """
+    images, _ = batches.get("test", slice(0, 2))
+    blocks = Blocks(find_junctions(model.eval(), images), model)
+    for statistics in ("kept", "re-estimated"):
+        about: Row = {"statistics": statistics}
+        yield {**about, "quantity": "whole", "value": _error(model, batches, statistics=statistics)}
+        for i, name in enumerate(_names(model)):
+            error = _error(reset(model, first, i), batches, statistics=statistics)
+            yield {**about, **name, "quantity": "reset", "value": error}
+            if blocks.carries[i] or i in blocks.inner:
+                error = _error(model, batches, statistics=statistics, damage=blocks.delete([i]))
+                yield {**about, **name, "quantity": "deleted", "value": error}
+
+
+def read_outs(model: CifarResNet, batches: Batches) -> Iterator[Row]:
+    """Test error of the classifier applied after each block, that is, with all later branches deleted.
+
+    Depth -1 is before the first block. Shortcuts, projections and activations stay; no BatchNorm lies on that way, so
+    that there are no statistics to estimate anew. Nothing for nets with a shortcut that carries no signal.
+    """
+    if not _carries(model):
+        return
+    images, _ = batches.get("test", slice(0, 2))
+    junctions = find_junctions(model.eval(), images)
+    for name in ({"block": "stem", "depth": -1}, *_names(model)):
+        with lesion(model, delete=junctions[int(str(name["depth"])) + 1 :]):
+            error = 1 - evaluate(model, batches, "test")["accuracy"]
+        yield {**name, "quantity": "read-out", "value": error}
+
+
+def attributions(model: CifarResNet, batches: Batches, *, images: int, steps: int) -> pd.DataFrame:
+    """`branch_attribution` of the true class's score on the first test images, and `attribution`, the branch's share.
+
+    Empty for nets with a shortcut that carries no signal: there the branch has all, by construction.
+    """
+    if not _carries(model):
+        return pd.DataFrame()
+    copied = with_true_gradient(model)
+    inputs, labels = batches.get("test", slice(0, images))
+    found = branch_attribution(copied, find_junctions(copied, inputs), inputs, target=labels, steps=steps)
+    wide = found.pivot(index=["block", "depth"], columns="quantity", values="value")
+    share = (wide["branch"] / (wide["branch"] + wide["shortcut"])).rename("value").reset_index()
+    return pd.concat([found, share.assign(quantity="attribution")], ignore_index=True)
+
+
+def with_true_gradient(model: CifarResNet) -> CifarResNet:
+    """A copy in eval mode whose backward is that of its function: an attribution asks what the network computes, not
+    what its arm's backward lets through."""
+    copied = copy.deepcopy(model).eval()
+    for block in copied.blocks:
+        block.flow = Flow(shortcut=block.flow.shortcut, branch=block.flow.branch)
+    return copied
+
+
+@torch.no_grad()
+def reset(model: CifarResNet, first: CifarResNet, depth: int) -> CifarResNet:
+    """A copy in which one block has the parameters of `first`; BatchNorm's running statistics stay."""
+    copied = copy.deepcopy(model)
+    for parameter, start in zip(copied.blocks[depth].parameters(), first.blocks[depth].parameters(), strict=True):
+        parameter.copy_(start)
+    return copied
+
+
+def _error(
+    model: CifarResNet, batches: Batches, *, statistics: str, damage: Damage = lambda model: nullcontext()
+) -> float:
+    copied = copy.deepcopy(model)
+    with damage(copied):
+        if statistics == "re-estimated":
+            settle_statistics(copied, batches, most=4)
+        return 1 - evaluate(copied, batches, "test")["accuracy"]
+
+
+def _names(model: CifarResNet) -> list[Row]:
+    """The blocks' names and depths, in order."""
+    names = {module: name for name, module in model.named_modules()}
+    return [{"block": names[block], "depth": depth} for depth, block in enumerate(model.blocks)]
+
+
+def _carries(model: CifarResNet) -> bool:
+    return all(block.flow.shortcut != 0 for block in model.blocks)
+
+
+def _convolutions(block: nn.Module) -> Tensor:
+    branch = block.get_submodule("branch")
+    return torch.cat([m.weight.detach().flatten() for m in branch.modules() if isinstance(m, nn.Conv2d)])
