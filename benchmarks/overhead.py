@@ -106,14 +106,19 @@ def times(network: str, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
 
 
 def peak_memory(network: str, batch_size: int, kind: str) -> int:
-    """The highest resident set of three steps, in kilobytes; run in a fresh process.
-
-    From /proc where there is one: getrusage would report the parent's peak, which a child inherits.
-    """
+    """The highest resident set of three steps, in kilobytes; run in a fresh process."""
     torch.set_num_threads(1)
     step = Step(network, batch_size)
     for _ in range(3):
         getattr(step, kind)()
+    return highest_resident()
+
+
+def highest_resident() -> int:
+    """The highest resident set of this process, in kilobytes.
+
+    From /proc where there is one: getrusage would report the parent's peak, which a child inherits.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # pyright: ignore[reportOptionalSubscript]

@@ -1,8 +1,10 @@
 """Where are a model's residual junctions, and how do gradient and residuals spread over its depth?
 
-Finds the junctions of any torchvision, timm, Hugging Face or home-made model, runs the probes once on random input or
-an image, and draws the profiles. The loss is the mean square of the model's first output. Nothing is downloaded:
-weights are random unless --weights gives a state dict.
+Finds the junctions of any torchvision, timm, Hugging Face or home-made model, runs the probes once on random input,
+an image or a file of images, and draws the profiles. The loss is the mean square of the model's first output, or
+cross-entropy where --images come with labels. With --samples, single paths are walked too (Veit et al. 2016), and the
+lengths that hold most of their gradient are printed. Nothing is downloaded: weights are random unless --weights gives a
+state dict.
 """
 
 from dataclasses import dataclass
@@ -11,13 +13,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import figures
 from experiments.engine.command import BadInput, check_device, make_folder, run_script
 from experiments.engine.ending import show_files, terminal
-from experiments.engine.foreign import first_output, load_model, load_weights, make_inputs
+from experiments.engine.foreign import first_output, load_images, load_model, load_weights, make_inputs
 from experiments.engine.grid import write_aside
+from experiments.engine.spectra import spectra
+from experiments.engine.spectra_ending import bands_sentence
 from probes import find_junctions, gradient_norms, path_contributions, record, residual_magnitudes
 
 EXPERIMENT = "probe_model"
@@ -28,11 +33,14 @@ class Settings:
     """Every setting of the script."""
 
     model: str = "torchvision:resnet18"
-    """torchvision:NAME, timm:NAME, hf:TYPE (such as hf:gpt2, from its default config) or FILE.py:FUNCTION."""
+    """torchvision:NAME, timm:NAME, hf:TYPE (such as hf:gpt2, from its default config), cifar_resnet:DEPTH or
+    FILE.py:FUNCTION."""
     weights: Path | None = None
     """A state dict to load (read without running code)."""
     image: Path | None = None
     """An image file as input, instead of random numbers."""
+    images: Path | None = None
+    """An .npz file: its first --batch-size images x, uint8 (N, 3, H, W), are the input, its labels y if any the aim."""
     batch_size: int = 4
     """How many inputs."""
     image_size: int = 224
@@ -43,6 +51,8 @@ class Settings:
     """Run in train mode (batch statistics, dropout) instead of eval mode."""
     paths: int = 30
     """Take the gradient apart by path length up to this many junctions; 0 never."""
+    samples: int = 0
+    """Walk this many random single paths of each length as well."""
     seed: int = 0
     """Random seed of weights and input."""
     device: str = "cpu"
@@ -61,27 +71,43 @@ def main(settings: Settings) -> None:
     for flag, value in (("--batch-size", settings.batch_size), ("--image-size", settings.image_size)):
         if value < 1:
             raise BadInput(f"{flag} {value}: give at least 1")
+    if settings.samples < 0 or settings.samples == 1:
+        raise BadInput(f"--samples {settings.samples}: give at least 2, or 0 for none")
     device = check_device(settings.device)
     torch.manual_seed(settings.seed)
     model = load_model(settings.model)
     if settings.weights:
         load_weights(model, settings.weights)
     model.train(settings.train).to(device)
-    inputs = make_inputs(
-        model, batch_size=settings.batch_size, size=settings.image_size, length=settings.length, image=settings.image
-    )
+    inputs, labels = choose_inputs(model, settings)
     positional = [x.to(device) for name, x in inputs.items() if not name]
     named = {name: x.to(device) for name, x in inputs.items() if name}
     try:
         adds = find_junctions(model, *positional, explain=True, **named)
     except (RuntimeError, ValueError, TypeError) as error:
         raise BadInput(f"--model {settings.model}: {str(error).splitlines()[0]}") from None
-    tables, notes = measure(model, positional, named, adds, settings)
+    tables, notes = measure(model, positional, named, labels, adds, settings)
     finish(tables, notes, adds, settings)
 
 
+def choose_inputs(model: nn.Module, settings: Settings) -> tuple[dict[str, Any], Tensor | None]:
+    """Inputs by name, and labels if there are any."""
+    if settings.images is None:
+        size, length = settings.image_size, settings.length
+        return make_inputs(model, batch_size=settings.batch_size, size=size, length=length, image=settings.image), None
+    if settings.image is not None:
+        raise BadInput(f"--image {settings.image} --images {settings.images}: give one of the two")
+    images, labels = load_images(settings.images, settings.batch_size)
+    return {"": images}, labels
+
+
 def measure(
-    model: nn.Module, positional: list[Any], named: dict[str, Any], adds: pd.DataFrame, settings: Settings
+    model: nn.Module,
+    positional: list[Any],
+    named: dict[str, Any],
+    labels: Tensor | None,
+    adds: pd.DataFrame,
+    settings: Settings,
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The probes' tables by name, and what could not be measured."""
     junctions = int((adds["verdict"] != "none").sum())
@@ -92,12 +118,19 @@ def measure(
         )
     paths = junctions <= settings.paths
     with record(model) as recording:
-        first_output(model(*positional, **named)).float().square().mean().backward(retain_graph=paths)
+        output = first_output(model(*positional, **named)).float()
+        loss = output.square().mean() if labels is None else F.cross_entropy(output, labels.to(output.device))
+        loss.backward(retain_graph=paths)
     tables = {"gradient_norms": gradient_norms(recording), "residual_magnitudes": residual_magnitudes(recording)}
     notes = [] if paths else [f"path lengths: not taken of {junctions} junctions; raise --paths to have them"]
     if paths:
         try:
-            tables["path_contributions"] = path_contributions(recording)
+            if settings.samples:
+                found = spectra(recording, samples=settings.samples, seed=settings.seed)
+                tables |= {"sampled_paths": found["sampled"], "path_bands": found["bands"]}
+                tables["path_contributions"] = found["paths"]
+            else:
+                tables["path_contributions"] = path_contributions(recording)
         except ValueError as error:
             notes.append(f"path lengths: {error}")
     return tables, notes
@@ -109,8 +142,9 @@ def finish(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
     for name, table in {"adds": adds, **tables}.items():
         write_aside(folder / f"{name}.csv", table)
     sizes = tables["residual_magnitudes"]  # its norms of the addends have the names of the gradients' parts
-    shown = {**tables, "residual_magnitudes": sizes[sizes["quantity"].isin(["ratio", "cosine"])]}
-    together = pd.concat(shown.values(), ignore_index=True)
+    shown = [tables["gradient_norms"], sizes[sizes["quantity"].isin(["ratio", "cosine"])]]
+    shown += [tables["path_contributions"]] if "path_contributions" in tables else []
+    together = pd.concat(shown, ignore_index=True)
     mode = "train" if settings.train else "eval"
     title = f"{settings.model}, {mode} mode, {'given' if settings.weights else 'random'} weights"
     figures.save(figures.profiles(together, title=title), together, folder / "figures", "profiles")
@@ -120,6 +154,8 @@ def finish(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
     kinds = found["verdict"].value_counts()
     counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     console.print(f"{len(found)} junctions: {counts}; {len(adds) - len(found)} other adds (adds.csv says why)")
+    if "path_bands" in tables:
+        notes = [*notes, bands_sentence(tables["path_bands"], len(found), settings.samples)]
     for note in notes:
         console.print(note, soft_wrap=True)
     show_files(console, folder)

@@ -12,6 +12,7 @@ from figures.path_lengths import path_lengths
 from figures.profiles import profiles
 from figures.residual_magnitudes import residual_magnitudes
 from figures.saliency_maps import saliency_maps
+from figures.sampled_paths import sampled_paths
 from figures.save import save
 from figures.short_path_changes import short_path_changes
 from figures.short_paths import short_paths
@@ -33,6 +34,7 @@ __all__ = [
     "profiles",
     "residual_magnitudes",
     "saliency_maps",
+    "sampled_paths",
     "save",
     "short_path_changes",
     "short_paths",

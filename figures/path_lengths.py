@@ -60,18 +60,18 @@ def _draw(axis: Axes, rows: pd.DataFrame) -> None:
     norm = set(rows["quantity"]) == {"norm"}
     for arm in arms_of(rows):
         values = rows[rows["arm"] == arm]
-        if norm or not _single(values):
+        if norm or not single(values):
             seed_lines(axis, values, arm, x="path_length", geometric=norm, **marks(values, arm, x="path_length"))
 
 
-def _single(values: pd.DataFrame) -> bool:
+def single(values: pd.DataFrame) -> bool:
     """Whether no network in here has a second path length with a gradient."""
     return values[values["value"] != 0].groupby(["depth_total", "epoch", "seed"])["path_length"].nunique().max() <= 1
 
 
 def _single_arms(rows: pd.DataFrame, quantity: str) -> list[str]:
     rows = rows[rows["quantity"] == quantity]
-    return [arm for arm in arms_of(rows) if _single(rows[rows["arm"] == arm])]
+    return [arm for arm in arms_of(rows) if single(rows[rows["arm"] == arm])]
 
 
 def _quantities(rows: pd.DataFrame) -> list[str]:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -34,6 +35,7 @@ def number():
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(HOME_MADE)
+    np.savez(tmp_path / "few.npz", x=np.zeros((1, 3, 4, 4), dtype=np.uint8))
     return tmp_path
 
 
@@ -76,10 +78,38 @@ def test_weights_and_an_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert table.read_bytes() == first  # neither weights nor input were random
 
 
+def test_images_with_labels_public_weights_and_single_paths(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
+    np.savez(here / "some.npz", x=x, y=np.array([1, 2, 3]))
+    public = {"conv1": "stem.0", "bn1": "stem.1", "linear": "classifier"}
+    state = {name.replace(".branch", ""): value for name, value in cifar_resnet(8).state_dict().items()}
+    for theirs, ours in public.items():
+        state = {f"module.{name.removeprefix('module.')}".replace(ours, theirs): v for name, v in state.items()}
+    torch.save({"state_dict": state}, here / "public.th")
+    arguments = ["--model", "cifar_resnet:8", "--weights", "public.th", "--images", "some.npz", "--batch-size", 3]
+    tables = []
+    for seed in (1, 2):  # neither weights nor input are random, and all of three blocks' paths are walked
+        probe(monkeypatch, *arguments, "--samples", 3, "--seed", seed)
+        folder = here / "results" / "probe_model" / "cifar_resnet-8"
+        tables.append((folder / "sampled_paths.csv").read_bytes())
+    assert tables[0] == tables[1]
+    assert "path lengths 0 to 3: 95 % of the sampled mass lies at" in capsys.readouterr().out
+    found = pd.read_csv(folder / "path_bands.csv").set_index("quantity")["value"]
+    assert 0 <= found["mass_low"] <= found["mass_high"] <= 3
+    assert set(pd.read_csv(folder / "figures" / "profiles.csv")["quantity"]) >= {"share", "ratio", "total"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "resnet18"], "give torchvision:NAME, timm:NAME, hf:TYPE or FILE.py:FUNCTION"),
+        (["--model", "resnet18"], "give torchvision:NAME, timm:NAME, hf:TYPE, cifar_resnet:DEPTH or FILE.py:FUNCTION"),
+        (["--model", "cifar_resnet:9"], "depth 9 is not 6n + 2"),
+        (["--model", "mine.py:network", "--samples", "1"], "--samples 1: give at least 2, or 0 for none"),
+        (["--model", "mine.py:network", "--images", "mine.py"], "--images mine.py: cannot be read as an .npz"),
+        (["--model", "mine.py:network", "--images", "few.npz"], "x is uint8 (1, 3, 4, 4); wanted uint8 (2 or more, 3"),
+        (["--model", "mine.py:network", "--images", "few.npz", "--image", "mine.py"], "give one of the two"),
         (["--model", "torchvision:resnet19"], "Unknown model resnet19"),
         (["--model", "timm:nothing"], "nothing"),
         (["--model", "hf:nothing"], "nothing"),

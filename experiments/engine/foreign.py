@@ -15,8 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from experiments.engine.command import BadInput
 from models import CifarResNet, cifar_resnet, rename_public_weights
-from models import CifarResNet, rename_public_weights
-
 
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # mean and deviation by channel
 
@@ -87,7 +85,7 @@ def load_images(file: Path, count: int) -> tuple[Tensor, Tensor | None]:
     any. BadInput where it holds no such images, or fewer."""
     try:
         with np.load(file) as data:
-            images, labels = data["x"], data["y"] if "y" in data else None
+            images, labels = data["x"], data.get("y")
     except Exception as error:
         raise BadInput(f"--images {file}: cannot be read as an .npz with images x ({_first_line(error)})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < count:
