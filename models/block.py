@@ -1,10 +1,13 @@
 """The residual block, in which the shortcut is switched, and the branches that it adds to it."""
 
 from collections import OrderedDict
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.flow import RESIDUAL, Flow, addend
+from probes import scale_gradient
 
 
 class ResidualBlock(nn.Module):
@@ -29,12 +32,36 @@ class ResidualBlock(nn.Module):
         self.flow = flow
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = addend(self.shortcut, x, value=self.flow.shortcut, gradient=lambda: self.flow.shortcut_gradient)
-        branch = addend(self.branch, x, value=self.flow.branch, gradient=lambda: self.flow.branch_gradient)
+        shortcut, branch = self.addends(x)
         return self.activation(shortcut + branch)
+
+    def addends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two weighted addends, (shortcut, branch)."""
+        flow = self.flow
+        shortcut = addend(self.shortcut, x, value=flow.shortcut, gradient=lambda: self.flow.shortcut_gradient)
+        return shortcut, addend(self.branch, x, value=flow.branch, gradient=lambda: self.flow.branch_gradient)
 
     def extra_repr(self) -> str:
         return repr(self.flow)
+
+
+class ExclusiveGateBlock(ResidualBlock):
+    """y = activation((1 - g(x)) shortcut(x) + g(x) branch(x)), with g = sigmoid(gate(x)): a highway block (Srivastava
+    et al. 2015, arXiv 1505.00387; He et al. 2016, "exclusive gating").
+
+    gate: a module whose output has the sum's shape. Its own gradient into x counts as the shortcut's.
+    """
+
+    def __init__(
+        self, branch: nn.Module, gate: nn.Module, *, shortcut: nn.Module | None = None, **options: Any
+    ) -> None:
+        super().__init__(branch, shortcut=shortcut, **options)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut, branch = self.addends(x)
+        g = torch.sigmoid(self.gate(scale_gradient(x, lambda: self.flow.shortcut_gradient)))
+        return self.activation((1 - g) * shortcut + g * branch)
 
 
 def basic_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -45,6 +72,20 @@ def basic_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequent
         ("relu", nn.ReLU()),
         ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)),
         ("bn2", nn.BatchNorm2d(out_channels)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def preactivation_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Normalisation and ReLU before each of two 3x3 convolutions: BN-ReLU-conv-BN-ReLU-conv (He et al. 2016, arXiv
+    1603.05027, Fig. 4e); the block then has no activation after the sum."""
+    layers = [
+        ("bn1", nn.BatchNorm2d(in_channels)),
+        ("relu1", nn.ReLU()),
+        ("conv1", nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)),
+        ("bn2", nn.BatchNorm2d(out_channels)),
+        ("relu2", nn.ReLU()),
+        ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)),
     ]
     return nn.Sequential(OrderedDict(layers))
 

@@ -90,13 +90,36 @@ def _scales_gradient(node: Node) -> bool:
 
 
 def _through_layout(node: Node) -> Node:
-    """The node that computes a tensor, before it is reshaped or a constant is added."""
-    while node.name() in LAYOUT or node.name() == "AddBackward0":
+    """The node that computes a tensor, before it is reshaped, its gradient is scaled or a constant is added."""
+    while node.name() in LAYOUT or node.name() == "AddBackward0" or _scales_gradient(node):
         made_from = [n for n, _ in node.next_functions if n is not None]
         if len(made_from) != 1:
             return node
         node = made_from[0]
     return node
+
+
+def _activations(node: Node) -> list[Node]:
+    """What a node was made from, without constants and parameters."""
+    return [n for n, _ in node.next_functions if n is not None and not is_parameter(n)]
+
+
+def _is_gate(node: Node) -> bool:
+    """Whether a node gives a gate g, or 1 - g."""
+    node = _through_layout(node)
+    if node.name() == "RsubBackward1" and node.next_functions[0][0] is not None:
+        node = _through_layout(node.next_functions[0][0])
+    return node.name() in GATES
+
+
+def _behind_gate(user: Node, index: int) -> tuple[Node, int]:
+    """Where an addend comes in; if it is the product of something and a gate, where that comes in."""
+    node = user.next_functions[index][0]
+    product = node and _through_layout(node)
+    if product is None or product.name() != "MulBackward0" or len(_activations(product)) < 2:
+        return user, index
+    content = [i for i, (n, _) in enumerate(product.next_functions) if n is not None and not _is_gate(n)]
+    return (product, content[0]) if len(content) == 1 else (user, index)
 
 
 def is_parameter(node: Node, depth: int = 8) -> bool:
@@ -113,15 +136,19 @@ def is_parameter(node: Node, depth: int = 8) -> bool:
 
 
 class Walk:
-    """The walk back from an add: which nodes its addends were made from, and who used them."""
+    """The walk back from an add: which nodes its addends were made from, and who used them.
 
-    def __init__(self, add: Node, frozen: set[Node]) -> None:
+    behind_gates: begin behind gates that scale a whole addend, as if they were not there.
+    """
+
+    def __init__(self, add: Node, frozen: set[Node], *, behind_gates: bool = False) -> None:
         self.add, self.frozen = add, frozen
         self.users: dict[Edge, list[Entry]] = defaultdict(list)
         self.reached: dict[Node, dict[int, int]] = {}  # node -> its output -> the addends made from it, as bits
         self.waiting: list[tuple[int, int, Node]] = []  # a heap, youngest node first
         for index in range(len(add.next_functions)):
-            self._reach(add, index, 1 << index)
+            user, place = _behind_gate(add, index) if behind_gates else (add, index)
+            self._reach(user, place, 1 << index)
 
     def reach_back_to(self, fork: Edge) -> bool:
         """Walk as far as that tensor; whether both addends were made from it."""
@@ -157,7 +184,7 @@ class Walk:
         waiting = [user for user, _ in self.users[fork]]
         while waiting:
             node = waiting.pop()
-            if node is self.add or node in seen or not self._addends(node) & 1 << index:
+            if node not in self.reached or node in seen or not self._addends(node) & 1 << index:
                 continue
             seen.add(node)
             waiting += [user for output in self.reached[node] for user, _ in self.users[node, output]]
@@ -180,27 +207,26 @@ class Walk:
         on_the_way = self.between(fork, index) | {fork[0]}
         addend, _ = self.add.next_functions[index]
         product = _through_layout(addend) if addend is not None else self.add
-        factors = [n for n, _ in product.next_functions if n is not None] if product.name() == "MulBackward0" else []
-        if len(factors) < 2 or any(map(is_parameter, factors)):
-            return None
+        factors = _activations(product) if product.name() == "MulBackward0" else []
         from_fork = [node for node in factors if node in on_the_way]
-        return from_fork[0] if len(from_fork) == 1 else None
+        return from_fork[0] if len(factors) == 2 and len(from_fork) == 1 else None
 
     def only_gates(self, fork: Edge, index: int) -> bool:
         """Whether what was made from the fork is in an addend only a gate of something else (a scan)."""
         factor = self.gated_from_elsewhere(fork, index)
-        return factor is not None and _through_layout(factor).name() in GATES
+        return factor is not None and _is_gate(factor)
 
     def linear(self, fork: Edge) -> tuple[bool, bool]:
         """Whether each addend is linear in the fork: a product counts if its other factor is constant or learned."""
 
-        def scaled(node: Node, on_the_way: set[Node]) -> bool:
-            factors = [n for n, _ in node.next_functions if n is not None and not is_parameter(n)]
-            return node.name() in FACTOR and len(factors) == 1 and factors[0] in on_the_way
-
         def is_linear(nodes: set[Node]) -> bool:
             on_the_way = nodes | {fork[0]}
-            return all(node.name() in LINEAR or _scales_gradient(node) or scaled(node, on_the_way) for node in nodes)
+            return all(
+                node.name() in LINEAR
+                or _scales_gradient(node)
+                or (node.name() in FACTOR and [f in on_the_way for f in _activations(node)] == [True])
+                for node in nodes
+            )
 
         return is_linear(self.between(fork, 0)), is_linear(self.between(fork, 1))
 

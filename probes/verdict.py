@@ -55,13 +55,31 @@ def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
                 reason = "one addend carries the tensor that the other, with parameters, is made from"
                 return Verdict("identity", reason, fork, shortcut, *walk.entries(fork, shortcut))
             break  # what lies behind the place where they meet is theirs in common
+    if difference:
+        return reason
+    found = _projection(Walk(add, frozen), junctions, reason)
+    if found == NEITHER:  # unless it is so but for gates, which then count as the shortcut's
+        found = _projection(Walk(add, frozen, behind_gates=True), junctions, reason)
+    if isinstance(found, str):
+        return found
+    fork, shortcut = found
     walk = Walk(add, frozen)
+    walk.reach_back_to(fork)
+    reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
+    return Verdict("projection", reason, fork, shortcut, *walk.entries(fork, shortcut))
+
+
+NEITHER = "neither addend is linear in what they share"
+
+
+def _projection(walk: Walk, junctions: set[Node], reason: str) -> tuple[Edge, int] | str:
+    """The fork, and which addend is a projection of it; or the reason why there is none."""
     fork = walk.latest_common()
-    if fork is None or difference:
+    if fork is None:
         return reason
     linear = walk.linear(fork)
     if linear == (False, False):
-        return "neither addend is linear in what they share"
+        return NEITHER
     if linear == (True, True):
         return "both addends are linear in what they share"
     shortcut, branch = linear.index(True), linear.index(False)
@@ -70,8 +88,7 @@ def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
     sides = walk.between(fork, shortcut), walk.between(fork, branch)
     if any(nodes & junctions for nodes in sides) or _upsampled(sides[0]) != _upsampled(sides[1]):
         return "a merge of features: an addend passes through other junctions, or it alone is upsampled"
-    reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
-    return Verdict("projection", reason, fork, shortcut, *walk.entries(fork, shortcut))
+    return fork, shortcut
 
 
 def goes_on(add: Node, before: Node, verdict: Verdict, frozen: set[Node]) -> Verdict | None:
