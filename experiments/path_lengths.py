@@ -18,9 +18,9 @@ import torch.nn.functional as F
 import figures
 from experiments.engine.cells import Tables, probing, train_cell
 from experiments.engine.command import BadInput, make_folder, run_script
-from experiments.engine.data import Batches, load
+from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.ending import show_files, terminal
-from experiments.engine.grid import Cell, run_grid
+from experiments.engine.grid import Cell, Outcome, run_grid
 from experiments.engine.settings import NetworkSettings, check_arms, check_depths
 from experiments.engine.spectra import spectra
 from experiments.engine.spectra_ending import sentence, show_bands
@@ -41,7 +41,7 @@ class Settings(NetworkSettings):
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
     early: int = 2
     """Measure also after this many epochs, between the start and the end."""
-    samples: int = 50
+    samples: int = 40
     """Single paths drawn of each length (Veit et al.: 1000)."""
     probe_size: int = 64
     """Training images, always the same ones, whose gradient is taken apart."""
@@ -72,13 +72,26 @@ def main(settings: Settings) -> None:
         for arm in settings.arms
         for seed in settings.seeds
     ]
-    run = partial(train_cell, dataset=dataset, training=settings.training, measure=partial(measure, **probed))
+    run = partial(run_cell, dataset=dataset, training=settings.training, probed=probed)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, settings, title=dataset.title)
 
 
+def run_cell(cell: Cell, *, dataset: Dataset, training: Training, probed: dict[str, int]) -> Outcome:
+    """Train a network and measure it. Each seed draws paths of its own: the errors of seeds are independent."""
+    return train_cell(cell, dataset, training, measure=partial(measure, seed=cell.seed, **probed))
+
+
 def measure(
-    model: CifarResNet, batches: Batches, epoch: int, last: bool, *, early: int, samples: int, probe_size: int
+    model: CifarResNet,
+    batches: Batches,
+    epoch: int,
+    last: bool,
+    *,
+    early: int,
+    samples: int,
+    probe_size: int,
+    seed: int,
 ) -> Tables:
     """The spectra's tables on one fixed batch of training images."""
     if epoch not in (0, early) and not last:
@@ -86,7 +99,7 @@ def measure(
     copied, images, labels = probing(model, batches, most=probe_size)
     with record(copied) as recording:
         F.cross_entropy(copied(images), labels).backward(retain_graph=True)
-    return spectra(recording, samples=samples)
+    return spectra(recording, samples=samples, seed=seed)
 
 
 def finish(tables: dict[str, pd.DataFrame], diverged: list[Cell], settings: Settings, *, title: str) -> None:

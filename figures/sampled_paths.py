@@ -133,5 +133,8 @@ def _title(rows: pd.DataFrame, everything: pd.DataFrame, deepest: int, lonely: l
     said += seeds_title(rows, mean="mean (geometric but for shares)")
     if set(ENDS) <= set(everything["quantity"]):
         said += "\nshade: 95 % interval of a seed's mean"
+    ratios = rows[(rows["quantity"] == "cancellation") & ~rows["arm"].isin(lonely)]["value"]
+    if ratios.max() > 1.05:
+        said += "; a ratio above 1: too few paths for their spread"
     names = ", ".join(ARMS[arm].label for arm in lonely)
     return f"{said}\na single path, no curves: {names}" if names else said

@@ -1,6 +1,7 @@
 """experiments/path_lengths.py at toy size: what it wrote, printed, and refuses."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,22 @@ def test_exact_and_sampled_agree_where_they_must(toy: Path) -> None:
     cancellation = pd.read_csv(toy / "sampled.csv").query("quantity == 'cancellation' and arm == 'residual'")["value"]
     assert cancellation.between(0, 1 + 1e-4).all()
     assert cancellation.min() < 0.99
+
+
+def test_each_seed_draws_paths_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments import path_lengths as script
+    from experiments.engine.grid import Cell
+
+    drawn = []
+
+    def train_cell(cell: Cell, dataset: object, training: object, *, measure: partial[object]) -> None:
+        drawn.append(measure.keywords["seed"])
+
+    monkeypatch.setattr(script, "train_cell", train_cell)
+    for seed in (0, 3):
+        cell = Cell("path_lengths", "residual", 8, seed, {})
+        script.run_cell(cell, dataset=None, training=None, probed={})  # type: ignore[arg-type]
+    assert drawn == [0, 3]
 
 
 def test_bands_lie_within_the_lengths(toy: Path) -> None:

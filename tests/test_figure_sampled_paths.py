@@ -96,6 +96,15 @@ def test_the_line_of_right_angles() -> None:
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [1, 0.5, 6**-0.5, 0.5, 1])
 
 
+def test_a_ratio_that_no_sum_can_have_is_explained() -> None:
+    sampled = table()
+    assert "too few paths" not in texts(figures.sampled_paths(sampled))
+    high = (sampled["quantity"] == "cancellation") & (sampled["path_length"] == 2)
+    assert "a ratio above 1: too few paths" in texts(
+        figures.sampled_paths(sampled.assign(value=sampled["value"].where(~high | sampled["value"].isna(), 3.0)))
+    )
+
+
 def test_of_many_epochs_three_are_drawn() -> None:
     axes = figures.sampled_paths(table(epochs=(0, 1, 2, 5)))
     assert [axis.get_title() for axis in axes[0]] == ["at initialisation", "after epoch 1", "after epoch 5"]
