@@ -160,7 +160,7 @@ def show_centres(console: Console, found: dict[tuple[str, str], Estimate], arms:
             cells.append(f"{mean} ({len(each.values)})\n{''.join(interval)}" if each else mean)
         shown.add_row(measure.name, *cells)
     console.print(shown)
-    console.print(f"{DEFINITION}.\nIntervals are not corrected for their number\n")
+    console.print(f"{DEFINITION}.\nIntervals are cut at 0 and 1, and not corrected for their number\n")
 
 
 def show_completeness(console: Console, blocks: pd.DataFrame) -> None:

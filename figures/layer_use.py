@@ -24,17 +24,17 @@ class Panel:
     log: bool = False
 
 
-ERROR, SHARE = "test error (%)", "share (%)"
+ERROR = "test error (%)"
 PANELS = (
-    Panel("weight movement", r"$\Vert w-w_0\Vert\,/\,\Vert w_0\Vert$", "movement"),
-    Panel("gradient, {moment}", SHARE, "gradient", at_start=True, log=True),
-    Panel("gradient, {moment}", SHARE, "gradient", log=True),
+    Panel("weight movement", r"$\Vert w-w_0\Vert\,/\,\Vert w_0\Vert$", "movement", log=True),
+    Panel("gradient, {moment}", "share", "gradient", at_start=True, log=True),
+    Panel("gradient, {moment}", "share", "gradient", log=True),
     Panel("block reset, BN anew", ERROR, "reset", "re-estimated"),
     Panel("block deleted, BN anew", ERROR, "deleted", "re-estimated"),
-    Panel("classifier read after block", ERROR, "read-out"),
+    Panel("read-out after block", ERROR, "read-out"),
     Panel("block reset, BN kept", ERROR, "reset", "kept"),
     Panel("block deleted, BN kept", ERROR, "deleted", "kept"),
-    Panel("class score through branch", SHARE, "attribution"),
+    Panel("score through branch", "share (%)", "attribution"),
 )
 
 
@@ -45,7 +45,7 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     table: arm, seed, epoch, statistics (of BatchNorm: "kept", "re-estimated", or nan), block ("layer2.0"), depth (of
     the block), quantity ("movement", "gradient", "reset", "deleted", "read-out", "attribution"; "whole", the error
     without damage, a dotted horizontal), value (movement as a ratio, all others from 0 to 1). gradient: at the first
-    epoch and at the last, geometric means on log axes without zeros. read-out at depth -1: before the first block.
+    epoch and at the last. read-out at depth -1: before the first block. Log axes leave zeros out.
     """
     rows = table.assign(statistics=table["statistics"].fillna("")) if "statistics" in table else table
     keys = ["arm", "seed", "epoch", "statistics", "depth"]
@@ -63,9 +63,12 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
             axis.set_ylim(0, 1)
         for depth in _first_of_stage(rows):
             axis.axvline(depth, color=GREY, linewidth=0.5, zorder=0)
+        axis.grid(visible=False, axis="x")
     for axis in grid[-1]:
         axis.set_xlabel("block")
-    title = f"{seeds_title(rows, mean='mean')}\ndotted: without damage; BN: BatchNorm statistics"
+    title = (
+        f"{seeds_title(rows, mean='mean (geometric on log axes)')}\ndotted: without damage; BN: BatchNorm statistics"
+    )
     finish(grid, arm_handles(arms_of(rows), marker=True), title=title)
     return grid
 
@@ -85,7 +88,7 @@ def _draw(axis: Axes, rows: pd.DataFrame, panel: Panel) -> None:
         note(axis, "not measured")
     elif panel.log:
         log_axis(axis)
-    if panel.quantity != "movement":
+    else:
         percent_axis(axis)
     whole_numbers(axis)
 

@@ -56,21 +56,22 @@ def test_a_network_at_chance_has_no_costs() -> None:
     assert centres(network, classes=10)["outcome"].tolist() == ["weight movement"]
 
 
-def test_intervals_stay_on_the_scale_and_the_sentence_says_what_they_decide() -> None:
+def test_intervals_end_with_the_scale_and_the_sentence_says_what_they_decide() -> None:
     def values(name: str, *given: float) -> list[dict[str, object]]:
         return [{"arm": "residual", "outcome": name, "seed": i, "value": value} for i, value in enumerate(given)]
 
     table = values("weight movement", 0.3, 0.31, 0.32) + values("reset cost", 0.8, 0.81, 0.82)
-    found = estimates(pd.DataFrame(table + values("read-out gain", 0.99, 0.8, 0.9)))
+    found = estimates(pd.DataFrame(table + values("read-out gain", 0.9, 0.3, 0.6)))
     half = 4.302653 * 0.01 / math.sqrt(3)
     movement = found["residual", "weight movement"]
     assert (movement.mean, movement.low, movement.high) == pytest.approx((0.31, 0.31 - half, 0.31 + half), abs=1e-6)
-    assert math.isnan(found["residual", "read-out gain"].low)
+    gain = found["residual", "read-out gain"]
+    assert (gain.low, gain.high) == (0, 1)
     numbers = estimate_table(found, 8).query("outcome == 'reset cost'").set_index("quantity")["value"]
     assert (numbers["n"], numbers["mean"]) == (3, pytest.approx(0.81))
     assert sentence(found, ["residual", "plain"], title="digits", depth=8) == (
         "digits, depth 8, n = 3: residual leans on its shallow blocks by weight movement (0.31), on its deep blocks by "
-        "reset cost (0.81), undecided by read-out gain (0.90); plain has nothing to measure. One data set, one "
+        "reset cost (0.81), undecided by read-out gain (0.60); plain has nothing to measure. One data set, one "
         "learning rate, one budget."
     )
     assert len({measure.name for measure in MEASURES}) == len(MEASURES)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -92,13 +92,12 @@ def centres(blocks: pd.DataFrame, *, classes: int) -> pd.DataFrame:
 
 
 def estimates(found: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
-    """Mean and 95 % t interval over seeds, by (arm, measure); no interval where it would leave 0 to 1."""
+    """Mean and 95 % t interval over seeds, by (arm, measure), cut at 0 and 1: no centre lies beyond."""
     result = {}
     for (arm, name), values in found.groupby(["arm", "outcome"], sort=False)["value"]:
-        around = estimate(values.to_numpy() - 0.5, reach=0.5)
-        result[str(arm), str(name)] = Estimate(
-            tuple(map(float, values)), around.mean + 0.5, around.low + 0.5, around.high + 0.5
-        )
+        whole = estimate(values.to_numpy())
+        low, high = np.clip([whole.low, whole.high], 0, 1)
+        result[str(arm), str(name)] = replace(whole, low=float(low), high=float(high))
     return result
 
 
