@@ -22,7 +22,7 @@ from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.damage import damaged, show_lesions
 from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.ending import show_files, terminal
-from experiments.engine.foreign import load_public_weights
+from experiments.engine.foreign import load_weights
 from experiments.engine.grid import Cell, Outcome, run_grid
 from experiments.engine.settings import NetworkSettings, check_arms, check_depths
 from experiments.engine.training import Training
@@ -83,7 +83,7 @@ def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
     if settings.weights is None:
         return train_cell(cell, dataset, settings.training, measure=measure)
     model = make_network(cell, dataset)
-    load_public_weights(model, settings.weights)
+    load_weights(model, settings.weights)
     batches = Batches(dataset, torch.device(settings.device))
     return Outcome(measure(model, batches, 0, True))
 

@@ -48,7 +48,9 @@ class Settings(NetworkSettings):
 
     depth: int = 56
     """Layers, 6n + 2; the network has 3n blocks."""
-    at_most: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
+    at_most: tuple[int, ...] = (0, 1, 2, 3, 4, 8)
     """Train on paths of at most so many branches, K; as many as there are blocks, or more, is ordinary training."""
     at_least: tuple[int, ...] = ()
     """Also train on paths of at least so many branches."""

@@ -50,7 +50,7 @@ def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     table: arm, seed, lesion ("delete at random" or "permute" beside "none"), statistics, count, draw, quantity
     ("error"; for permutations also "tau"), value. A thin line is a seed's mean over its draws; for permutations a point
-    is a draw, and the line their mean by count.
+    is a draw.
     """
     rows, whole = _parts(table, ["arm", "seed", "count", "draw"], figure="lesions_by_count")
     grid = _panels(rows, axes, figure="lesions_by_count")
@@ -74,9 +74,9 @@ def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     if permuted:
         grid[0, 0].invert_xaxis()  # which the panels share
     draws = int(rows.groupby(["arm", "seed", "statistics", "count"])["draw"].nunique().max())
-    title = (
-        f"{seeds_title(rows)}; each mean of {draws} draws" if not permuted else f"points: draws; {seeds_title(rows)}"
-    )
+    title = f"{seeds_title(rows)}; each seed's line: mean of {draws} draws"
+    if permuted:
+        title = f"points: {draws} draws of each number of swaps in {seeds_text(rows)}"
     return _finished(grid, rows, title=title)
 
 
@@ -106,9 +106,7 @@ def _scatter(axis: Axes, rows: pd.DataFrame, taus: pd.DataFrame, arm: str) -> No
     keys = ["seed", "count", "draw"]
     both = rows.merge(taus[[*keys, "value"]], on=keys, suffixes=("", "_tau"))
     look = ARMS[arm]
-    axis.plot(both["value_tau"], both["value"], look.marker, color=look.colour, markersize=2, alpha=0.5)
-    means = both.groupby("count")[["value_tau", "value"]].mean()
-    axis.plot(means["value_tau"], means["value"], color=look.colour, linestyle=look.line, linewidth=1.2)
+    axis.plot(both["value_tau"], both["value"], look.marker, color=look.colour, markersize=3, alpha=0.6)
 
 
 def _whole(axis: Axes, whole: pd.DataFrame) -> None:

@@ -1,8 +1,10 @@
 """Damage to a trained CIFAR ResNet, and what it costs: blocks deleted, permuted, swapped."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -96,18 +98,29 @@ class Blocks:
 
 
 def show_lesions(console: Console, rows: pd.DataFrame, images: int) -> None:
-    """Test error by arm and lesion: the mean over seeds (one network: over draws, or blocks) with its 95 % interval."""
+    """Test error by arm and lesion: the mean over seeds with its interval, or over a network's lesions with the range."""
     errors = rows[rows["quantity"] == "error"]
-    shown = Table(title=f"Test error in % of {images} images: mean [95 % t interval]", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("arm", "lesion", "BatchNorm kept", "estimated anew", "n"):
+    networks = int(errors["seed"].nunique())
+    spread = f"[95 % t interval] over {networks} seeds" if networks > 1 else "(range) over one network's lesions"
+    title = f"Test error in % of {images} images: mean {spread}"
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "lesion", "BatchNorm kept", "estimated anew", "lesions"):
         shown.add_column(column)
     for (arm, kind, count), of_lesion in errors.groupby(["arm", "lesion", "count"], sort=False):
-        cells, n = [], ""
-        for statistics in ("kept", "re-estimated"):
-            values = of_lesion[of_lesion["statistics"] == statistics]
-            by_seed = values.groupby("seed")["value"].mean()
-            sample, of = (by_seed, "seeds") if len(by_seed) > 1 else (values["value"], "lesions")
-            cells.append(show_estimate(estimate(100 * sample.to_numpy()), digits=1, sign=False))
-            n = f"{len(sample)} {of}"
-        shown.add_row(str(arm), f"{kind} {count}" if kind != "none" else "none", *cells, n)
+        by_statistics = [of_lesion[of_lesion["statistics"] == name] for name in ("kept", "re-estimated")]
+        cells = [_by_seed(part) if networks > 1 else _range(part) for part in by_statistics]
+        name = f"{kind} {count}" if kind != "none" else "none"
+        shown.add_row(str(arm), name, *cells, str(len(by_statistics[0]) // by_statistics[0]["seed"].nunique()))
     console.print(shown)
+
+
+def _by_seed(part: pd.DataFrame) -> str:
+    found = estimate(100 * part.groupby("seed")["value"].mean().to_numpy())
+    if not 0 <= found.low <= found.high <= 100:  # a t interval that leaves the scale says too much
+        found = replace(found, low=math.nan, high=math.nan)
+    return show_estimate(found, digits=1, sign=False)
+
+
+def _range(part: pd.DataFrame) -> str:
+    errors = 100 * part["value"]
+    return f"{errors.mean():.1f}" + (f" ({errors.min():.1f}–{errors.max():.1f})" if len(errors) > 1 else "")

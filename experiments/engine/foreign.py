@@ -50,15 +50,6 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise BadInput(f"--weights {file}: {_first_line(error)}") from None
 
 
-def load_public_weights(model: CifarResNet, file: Path) -> None:
-    """Load a public CIFAR ResNet's weights (see `models.rename_public_weights`). BadInput where they do not fit."""
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        model.load_state_dict(rename_public_weights(state.get("state_dict", state)))
-    except Exception as error:
-        raise BadInput(f"--weights {file}: {_first_line(error)}") from None
-
-
 def make_inputs(model: nn.Module, *, batch_size: int, size: int, length: int, image: Path | None) -> dict[str, Any]:
     """Inputs by name, or under "" for a single positional one: random, or the image file, `batch_size` times."""
     main = getattr(model, "main_input_name", "")
