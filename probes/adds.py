@@ -145,6 +145,8 @@ class AddMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if not self.running:  # a user's hook on the model itself, after its end for us
+            return func(*args, **kwargs)
         if name == "__set__" and func.__self__ is Tensor.requires_grad and args[0].grad_fn is not None and args[1]:
             return None  # a model asks its input, which has a place in the graph already, to require a gradient
         result = self._do(name, func, args, kwargs) if name in ADDS else func(*args, **kwargs)

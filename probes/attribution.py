@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.adds import Add, AddMode, watching
-from probes.lesions import Replacing
+from probes.lesions import Replacing, calls_of
 from probes.tables import table
 from probes.watch import Junction
 
@@ -38,13 +38,14 @@ def branch_attribution(
     shape, zeros by default. target: the class whose score counts, one for all or (N,). read: from the model's output to
     the scores (N, classes). steps: of the integral (Gauss-Legendre).
 
-    Costs `steps` forwards and backwards for each junction. Raises ValueError for a model in train mode, for no
+    The addends must be batch-first. Costs `steps` forwards and backwards for each junction. Raises ValueError for a
+    model in train mode, for no
     junctions, and for baselines of another shape.
     """
     from captum.attr import IntegratedGradients
 
     baselines = torch.zeros_like(inputs) if baselines is None else baselines
-    _check(model, junctions, inputs, baselines)
+    _check(model, junctions, inputs, baselines, steps)
     ends, starts = (_addends(model, junctions, x) for x in (inputs, baselines))
     score = _score(model, inputs, read, target) - _score(model, baselines, read, target)
     rows: list[dict[str, object]] = []
@@ -67,8 +68,10 @@ def branch_attribution(
     return table(rows)
 
 
-def _check(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor, baselines: Tensor) -> None:
-    if model.training:
+def _check(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor, baselines: Tensor, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"branch_attribution: steps is {steps}; give at least 1")
+    if any(module.training for module in model.modules()):
         raise ValueError(
             "branch_attribution: call model.eval() first: in train mode a score depends on its whole batch"
         )
@@ -100,7 +103,14 @@ def _addends(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor) ->
         model(inputs)
     found = {}
     for junction in junctions:
+        if missing := [name for name, _ in junction.adds if name not in keeping.kept]:
+            raise ValueError(f"branch_attribution: no add is called {missing[0]} here: whose junctions are these?")
         (first, operand), *_ = junction.adds
+        if len(keeping.kept[first][0]) != len(inputs):
+            raise ValueError(
+                f"branch_attribution: at {junction.name!r} the addends' first dimension is "
+                f"{len(keeping.kept[first][0])}, not the batch's {len(inputs)}: addends must be batch-first"
+            )
         branches = [keeping.kept[name][branch] for name, branch in junction.adds]
         found[junction.name] = (keeping.kept[first][1 - operand], torch.stack(branches).sum(0))
     return found
@@ -110,7 +120,8 @@ def _rest(model: nn.Module, junction: Junction, read: Callable[[Any], Tensor]) -
     """The rest of the network, as a function of a junction's two addends."""
 
     def rest(shortcut: Tensor, branch: Tensor, inputs: Tensor) -> Tensor:
-        with watching(Replacing(model, {junction.name: lambda add: shortcut + branch})):
+        replaced = {junction.name: lambda add: shortcut + branch}
+        with watching(Replacing(model, replaced, calls_of([junction]))):
             return read(model(inputs))
 
     return rest
@@ -119,5 +130,16 @@ def _rest(model: nn.Module, junction: Junction, read: Callable[[Any], Tensor]) -
 @torch.no_grad()
 def _score(model: nn.Module, inputs: Tensor, read: Callable[[Any], Tensor], target: Target) -> float:
     scores = read(model(inputs))
+    classes = scores.shape[1] if scores.ndim == 2 else 0
+    if scores.ndim > 2 or (target is None) == bool(classes) or (target is not None and not _within(target, classes)):
+        raise ValueError(
+            f"branch_attribution: the scores have shape {tuple(scores.shape)} and target is {target}: give scores "
+            "(N, classes) and a target from 0 to classes - 1, or scores (N,) and target=None; see `read`"
+        )
     chosen = scores if target is None else scores[torch.arange(len(scores)), target]
     return chosen.double().mean().item()
+
+
+def _within(target: int | Tensor, classes: int) -> bool:
+    chosen = torch.as_tensor(target)
+    return bool(((chosen >= 0) & (chosen < classes)).all())

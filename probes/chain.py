@@ -10,20 +10,51 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from probes.graph import Edge
+from probes.graph import Edge, is_parameter
+from probes.inputs import is_input
 from probes.verdict import Verdict
 
-GATED = "residual-probes: gated"
+GATED, LIMITED = "residual-probes: gated", "residual-probes: limited"
 
 
-def mark_gated(node: Node) -> None:
-    """Note that a gate acts on what a node passes on."""
-    cast(dict[str, bool], node.metadata)[GATED] = True
+def mark(node: Node, what: str) -> None:
+    """Note that a gate acts on what a node passes on, or a limit on what arrives there."""
+    cast(dict[str, bool], node.metadata)[what] = True
 
 
-def is_gated(node: Node) -> bool:
-    """Whether a gate acts on what a node passes on."""
-    return GATED in cast(dict[str, bool], node.metadata)
+def is_marked(node: Node, what: str) -> bool:
+    """Whether that was noted."""
+    return what in cast(dict[str, bool], node.metadata)
+
+
+def tolerance(tensor: Tensor, *, rounded: bool = False) -> float:
+    """How far two sums of the same gradients, in another order, may lie apart, relative to the largest of them.
+
+    rounded: computed by kernels of less precision than the tensor's (autocast). Float64 networks may still take their
+    norms' variances in float32 (Hugging Face's T5).
+    """
+    if rounded or tensor.dtype not in (torch.float32, torch.float64) or tensor.device.type != "cpu":  # TF32 there
+        return 2e-2
+    return 1e-6 if tensor.dtype == torch.float64 else 1e-4
+
+
+def leads_around(roots: Sequence[Node], fork: Node) -> bool:
+    """Whether something that a fork was made from, inputs and parameters aside, is used other than through it."""
+    before = {node for node in _behind([fork], None) if node is not fork and not is_input(node)}
+    return any(node in before and not is_parameter(node) for node in _behind(roots, fork))
+
+
+def _behind(starts: Sequence[Node], end: Node | None) -> Iterator[Node]:
+    """Nodes and all that they were made from, not passing another."""
+    seen: set[Node | None] = {end, None}
+    waiting: list[Node | None] = [*starts]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [n for n, _ in node.next_functions]
 
 
 class Carrying:
@@ -72,7 +103,7 @@ def through_addend(
 ) -> Tensor:
     """From the gradient at a junction's sum to what of it comes through one addend to the fork."""
     start = add.next_functions[verdict.shortcut]
-    alone = not verdict.shared and not is_gated(add) and getattr(add, "_saved_alpha", 1) == 1
+    alone = not verdict.shared and not is_marked(add, GATED) and getattr(add, "_saved_alpha", 1) == 1
     if addend == "shortcut" and alone and start[0] is not None:  # the branch need not be computed
         return pull(gradient, (start[0], start[1]), verdict.fork, name)[0]
     parts: dict[str, Tensor] = {}
@@ -135,20 +166,10 @@ def _differentiate(start: Edge, ends: Sequence[Any], gradient: Tensor) -> list[T
         raise
 
 
-def leaves_between(start: Node, end: Node | None) -> list[Tensor]:
-    """The leaves of autograd's graph (parameters) that are met on the way back from one node, not passing another."""
-    seen: set[Node | None] = {end, None}
-    waiting: list[Node | None] = [start]
-    found: list[Tensor] = []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad":
-            found.append(node.variable)  # type: ignore[attr-defined]
-        waiting += [n for n, _ in node.next_functions]
-    return found
+def leaves_between(starts: Sequence[Node], end: Node | None) -> list[Tensor]:
+    """The leaves of autograd's graph (parameters) that are met on the way back from some nodes, not passing another."""
+    nodes = [] if end in starts else _behind(starts, end)
+    return [cast(Any, node).variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"]
 
 
 def add_up(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:

@@ -13,6 +13,7 @@ class Frozen:
     def __init__(self, model: nn.Module) -> None:
         held = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
         self._made_of_them: dict[int, Tensor] = {id(tensor): tensor for tensor in held}
+        self._buffers = {id(buffer) for buffer in model.buffers()} if held else set[int]()
         self.nodes: set[Node] = set()
         """The nodes of autograd's graph that act with them."""
 
@@ -28,5 +29,5 @@ class Frozen:
         for tensor in (x for x in tree_leaves(outputs) if isinstance(x, Tensor)):
             if tensor.grad_fn is not None:
                 self.nodes.add(tensor.grad_fn)
-            elif all(frozen):
+            elif all(known or id(x) in self._buffers for known, x in zip(frozen, given, strict=True)):
                 self._made_of_them[id(tensor)] = tensor

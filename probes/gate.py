@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
-from probes.chain import mark_gated
+from probes.chain import GATED, mark
 from probes.graph import Entry
 from probes.verdict import Verdict
 from probes.watch import Junction, Sighting, watch
@@ -51,7 +52,7 @@ def gate(
     def see(sighting: Sighting) -> None:
         found[sighting.junction.depth :] = [(sighting.junction, sighting.verdict)]
 
-    def end() -> None:
+    def end(roots: list[Node]) -> None:
         named = {name for w in (shortcut_gradient, branch_gradient) if isinstance(w, Mapping) for name in w}
         gated: list[str] = []
         for junction, verdict in found:
@@ -93,7 +94,7 @@ def scale_entry(entry: Entry, read: Callable[[], float]) -> None:
         return (*passed[:index], scaled, *passed[index + 1 :])
 
     node.register_hook(hook)
-    mark_gated(node)
+    mark(node, GATED)
 
 
 def _read(weights: Weights, junction: Junction) -> float:

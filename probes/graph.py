@@ -20,10 +20,11 @@ Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it,
 Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs
 
 BOTH = 0b11
+# A BackwardHookFunction is where a user's backward hook sits on a module.
 LAYOUT = {
-    "AliasBackward0", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0", "SqueezeBackward0",
-    "SqueezeBackward1", "ToCopyBackward0", "TransposeBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0",
-    "ViewBackward0",
+    "AliasBackward0", "BackwardHookFunctionBackward", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "ToCopyBackward0", "TransposeBackward0", "UnsafeViewBackward0",
+    "UnsqueezeBackward0", "ViewBackward0",
 }  # fmt: skip
 FACTOR = {"DivBackward0", "MulBackward0", "NativeDropoutBackward0", "NegBackward0"}
 LINEAR = LAYOUT | {
@@ -78,7 +79,7 @@ def carried(add: Node, index: int) -> Iterator[Edge]:
         seen.add(edge)
         yield node, output
         if node.name() in LAYOUT or _scales_gradient(node):
-            waiting.append(node.next_functions[0])
+            waiting.append(node.next_functions[output])
         elif node.name() == "AddBackward0" and None in [n for n, _ in node.next_functions]:
             waiting += node.next_functions  # a constant was added
         elif node.name() in FACTOR:

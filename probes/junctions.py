@@ -1,5 +1,7 @@
 """Junctions are discovered, not listed."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import pandas as pd
@@ -55,4 +57,7 @@ def find_junctions(
         watch(model, see, pass_over=pass_over),
     ):
         functional_call(model, state, inputs, kwargs)
-    return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"]) if explain else found
+    if explain:
+        return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"])
+    adds = Counter(name.split("#")[0] for name, *_ in rows)
+    return [replace(junction, adds_of_call=adds[junction.name.split("#")[0]]) for junction in found]

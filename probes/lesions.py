@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from probes.adds import Add, AddMode, watching
 from probes.watch import Junction
@@ -14,9 +15,11 @@ from probes.watch import Junction
 class Replacing(AddMode):
     """Does something else in place of some adds, by name; checks after each forward that all were met."""
 
-    def __init__(self, model: nn.Module, replacements: Mapping[str, Callable[[Add], Tensor]]) -> None:
+    def __init__(
+        self, model: nn.Module, replacements: Mapping[str, Callable[[Add], Tensor]], calls: Mapping[str, int]
+    ) -> None:
         super().__init__(model)
-        self.replacements = replacements
+        self.replacements, self.expected = replacements, calls
         self.met: set[str] = set()
 
     def begin(self, args: Any, kwargs: Any) -> bool:
@@ -36,6 +39,19 @@ class Replacing(AddMode):
                 f"no add is called {', '.join(missed)} in this forward: give junctions that "
                 "find_junctions(model, *inputs) finds in this model, with inputs of this kind"
             )
+        for call, expected in self.expected.items():
+            if self.adds[call] != expected:
+                raise ValueError(
+                    f"{call!r} adds {self.adds[call]} times in this forward, and {expected} times where its junctions "
+                    "were found, so that their names may mean others: find them anew (in this mode, with such inputs)"
+                )
+
+
+def calls_of(junctions: Sequence[Junction]) -> dict[str, int]:
+    """How many adds each call of these junctions should have; ValueError for what `find_junctions` did not give."""
+    if strangers := [each for each in junctions if not isinstance(each, Junction) or not each.adds_of_call]:
+        raise ValueError(f"give junctions as find_junctions(model, *inputs) returns them; got {strangers}")
+    return {junction.name.split("#")[0]: junction.adds_of_call for junction in junctions}
 
 
 @contextmanager
@@ -57,10 +73,13 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
     names = {module: name or "(model)" for name, module in model.named_modules()}
     if strangers := [type(module).__name__ for module in skip if module not in names]:
         raise ValueError(f"lesion: skip takes modules of the model, such as model.features[3]; got {strangers}")
+    if isinstance(delete, Junction):
+        raise ValueError("lesion: delete takes a list of junctions, such as [junctions[3]]")
+    calls = calls_of(delete)
     replacements = {name: _without(branch) for junction in delete for name, branch in junction.adds}
-    handles = [module.register_forward_hook(_skip(names[module]), with_kwargs=True) for module in skip]
+    handles = [handle for module in skip for handle in _skip(module, names[module])]
     try:
-        with watching(Replacing(model, replacements)):
+        with watching(Replacing(model, replacements, calls)):
             yield
     finally:
         for handle in handles:
@@ -76,16 +95,23 @@ def _without(branch: int) -> Callable[[Add], Tensor]:
     return replacement
 
 
-def _skip(name: str) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        whole = output[0] if isinstance(output, tuple) else output
-        if given is None or not isinstance(whole, Tensor) or given.shape != whole.shape:
-            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (given, whole)]
-            raise ValueError(f"lesion: {name!r} turns {shapes[0]} into {shapes[1]}: it cannot be skipped")
-        return (given, *output[1:]) if isinstance(output, tuple) else given.clone()
+def _skip(module: nn.Module, name: str) -> list[RemovableHandle]:
+    """Hooks that let a module return its input: a copy taken before it runs, since it may overwrite it."""
+    given: list[Tensor | None] = []
 
-    return hook
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        given.append(None if first is None else first.clone())
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        kept, whole = given.pop(), output[0] if isinstance(output, tuple) else output
+        if kept is None or not isinstance(whole, Tensor) or kept.shape != whole.shape:
+            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (kept, whole)]
+            raise ValueError(f"lesion: {name!r} turns {shapes[0]} into {shapes[1]}: it cannot be skipped")
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    pre = module.register_forward_pre_hook(before, with_kwargs=True)
+    return [pre, module.register_forward_hook(after, with_kwargs=True)]
 
 
 @contextmanager
@@ -93,13 +119,13 @@ def permute(model: nn.Module, order: Mapping[str, str]) -> Iterator[None]:
     """Run `model` with blocks in another order: inside this context each named module has another one's weights.
 
     order: {"layer1.1": "layer1.2", "layer1.2": "layer1.1"} swaps two; the names must be the same on both sides. All
-    parameters and buffers are exchanged, and put back, to the last bit, when the context ends.
+    parameters and buffers of the state dicts are exchanged, and put back, to the last bit, when the context ends.
 
-    Raises ValueError for names that the model has not, sides that differ, and modules of unlike shapes.
+    Raises ValueError for names that the model has not, sides that differ, and modules of unlike shapes or types.
     """
-    if set(order) != set(order.values()):
+    if not isinstance(order, Mapping) or set(order) != set(order.values()):
         raise ValueError(
-            f"permute: the blocks {sorted(order)} get the weights of {sorted(order.values())}: not the same"
+            f"permute: give {{block: the block whose weights it gets}}, the same blocks on both sides: {order}"
         )
     modules = dict(model.named_modules())
     if strangers := sorted(set(order) - modules.keys()):
@@ -117,8 +143,8 @@ def permute(model: nn.Module, order: Mapping[str, str]) -> Iterator[None]:
             _fill(modules[name], state)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
 @torch.no_grad()

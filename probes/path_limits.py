@@ -1,19 +1,16 @@
 """`limit_paths`: train on the gradient of short, of long or of some paths alone, with the forward unchanged."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from probes.chain import Carrying, add_up, leaves_between, on_parts, pull, through_junction
+from probes.chain import LIMITED, is_marked, leads_around, leaves_between
 from probes.gate import scale_entry
-from probes.graph import Edge
-from probes.norms import scaled_norm
-from probes.recording import NO_CHAIN
+from probes.limited_backward import LimitedBackward
 from probes.verdict import Verdict
 from probes.watch import Sighting, watch
 
@@ -57,30 +54,35 @@ def limit_paths(
     branches are drawn (by `generator`; Veit et al.: 23 of 54), and the others pass no gradient on to their forks.
 
     The backward must run inside the context, before the next forward. It costs about one more backward without weight
-    gradients for each length below the limit. Yields what was found (`PathLimit`). Raises ValueError for limits that
-    are negative, contradictory or (sampled, at_least) more than the junctions, and where the junctions are no chain;
-    RuntimeError for a model that cannot be watched, and for a backward with create_graph=True or at another time.
+    gradients for each length below the limit; your own backward hooks inside branches see these too. `record` and
+    another `limit_paths` do not go with it, `gate` does. Yields what was found (`PathLimit`). Raises ValueError for
+    limits that are negative, contradictory or (sampled, at_least) more than the junctions, and where the junctions are
+    no chain; RuntimeError for a model that cannot be watched, and for a backward with create_graph=True or at another
+    time.
     """
     low, high = _bounds(at_most, at_least, exactly, sampled)
     found: list[tuple[str, Node, Verdict]] = []
     limit = PathLimit()
-    running: list[_Backward] = []  # of the last forward
+    running: list[LimitedBackward] = []  # of the last forward
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
 
     def see(sighting: Sighting) -> None:
         junction = sighting.junction
         found[junction.depth :] = [(junction.name, sighting.add, sighting.verdict)]
 
-    def end() -> None:
+    def end(roots: list[Node]) -> None:
         chain = found.copy()
         found.clear()
-        _check_junctions(len(chain), low, sampled)
+        _check_chain(chain, roots, low, sampled)
         limit.junctions = [name for name, _, _ in chain]
-        limit.without_path = _without_path(chain, low, names)
+        behind = leaves_between(roots, chain[-1][1])  # these always learn
+        limit.without_path = _without_path(
+            chain, low, {leaf: n for leaf, n in names.items() if leaf not in set(behind)}
+        )
         if sampled is not None:
             limit.branches = _sample(chain, sampled, generator)
         elif low > 0 or (high is not None and high < len(chain)):
-            running.append(_Backward(chain, low, high))
+            running.append(LimitedBackward(chain, low, high))
 
     def start() -> None:
         found.clear()
@@ -93,96 +95,6 @@ def limit_paths(
         running.clear()
 
 
-class _Backward:
-    """Replaces the gradient at each junction's sum, and at its fork, by that of the admitted lengths.
-
-    Beside the backward, at the place that it has reached, the gradients by path length are carried along: `lengths`, of
-    0 to `high`; or, without it, of 0 to `low`, the last of which stands for all from there on.
-    """
-
-    def __init__(self, chain: Sequence[tuple[str, Node, Verdict]], low: int, high: int | None) -> None:
-        self.chain, self.low, self.high = chain, low, high
-        self.task: int | None = None
-        self.lengths: list[Tensor] = []
-        self.parts: dict[str, Tensor] = {}
-        for index in reversed(range(len(chain))):  # where a sum is the next fork, that fork's hook comes first
-            _, add, verdict = chain[index]
-            _replace((add, 0), ref(self), _Backward.at_sum, index)
-            _replace(verdict.fork, ref(self), _Backward.at_fork, index)
-            _add_parts(verdict, ref(self))
-
-    def at_sum(self, index: int, gradient: Tensor) -> Tensor:
-        name, add, verdict = self.chain[index]
-        if index == len(self.chain) - 1:
-            self.task, self.lengths = torch._C._current_graph_task_id(), [gradient]
-        if self.task != torch._C._current_graph_task_id():
-            raise ValueError(f"limit_paths: this backward does not pass the last junction, {self.chain[-1][0]!r}")
-        admitted = self.admitted()
-        self.check(name, gradient, admitted if index < len(self.chain) - 1 else gradient)
-        self.lengths = through_junction(name, add, verdict, self.lengths)
-        self.shorten()
-        self.parts.clear()
-        return admitted
-
-    def at_fork(self, index: int, gradient: Tensor) -> Tensor:
-        name, _, verdict = self.chain[index]
-        self.check(name, gradient, sum(self.parts.values(), torch.zeros_like(gradient)))
-        admitted = self.admitted()
-        if index:
-            before, add, _ = self.chain[index - 1]
-            where = f"{before!r} to {name!r}"
-            self.lengths = [pull(each, verdict.fork, (add, 0), where)[0] for each in self.lengths]
-        return admitted
-
-    def shorten(self) -> None:
-        """Leave out the lengths beyond the highest, or add them to the last."""
-        most = (self.low if self.high is None else self.high) + 1
-        beyond = self.lengths[most:]
-        del self.lengths[most:]
-        if self.high is None:
-            self.lengths[-1] = sum(beyond, self.lengths[-1])
-
-    def admitted(self) -> Tensor:
-        admitted = self.lengths[self.low :]
-        return sum(admitted[1:], admitted[0]) if admitted else torch.zeros_like(self.lengths[0])
-
-    def check(self, name: str, arrived: Tensor, expected: Tensor) -> None:
-        """All that arrives must have come through junctions."""
-        other = scaled_norm(arrived - expected)
-        # Far above the rounding of sums in another order, far below what a route of any weight brings.
-        if other > 1e-3 * max(map(scaled_norm, [arrived, *self.lengths])):
-            raise ValueError(NO_CHAIN.format(name, other, scaled_norm(arrived)))
-
-
-def _replace(
-    place: Edge, backward: "ref[_Backward]", replacement: Callable[[_Backward, int, Tensor], Tensor], index: int
-) -> None:
-    """Replace what arrives at a place. Hooks must not own the backward, which owns the hooked nodes."""
-    node, output = place
-
-    def hook(arriving: Sequence[Tensor | None]) -> tuple[Tensor | None, ...] | None:
-        gradient = arriving[output]
-        if Carrying.now or gradient is None:
-            return None
-        if gradient.requires_grad:
-            raise RuntimeError("limit_paths: a backward with create_graph=True cannot be limited")
-        this = backward()
-        if this is None:
-            raise RuntimeError("limit_paths: run each backward inside the context, before the model's next forward")
-        return (*arriving[:output], replacement(this, index, gradient), *arriving[output + 1 :])
-
-    node.register_prehook(hook)
-
-
-def _add_parts(verdict: Verdict, backward: "ref[_Backward]") -> None:
-    def keep(name: str, gradient: Tensor) -> None:
-        this = backward()
-        if this is not None and not Carrying.now:
-            add_up(this.parts, name, gradient)
-
-    on_parts(verdict, keep)
-
-
 def _bounds(
     at_most: int | None, at_least: int | None, exactly: int | None, sampled: int | None
 ) -> tuple[int, int | None]:
@@ -190,8 +102,8 @@ def _bounds(
     given = {"at_most": at_most, "at_least": at_least, "exactly": exactly, "sampled": sampled}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if value < 0:
-            raise ValueError(f"limit_paths: {name} is {value}; give a number from 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"limit_paths: {name} is {value!r}; give a whole number from 0")
     if not given or (len(given) > 1 and given.keys() != {"at_most", "at_least"}):
         raise ValueError(
             "limit_paths: give at_most, at_least or both, or exactly, or sampled; got " + (", ".join(given) or "none")
@@ -202,11 +114,22 @@ def _bounds(
     return low, high
 
 
-def _check_junctions(junctions: int, low: int, sampled: int | None) -> None:
-    if not junctions:
+def _check_chain(
+    chain: Sequence[tuple[str, Node, Verdict]], roots: Sequence[Node], low: int, sampled: int | None
+) -> None:
+    if not chain:
         raise ValueError("limit_paths: the model has no residual junctions, so that there are no path lengths")
-    if low > junctions or (sampled or 0) > junctions:
-        raise ValueError(f"limit_paths: {max(low, sampled or 0)} branches are more than the {junctions} junctions have")
+    if low > len(chain) or (sampled or 0) > len(chain):
+        raise ValueError(
+            f"limit_paths: {max(low, sampled or 0)} branches are more than the {len(chain)} junctions have"
+        )
+    if any(is_marked(add, LIMITED) for _, add, _ in chain):
+        raise ValueError("limit_paths does not nest: give at_least and at_most in one")
+    if leads_around(roots, chain[0][2].fork[0]):
+        raise ValueError(
+            f"limit_paths: the junctions are no chain: what is before {chain[0][0]!r} is also used by a route around "
+            "them (a long skip), where path lengths are not defined"
+        )
 
 
 def _without_path(chain: Sequence[tuple[str, Node, Verdict]], low: int, names: dict[Tensor, str]) -> list[str]:
@@ -216,7 +139,7 @@ def _without_path(chain: Sequence[tuple[str, Node, Verdict]], low: int, names: d
         above = len(chain) - 1 - index
         before = chain[index - 1][1] if index else None
         for start, end, most in ((add, verdict.fork[0], above), (verdict.fork[0], before, above + 1)):
-            for leaf in leaves_between(start, end):
+            for leaf in leaves_between([start], end):
                 if leaf in names:
                     longest[names[leaf]] = max(most, longest.get(names[leaf], 0))
     return [name for name, most in longest.items() if most < low]

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from probes.chain import leaves_between, pull, pull_leaves, through_junction
+from probes.checked_chain import checked_chain
 from probes.norms import inner, scaled_norm
-from probes.recording import NO_CHAIN, Recording
+from probes.recording import Recording
 from probes.sampled_paths import sample_paths
-from probes.sites import JunctionSite
 from probes.tables import table
 
 
@@ -42,7 +42,9 @@ def path_gradients(
     of="parameters": by name, for each parameter up to the last junction, the same for its own gradient. A path's length
     is there the number of branches between the loss and the addend that holds the parameter, its own block not counted:
     (L - l, *parameter's shape) in block l, counted from 0, and (L + 1, ...) before the first fork. A parameter that is
-    used in several places has the sum. Behind the last junction all is of length 0: autograd's own gradient.
+    used in several places up to there has the sum. What is used behind the last junction alone is left out: all of it
+    is of length 0, autograd's own gradient. Of a parameter that is used on both sides (tied weights), that share is
+    missing.
 
     Costs the branch products of about (L + 1) / 2 backward passes (for parameters: whole backward passes), and the
     memory of 2 (L + 1) forks beside a single backward's.
@@ -51,16 +53,19 @@ def path_gradients(
     lies inside another) or nothing was recorded, and RuntimeError where the graph was freed: call
     loss.backward(retain_graph=True).
     """
-    chain = recording.chain
-    if max_length is not None and not 0 <= max_length <= len(chain):
+    chain = checked_chain(recording)
+    if max_length is not None and (not isinstance(max_length, int) or not 0 <= max_length <= len(chain)):
         raise ValueError(
             f"max_length is {max_length}: give a number from 0 to {len(chain)}, the junctions, or None for all"
         )
     if of not in ("inputs", "parameters"):
         raise ValueError(f'of is {of!r}: give "inputs" (the gradient at the first fork) or "parameters"')
+    if of == "parameters" and recording.leads_around:
+        raise ValueError(
+            f"the junctions are no chain: what is before {chain[0].name!r} is also used by a route around them (a long "
+            "skip), so that the gradients of its parameters have no path lengths"
+        )
     lengths, parameters = _carry_back(recording, max_length, with_parameters=of == "parameters")
-    if max_length is None:
-        _check_total(recording, chain[0], lengths)
     if of == "parameters":
         return {name: torch.stack(of_parameter) for name, of_parameter in parameters.items()}
     return torch.stack(lengths)
@@ -98,7 +103,7 @@ class _Parameters:
         self.lengths: dict[str, list[Tensor]] = {}
 
     def between(self, start: Node, end: Node | None) -> list[Tensor]:
-        return [leaf for leaf in leaves_between(start, end) if leaf in self.names] if self.names else []
+        return [leaf for leaf in leaves_between([start], end) if leaf in self.names] if self.names else []
 
     def keep(self, leaves: Sequence[Tensor], length: int, gradients: Sequence[Tensor | None]) -> None:
         for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -155,16 +160,3 @@ def _rows(lengths: Tensor, total: Tensor) -> Iterator[dict[str, object]]:
         share = inner(gradient.double() / unit, whole) / square if square else math.nan
         yield {"path_length": length, "quantity": "norm", "value": scaled_norm(gradient)}
         yield {"path_length": length, "quantity": "share", "value": share}
-
-
-def _check_total(recording: Recording, site: JunctionSite, lengths: Sequence[Tensor]) -> None:
-    """The lengths must sum to what was recorded at the first fork."""
-    total = recording.gradient(site, "total")
-    whole, missing = scaled_norm(total), scaled_norm(torch.stack(list(lengths)).sum(0) - total)
-    precision = torch.finfo(total.dtype)
-    # The lengths are computed anew, in float32 perhaps by kernels of less precision (autocast, TF32); and networks in
-    # float64 may still take their norms' variances in float32 (Hugging Face's T5).
-    small = 1e-6 if total.dtype == torch.float64 else 0.05
-    limit = small * max(whole, *map(scaled_norm, lengths)) + precision.tiny / precision.eps
-    if math.isfinite(whole) and missing > limit:
-        raise ValueError(NO_CHAIN.format(site.name, missing, whole))

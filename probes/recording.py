@@ -8,21 +8,15 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from probes.chain import Carrying, add_up, kept, on_parts
+from probes.chain import LIMITED, Carrying, add_up, is_marked, kept, leads_around, on_parts
 from probes.graph import Edge
 from probes.inputs import differentiable
 from probes.norms import norm
 from probes.sites import JunctionSite, Site
 from probes.watch import Sighting, watch
-
-NO_CHAIN = (
-    "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "
-    "junctions (a long skip, an auxiliary head, a nested junction), where path lengths are not defined; or gradient "
-    "weights have changed since the recorded backward"
-)
 
 
 class Recording:
@@ -39,6 +33,7 @@ class Recording:
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
         self._backward: int | None = None
+        self._roots: list[Node] = []
 
     @property
     def junctions(self) -> list[JunctionSite]:
@@ -52,17 +47,9 @@ class Recording:
         return found
 
     @property
-    def chain(self) -> list[JunctionSite]:
-        """The junctions, where each one's fork is made from the one before, and no gradient comes around them.
-
-        Raises ValueError where that is not so, where there are no junctions, and where no gradient was recorded.
-        """
-        for site in self.junctions:
-            norms = {name: value.item() for name, value in self.norms(site).items()}
-            # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
-            if norms["other"] > 1e-4 * norms["total"]:
-                raise ValueError(NO_CHAIN.format(site.name, norms["other"], norms["total"]))
-        return self.junctions
+    def leads_around(self) -> bool:
+        """Whether what the first fork was made from is used behind it too, other than through it (a long skip)."""
+        return leads_around(self._roots, self.junctions[0].verdict.fork[0])
 
     @property
     def sites(self) -> list[Site]:
@@ -76,6 +63,11 @@ class Recording:
 
     def norms(self, site: Site) -> dict[str, Tensor]:
         """The norms of a site's gradients by name; raises ValueError where no gradient reached it."""
+        if isinstance(site, JunctionSite) and is_marked(site.add, LIMITED):
+            raise ValueError(
+                "this was recorded under limit_paths, whose gradients are put together from several backwards: record "
+                "the model without it"
+            )
         if not site.norms:
             raise ValueError(
                 f"no gradient reached {site.name!r}: inside `with record(model)`, after the forward, run the backward "
@@ -98,6 +90,10 @@ class Recording:
     def _restart(self) -> None:
         self._release()
         self._sites.clear()
+        self._roots.clear()
+
+    def _end(self, roots: list[Node]) -> None:
+        self._roots = roots
 
     def _release(self) -> None:
         for handle in self._handles:
@@ -194,7 +190,7 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
     """
     recording = Recording(keep, {parameter: name for name, parameter in model.named_parameters()})
     if blocks is None:
-        watching = watch(model, recording._see_junction, start=recording._restart)
+        watching = watch(model, recording._see_junction, start=recording._restart, end=recording._end)
     else:
         watching = _watch_blocks(model, blocks, recording)
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probes.chain import pull, through_addend
+from probes.checked_chain import checked_chain
 from probes.norms import scaled_norm
 from probes.recording import Recording
 from probes.tables import table
@@ -35,7 +36,7 @@ def sample_paths(
     Costs a backward pass without weight gradients for each sample at most. Raises ValueError for lengths out of range,
     for samples below 1, for more paths than 100,000 of a length with None, and as `path_gradients` does.
     """
-    junctions = len(recording.chain)
+    junctions = len(checked_chain(recording))
     chosen = list(range(junctions + 1)) if lengths is None else list(lengths)
     _check(chosen, junctions, samples)
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +58,7 @@ def sample_paths(
 
 
 def _check(lengths: list[int], junctions: int, samples: int | None) -> None:
-    strangers = [length for length in lengths if not 0 <= length <= junctions]
+    strangers = [length for length in lengths if not isinstance(length, int) or not 0 <= length <= junctions]
     if strangers or not lengths:
         raise ValueError(f"sample_paths: lengths {strangers} are none: give some of 0 to {junctions}, the junctions")
     if samples is not None and samples < 1:

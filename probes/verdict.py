@@ -105,7 +105,8 @@ def goes_on(add: Node, before: Node, verdict: Verdict, frozen: set[Node]) -> Ver
         "shortcut": verdict.entries["shortcut"],
         "branch": verdict.entries["branch"] + added,
     }
-    return replace(verdict, entries=entries)
+    # Which operand is the shortcut is known of the first add alone: no addend can be walked by itself.
+    return replace(verdict, entries=entries, shared=True)
 
 
 def _upsampled(nodes: set[Node]) -> bool:

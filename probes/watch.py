@@ -30,6 +30,8 @@ class Junction:
     shortcut: Literal["identity", "projection"]
     adds: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
     """The adds that make the sum, by name: one, or more for x + f(x) + g(x); and which operand of each is a branch."""
+    adds_of_call: int = field(default=0, repr=False, compare=False)
+    """How many adds of two tensors there were in that call of that module, where `find_junctions` found it."""
 
 
 @dataclass(eq=False)
@@ -50,15 +52,15 @@ def watch(
     *,
     pass_over: Callable[[str, str], None] = lambda name, reason: None,
     start: Callable[[], None] = lambda: None,
-    end: Callable[[], None] = lambda: None,
+    end: Callable[[list[Node]], None] = lambda roots: None,
     values: bool = True,
 ) -> Iterator[None]:
     """Watch the model while it runs inside this context.
 
     see: called at each junction; at x + f(x) + g(x) once more, with the same depth: what was seen there before is but
     a part. pass_over: called at each other add of two tensors, with its name and the reason. start, end: called before
-    and after each forward with gradients. values: sightings need the addends' values, which costs a copy at an in-place
-    add. Raises RuntimeError where adds would be missed.
+    and after each forward with gradients, `end` with the outputs' nodes. values: sightings need the addends' values,
+    which costs a copy at an in-place add. Raises RuntimeError where adds would be missed.
     """
     with watching(_Judge(model, see, pass_over, start, end, values)):
         yield
@@ -77,7 +79,7 @@ class _Judge(AddMode):
         see: Callable[[Sighting], None],
         pass_over: Callable[[str, str], None],
         on_start: Callable[[], None],
-        on_end: Callable[[], None],
+        on_end: Callable[[list[Node]], None],
         values: bool,
     ) -> None:
         super().__init__(model)
@@ -89,7 +91,8 @@ class _Judge(AddMode):
 
     def begin(self, args: Any, kwargs: Any) -> bool:
         self.differentiable = torch.is_grad_enabled()
-        self.on_start()
+        if self.differentiable:
+            self.on_start()
         return self._forks_may_be_inputs(args, kwargs)
 
     def _forks_may_be_inputs(self, args: Any, kwargs: Any) -> bool:
@@ -97,7 +100,7 @@ class _Judge(AddMode):
         last forward, with such inputs, had no fork that was made of inputs alone."""
         leaves = tree_leaves((args, kwargs))
         shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x) for x in leaves]
-        trained = sum(parameter.requires_grad for parameter in self.model.parameters())
+        trained = tuple(parameter.requires_grad for parameter in self.model.parameters())
         self.signature = (self.model.training, trained, tuple(kwargs), tuple(shapes))
         signature, made_of_inputs = INPUTS_SEEN.get(self.model, (None, True))
         return made_of_inputs or signature != self.signature
@@ -106,9 +109,10 @@ class _Judge(AddMode):
         if not self.differentiable:
             return
         INPUTS_SEEN[self.model] = (self.signature, any(map(without_parameters, self.forks)))
-        if what := hidden_part(x.grad_fn for x in _tensors(output)):
+        roots = [x.grad_fn for x in _tensors(output) if x.grad_fn is not None]
+        if what := hidden_part(roots):
             raise refusal(what)
-        self.on_end()
+        self.on_end(roots)
 
     def forget(self) -> None:
         super().forget()
@@ -151,7 +155,7 @@ class _Judge(AddMode):
     def _goes_on(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> bool:
         """Whether this add goes on with the sum of the last junction, which then is seen again."""
         call, before = self.last or (None, None)
-        if before is None or call != add.call or add.weight != 1:
+        if before is None or call != add.call or (add.weight != 1 and node.next_functions[0] != (before.add, 0)):
             return False
         verdict = goes_on(node, before.add, before.verdict, self.frozen.nodes)
         if verdict is None:

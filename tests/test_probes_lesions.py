@@ -194,7 +194,7 @@ def test_buffers_move_along_and_all_is_put_back_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ({"layer1.1": "layer1.2"}, "not the same"),
+        ({"layer1.1": "layer1.2"}, "the same blocks on both sides"),
         ({"layer1.1": "nowhere", "nowhere": "layer1.1"}, "the model has no modules nowhere"),
         ({"layer1.1": "layer2.1", "layer2.1": "layer1.1"}, "differ in shape, so that they cannot change places"),
     ],

@@ -210,7 +210,7 @@ def around(module: nn.Module, x: Tensor) -> Tensor:
         ({}, "give at_most, at_least or both, or exactly, or sampled; got none"),
         ({"exactly": 1, "at_most": 2}, "got at_most, exactly"),
         ({"sampled": 1, "at_most": 2}, "got at_most, sampled"),
-        ({"at_most": -1}, "at_most is -1; give a number from 0"),
+        ({"at_most": -1}, "at_most is -1; give a whole number from 0"),
         ({"at_least": 3, "at_most": 2}, "at_least=3 is more than at_most=2: no path is left"),
         ({"at_least": 4}, "4 branches are more than the 3 junctions have"),
         ({"sampled": 5}, "5 branches are more than the 3 junctions have"),

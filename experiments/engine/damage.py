@@ -98,7 +98,7 @@ class Blocks:
 
 
 def show_lesions(console: Console, rows: pd.DataFrame, images: int) -> None:
-    """Test error by arm and lesion: the mean over seeds with its interval, or over a network's lesions with the range."""
+    """Test error by arm and lesion: mean over seeds and interval; of one network, mean over its lesions and range."""
     errors = rows[rows["quantity"] == "error"]
     networks = int(errors["seed"].nunique())
     spread = f"[95 % t interval] over {networks} seeds" if networks > 1 else "(range) over one network's lesions"
