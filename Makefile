@@ -18,8 +18,10 @@ lint: .venv/installed
 	$(BIN)/pyright
 
 gallery: run
+	$(BIN)/python experiments/short_paths.py
 	cp results/stopgrad_shortcut/figures/accuracy_by_depth.png results/stopgrad_shortcut/figures/accuracy_by_depth.csv \
-	   results/stopgrad_shortcut/figures/path_lengths.png results/stopgrad_shortcut/figures/path_lengths.csv figures/gallery/
+	   results/stopgrad_shortcut/figures/path_lengths.png results/stopgrad_shortcut/figures/path_lengths.csv \
+	   results/short_paths/figures/short_path_changes.png results/short_paths/figures/short_path_changes.csv figures/gallery/
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
