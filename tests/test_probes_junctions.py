@@ -3,7 +3,6 @@
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import astuple
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ class Host(nn.Module):
 
 def found(model: nn.Module, x: Tensor | None = None) -> list[tuple[object, ...]]:
     inputs = torch.randn(2, 3, dtype=FLOAT64) if x is None else x
-    return [astuple(junction) for junction in find_junctions(model, inputs)]
+    return [(each.name, each.depth, each.shortcut) for each in find_junctions(model, inputs)]
 
 
 SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
