@@ -20,8 +20,7 @@ Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it,
 Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs
 
 BOTH = 0b11
-# A BackwardHookFunction is where a user's backward hook sits on a module.
-LAYOUT = {
+LAYOUT = {  # where a user's backward hook sits on a module, too
     "AliasBackward0", "BackwardHookFunctionBackward", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
     "SqueezeBackward0", "SqueezeBackward1", "ToCopyBackward0", "TransposeBackward0", "UnsafeViewBackward0",
     "UnsqueezeBackward0", "ViewBackward0",
