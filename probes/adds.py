@@ -49,6 +49,7 @@ class AddMode(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
+        self.parameters, self.buffers = list(model.parameters()), list(model.buffers())
         self.inert = self.inputs_placed = False
         self.running: list[str] = []
         self.caller: FrameType | None = None
@@ -95,13 +96,13 @@ class AddMode(TorchFunctionMode):
 
     def _start(self) -> None:
         self.stop()
-        refuse_compiled(self.model)
+        refuse_compiled(self.names)
         if not torch.is_grad_enabled() and called_by_checkpoint(sys._getframe(2)):
             raise refusal("reentrant activation checkpointing")
         self.caller, self.thread = sys._getframe(2), threading.get_ident()
         self.calls: Counter[nn.Module] = Counter()
         self.adds: Counter[str] = Counter()
-        self.frozen = Frozen(self.model)
+        self.frozen = Frozen(self.parameters, self.buffers)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.running or threading.get_ident() != self.thread:
@@ -133,7 +134,7 @@ class AddMode(TorchFunctionMode):
     def forget(self) -> None:
         """Let go of the forward's tensors and nodes."""
         self.running.clear()
-        self.frozen = Frozen(nn.Identity())
+        self.frozen = Frozen()
 
     def _is_running(self) -> bool:
         """Whether the call that started the running forward is still there."""
@@ -183,7 +184,7 @@ def watching(mode: AddMode) -> Iterator[None]:
     The hooks that tell which module is running are the only thing put on the model; they leave with the context. Raises
     RuntimeError where adds would be missed.
     """
-    refuse_compiled(mode.model)
+    refuse_compiled(mode.names)
     handles = [module.register_forward_pre_hook(mode.enter, with_kwargs=True) for module in mode.names]
     handles += [module.register_forward_hook(mode.leave, always_call=True) for module in mode.names]
     try:

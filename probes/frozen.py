@@ -1,8 +1,9 @@
 """Parameters that require no gradient leave no leaf in autograd's graph: where they act is seen as the model runs."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
@@ -10,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 class Frozen:
     """Watches for the frozen parameters of a model, also where something was made of them alone (a cast, a norm)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        held = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    def __init__(self, parameters: Iterable[Tensor] = (), buffers: Iterable[Tensor] = ()) -> None:
+        held = [p for p in parameters if not p.requires_grad and p.is_floating_point()]
         self._made_of_them: dict[int, Tensor] = {id(tensor): tensor for tensor in held}
-        self._buffers = {id(buffer) for buffer in model.buffers()} if held else set[int]()
+        self._buffers = {id(buffer) for buffer in buffers} if held else set[int]()
         self.nodes: set[Node] = set()
         """The nodes of autograd's graph that act with them."""
 

@@ -1,5 +1,6 @@
 """What hides a model's adds from view, and the error that says so: better refused than silently missed."""
 
+from collections.abc import Iterable
 from types import FrameType
 
 import torch
@@ -24,9 +25,9 @@ def refusal(what: str) -> RuntimeError:
     return RuntimeError(REFUSED.format(what, CURES[what]))
 
 
-def refuse_compiled(model: nn.Module) -> None:
-    """Raise where a part of the model is compiled, scripted or replicated."""
-    for module in model.modules():
+def refuse_compiled(modules: Iterable[nn.Module]) -> None:
+    """Raise where one of a model's modules is compiled, scripted or replicated."""
+    for module in modules:
         if isinstance(module, nn.DataParallel):
             raise refusal("DataParallel")
         if isinstance(module, torch.jit.ScriptModule):

@@ -100,7 +100,7 @@ class _Judge(AddMode):
         last forward, with such inputs, had no fork that was made of inputs alone."""
         leaves = tree_leaves((args, kwargs))
         shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x) for x in leaves]
-        trained = tuple(parameter.requires_grad for parameter in self.model.parameters())
+        trained = tuple(parameter.requires_grad for parameter in self.parameters)
         self.signature = (self.model.training, trained, tuple(kwargs), tuple(shapes))
         signature, made_of_inputs = INPUTS_SEEN.get(self.model, (None, True))
         return made_of_inputs or signature != self.signature
