@@ -36,6 +36,7 @@ SUMS = {
     "f + x": lambda m, x: m.f(x) + x,
     "in place": lambda m, x: m.f(x).add_(x),
     "in place, not assigned": lambda m, x: (lambda y: (y.add_(m.f(x)), y)[1])(x.clone()),
+    "in place into the branch, not assigned": lambda m, x: (lambda y: (y.add_(x), y)[1])(m.f(x)),
     "alpha": lambda m, x: torch.add(x, m.f(x), alpha=0.5),
     "difference": lambda m, x: x - m.f(x),
     "out": lambda m, x: torch.add(m.f(x), x, out=torch.empty_like(x)),

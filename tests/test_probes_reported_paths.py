@@ -69,6 +69,15 @@ def test_sums_of_three_are_one_junction_for_every_probe(body: object) -> None:
     assert relative_error(got, upstream.T @ x) < 1e-12
 
 
+def test_a_weighted_shortcut_weighs_single_paths() -> None:
+    """y = f(x) + x / 2 in two blocks: the path without branches carries a quarter."""
+    model, x = nn.Sequential(*(block(lambda m, x: torch.add(m.f(x).tanh(), x, alpha=0.5)) for _ in range(2))), inputs()
+    with record(model) as recording:
+        model(x).sum().backward(retain_graph=True)
+    (shortest,) = values(sample_paths(recording, lengths=[0]), "path_norm")
+    assert shortest == pytest.approx(0.25 * x.numel() ** 0.5, rel=1e-12)
+
+
 def test_a_user_s_backward_hook_on_the_shortcut_hides_no_junction() -> None:
     model = nn.Sequential(dense(), block(lambda m, x: m.i(x) + m.f(x).tanh()), dense())
     for module in model.modules():
