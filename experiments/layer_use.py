@@ -26,7 +26,7 @@ from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.depth_centres import DEFINITION, MEASURES, centres, estimate_table, estimates, sentence
 from experiments.engine.effects import Estimate, flags, outcome_table
-from experiments.engine.ending import show_estimate, show_files, show_outcomes, terminal
+from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
 from experiments.engine.saliency import chosen_images, saliency
 from experiments.engine.settings import NetworkSettings, check_arms, check_depths
@@ -75,8 +75,7 @@ def main(settings: Settings) -> None:
     ]
     run = partial(run_cell, dataset=dataset, settings=settings)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    for stale in (folder / "figures").iterdir():
-        stale.unlink()
+    clear_figures(folder)
     draw_saliency([cell for cell in cells if cell not in diverged], dataset, folder)
     finish(tables, diverged, dataset, settings, folder)
 

@@ -21,7 +21,7 @@ from experiments.engine.cells import Tables, make_network, train_cell
 from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.damage import damaged, show_lesions
 from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.ending import show_files, terminal
+from experiments.engine.ending import clear_figures, show_files, terminal
 from experiments.engine.foreign import load_weights
 from experiments.engine.grid import Cell, Outcome, run_grid
 from experiments.engine.settings import NetworkSettings, check_arms, check_depths
@@ -91,6 +91,7 @@ def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
 def finish(tables: dict[str, pd.DataFrame], images: int, folder: Path) -> None:
     """Draw the figures, and print what came out."""
     console = terminal()
+    clear_figures(folder)
     if "lesions" not in tables:
         console.print("Every cell diverged: there is nothing to damage. A lower --learning-rate may help.")
         return

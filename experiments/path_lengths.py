@@ -19,7 +19,7 @@ import figures
 from experiments.engine.cells import Tables, probing, train_cell
 from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.ending import show_files, terminal
+from experiments.engine.ending import clear_figures, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid
 from experiments.engine.settings import NetworkSettings, check_arms, check_depths
 from experiments.engine.spectra import spectra
@@ -105,8 +105,7 @@ def measure(
 def finish(tables: dict[str, pd.DataFrame], diverged: list[Cell], settings: Settings, *, title: str) -> None:
     """Draw the figures, and print what came out."""
     console, folder = terminal(), settings.out / EXPERIMENT
-    for stale in (folder / "figures").iterdir():
-        stale.unlink()
+    clear_figures(folder)
     figures.save(figures.path_lengths(tables["paths"]), tables["paths"], folder / "figures", "path_lengths")
     together = pd.concat([tables["sampled"], tables["bands"]], ignore_index=True)
     figures.save(figures.sampled_paths(together), together, folder / "figures", "sampled_paths")

@@ -20,7 +20,7 @@ from experiments.engine.cells import Tables, probing, train_cell
 from experiments.engine.command import make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.effects import effect_table, flags, outcome_table
-from experiments.engine.ending import sentence, show_effects, show_files, show_outcomes, terminal
+from experiments.engine.ending import clear_figures, sentence, show_effects, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
 from experiments.engine.settings import NetworkSettings, check_arms, check_depths
 from experiments.engine.training import Training
@@ -78,8 +78,7 @@ def finish(
     """Draw the figures, and print what came out."""
     console = terminal()
     test_size, classes = len(dataset.splits["test"][1]), len(dataset.classes)
-    for stale in (folder / "figures").iterdir():
-        stale.unlink()
+    clear_figures(folder)
     for draw, name in (
         (figures.learning_curves, "curves"),
         (figures.accuracy_by_depth, "outcomes"),

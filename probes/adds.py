@@ -38,6 +38,11 @@ class Add:
     happen: Callable[[], Tensor]
 
 
+def call_of(name: str) -> str:
+    """The call in which an add of that name happens."""
+    return name.split("#")[0]
+
+
 class AddMode(TorchFunctionMode):
     """Sees every add between the start and the end of a model's forward, and knows which module is running.
 

@@ -39,8 +39,7 @@ def branch_attribution(
     the scores (N, classes). steps: of the integral (Gauss-Legendre).
 
     The addends must be batch-first. Costs `steps` forwards and backwards for each junction. Raises ValueError for a
-    model in train mode, for no
-    junctions, and for baselines of another shape.
+    model in train mode, for no junctions, and for baselines of another shape.
     """
     from captum.attr import IntegratedGradients
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from probes.graph import Edge, is_parameter
+from probes.graph import Edge, ancestors, is_parameter
 from probes.inputs import is_input
 from probes.verdict import Verdict
 
@@ -40,21 +40,8 @@ def tolerance(tensor: Tensor, *, rounded: bool = False) -> float:
 
 def leads_around(roots: Sequence[Node], fork: Node) -> bool:
     """Whether something that a fork was made from, inputs and parameters aside, is used other than through it."""
-    before = {node for node in _behind([fork], None) if node is not fork and not is_input(node)}
-    return any(node in before and not is_parameter(node) for node in _behind(roots, fork))
-
-
-def _behind(starts: Sequence[Node], end: Node | None) -> Iterator[Node]:
-    """Nodes and all that they were made from, not passing another."""
-    seen: set[Node | None] = {end, None}
-    waiting: list[Node | None] = [*starts]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [n for n, _ in node.next_functions]
+    before = {node for node in ancestors([fork], through_inputs=True) if node is not fork and not is_input(node)}
+    return any(node in before and not is_parameter(node) for node in ancestors(roots, fork, through_inputs=True))
 
 
 class Carrying:
@@ -168,7 +155,7 @@ def _differentiate(start: Edge, ends: Sequence[Any], gradient: Tensor) -> list[T
 
 def leaves_between(starts: Sequence[Node], end: Node | None) -> list[Tensor]:
     """The leaves of autograd's graph (parameters) that are met on the way back from some nodes, not passing another."""
-    nodes = [] if end in starts else _behind(starts, end)
+    nodes = [] if end in starts else ancestors(starts, end, through_inputs=True)
     return [cast(Any, node).variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"]
 
 

@@ -43,7 +43,7 @@ GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBa
 
 def hidden_part(roots: Iterable[Node | None]) -> str | None:
     """What hides adds from view behind one of these nodes: torch.compile, reentrant checkpointing, or nothing."""
-    for node in _ancestors(roots):
+    for node in ancestors(roots):
         if "CheckpointFunction" in node.name():
             return "reentrant activation checkpointing"
         if "CompiledFunction" in node.name():
@@ -53,19 +53,19 @@ def hidden_part(roots: Iterable[Node | None]) -> str | None:
 
 def without_parameters(fork: Node) -> bool:
     """Whether a fork was made of inputs alone: unless inputs are in the graph, it is not."""
-    return not any(is_parameter(node, 0) for node in _ancestors([fork]))
+    return not any(is_parameter(node, 0) for node in ancestors([fork]))
 
 
-def _ancestors(roots: Iterable[Node | None]) -> Iterator[Node]:
-    """These nodes and all behind them."""
-    seen: set[Node] = set()
-    waiting = [node for node in roots if node is not None]
+def ancestors(roots: Iterable[Node | None], end: Node | None = None, *, through_inputs: bool = False) -> Iterator[Node]:
+    """These nodes and all that they were made from, up to `end` without it; what is behind inputs if asked."""
+    seen: set[Node | None] = {end, None}
+    waiting = list(roots)
     while waiting:
         node = waiting.pop()
-        if node not in seen:
+        if node is not None and node not in seen:
             seen.add(node)
             yield node
-            waiting += [] if is_input(node) else [n for n, _ in node.next_functions if n is not None]
+            waiting += [n for n, _ in node.next_functions] if through_inputs or not is_input(node) else []
 
 
 def carried(add: Node, index: int) -> Iterator[Edge]:

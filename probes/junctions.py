@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from probes.adds import call_of
 from probes.watch import Junction, Sighting, watch
 
 
@@ -59,5 +60,5 @@ def find_junctions(
         functional_call(model, state, inputs, kwargs)
     if explain:
         return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"])
-    adds = Counter(name.split("#")[0] for name, *_ in rows)
-    return [replace(junction, adds_of_call=adds[junction.name.split("#")[0]]) for junction in found]
+    adds = Counter(call_of(name) for name, *_ in rows)
+    return [replace(junction, adds_of_call=adds[call_of(junction.name)]) for junction in found]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from probes.adds import Add, AddMode, watching
+from probes.adds import Add, AddMode, call_of, watching
 from probes.watch import Junction
 
 
@@ -51,7 +51,7 @@ def calls_of(junctions: Sequence[Junction]) -> dict[str, int]:
     """How many adds each call of these junctions should have; ValueError for what `find_junctions` did not give."""
     if strangers := [each for each in junctions if not isinstance(each, Junction) or not each.adds_of_call]:
         raise ValueError(f"give junctions as find_junctions(model, *inputs) returns them; got {strangers}")
-    return {junction.name.split("#")[0]: junction.adds_of_call for junction in junctions}
+    return {call_of(junction.name): junction.adds_of_call for junction in junctions}
 
 
 @contextmanager

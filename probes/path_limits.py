@@ -75,10 +75,7 @@ def limit_paths(
         found.clear()
         _check_chain(chain, roots, low, sampled)
         limit.junctions = [name for name, _, _ in chain]
-        behind = leaves_between(roots, chain[-1][1])  # these always learn
-        limit.without_path = _without_path(
-            chain, low, {leaf: n for leaf, n in names.items() if leaf not in set(behind)}
-        )
+        limit.without_path = _without_path(chain, roots, low, names) if low else []
         if sampled is not None:
             limit.branches = _sample(chain, sampled, generator)
         elif low > 0 or (high is not None and high < len(chain)):
@@ -132,15 +129,18 @@ def _check_chain(
         )
 
 
-def _without_path(chain: Sequence[tuple[str, Node, Verdict]], low: int, names: dict[Tensor, str]) -> list[str]:
+def _without_path(
+    chain: Sequence[tuple[str, Node, Verdict]], roots: Sequence[Node], low: int, names: dict[Tensor, str]
+) -> list[str]:
     """The parameters up to the last junction that have no path as long as the lowest admitted length."""
+    always = set(leaves_between(roots, chain[-1][1]))  # what is used behind the last junction learns in any case
     longest: dict[str, int] = {}
-    for index, (_, add, verdict) in enumerate(chain if low else ()):
+    for index, (_, add, verdict) in enumerate(chain):
         above = len(chain) - 1 - index
         before = chain[index - 1][1] if index else None
         for start, end, most in ((add, verdict.fork[0], above), (verdict.fork[0], before, above + 1)):
             for leaf in leaves_between([start], end):
-                if leaf in names:
+                if leaf in names and leaf not in always:
                     longest[names[leaf]] = max(most, longest.get(names[leaf], 0))
     return [name for name, most in longest.items() if most < low]
 

@@ -77,7 +77,7 @@ def _carry_back(
     """The gradients by path length at the first fork, and those of the parameters that are met on the way."""
     chain = recording.junctions
     most = len(chain) + 1 if max_length is None else max_length + 1
-    parameters = _Parameters(recording.names if with_parameters else {}, most)
+    parameters = _Parameters(recording.names if with_parameters else {})
     lengths = [recording.gradient(chain[-1], "junction")]
     for site, before in zip(reversed(chain), [*chain[-2::-1], None], strict=True):
         fork = site.verdict.fork
@@ -98,8 +98,8 @@ def _carry_back(
 class _Parameters:
     """Collects the gradients of parameters by path length."""
 
-    def __init__(self, names: dict[Tensor, str], most: int) -> None:
-        self.names, self.most = names, most
+    def __init__(self, names: dict[Tensor, str]) -> None:
+        self.names = names
         self.lengths: dict[str, list[Tensor]] = {}
 
     def between(self, start: Node, end: Node | None) -> list[Tensor]:

@@ -43,7 +43,7 @@ def judge(add: Node, junctions: set[Node], frozen: set[Node]) -> Verdict | str:
             weights = walk.weights(fork, 1 - shortcut)
             if weights is None:
                 reason = "one addend carries what the other is made from, but no parameters lie between"
-            elif weights == walk.weights(fork, shortcut) == "factor":
+            elif weights == "factor" == walk.weights(fork, shortcut):
                 return "a mixture: both addends are what they share, times a learned factor"
             elif walk.gated_from_elsewhere(fork, shortcut) and walk.gated_from_elsewhere(fork, 1 - shortcut):
                 return "a mixture: both addends are gated by what comes from elsewhere"

@@ -146,11 +146,8 @@ class _Judge(AddMode):
         junction = Junction(add.name, len(self.junctions), verdict.kind, ((add.name, 1 - verdict.shortcut),))
         self.junctions.append((add.name, node))
         self.forks.append(verdict.fork[0])
-        self.last = (
-            add.call,
-            Sighting(junction, values[verdict.shortcut], values[1 - verdict.shortcut], node, verdict),
-        )
-        self.see(self.last[1])
+        shortcut, branch = values[verdict.shortcut], values[1 - verdict.shortcut]
+        self._see(add, Sighting(junction, shortcut, branch, node, verdict))
 
     def _goes_on(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> bool:
         """Whether this add goes on with the sum of the last junction, which then is seen again."""

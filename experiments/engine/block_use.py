@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pandas as pd
 import torch
@@ -10,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.engine.cells import probing
-from experiments.engine.damage import Blocks, Damage
+from experiments.engine.damage import Blocks, error_after
 from experiments.engine.data import Batches
-from experiments.engine.training import evaluate, settle_statistics
+from experiments.engine.training import evaluate
 from models import CifarResNet, Flow
 from probes import branch_attribution, find_junctions, lesion
 from probes.norms import norm
@@ -51,12 +50,16 @@ def errors(model: CifarResNet, first: CifarResNet, batches: Batches) -> Iterator
     blocks = Blocks(find_junctions(model.eval(), images), model)
     for statistics in ("kept", "re-estimated"):
         about: Row = {"statistics": statistics}
-        yield {**about, "quantity": "whole", "value": _error(model, batches, statistics=statistics)}
+        yield {
+            **about,
+            "quantity": "whole",
+            "value": error_after(model, batches, statistics=statistics),
+        }
         for i, name in enumerate(_names(model)):
-            error = _error(reset(model, first, i), batches, statistics=statistics)
+            error = error_after(reset(model, first, i), batches, statistics=statistics)
             yield {**about, **name, "quantity": "reset", "value": error}
             if blocks.carries[i] or i in blocks.inner:
-                error = _error(model, batches, statistics=statistics, damage=blocks.delete([i]))
+                error = error_after(model, batches, statistics=statistics, damage=blocks.delete([i]))
                 yield {**about, **name, "quantity": "deleted", "value": error}
 
 
@@ -107,16 +110,6 @@ def reset(model: CifarResNet, first: CifarResNet, depth: int) -> CifarResNet:
     for parameter, start in zip(copied.blocks[depth].parameters(), first.blocks[depth].parameters(), strict=True):
         parameter.copy_(start)
     return copied
-
-
-def _error(
-    model: CifarResNet, batches: Batches, *, statistics: str, damage: Damage = lambda model: nullcontext()
-) -> float:
-    copied = copy.deepcopy(model)
-    with damage(copied):
-        if statistics == "re-estimated":
-            settle_statistics(copied, batches, most=4)
-        return 1 - evaluate(copied, batches, "test")["accuracy"]
 
 
 def _names(model: CifarResNet) -> list[Row]:

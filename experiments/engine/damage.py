@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -33,14 +33,21 @@ def damaged(
     for about, damage in blocks.lesions(counts, draws, random):
         tau = about.pop("tau", None)
         for statistics in ("kept", "re-estimated"):
-            copied = copy.deepcopy(model)
-            with damage(copied):
-                if statistics == "re-estimated":
-                    settle_statistics(copied, batches, most=4)
-                error = 1 - evaluate(copied, batches, "test")["accuracy"]
+            error = error_after(model, batches, statistics=statistics, damage=damage)
             yield {**about, "statistics": statistics, "quantity": "error", "value": error}
             if tau is not None:
                 yield {**about, "statistics": statistics, "quantity": "tau", "value": tau}
+
+
+def error_after(
+    model: CifarResNet, batches: Batches, *, statistics: str, damage: Damage = lambda model: nullcontext()
+) -> float:
+    """Test error (0..1) of a damaged copy, with BatchNorm's statistics "kept" or "re-estimated" from 4 batches."""
+    copied = copy.deepcopy(model)
+    with damage(copied):
+        if statistics == "re-estimated":
+            settle_statistics(copied, batches, most=4)
+        return 1 - evaluate(copied, batches, "test")["accuracy"]
 
 
 class Blocks:

@@ -66,6 +66,12 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
     )
 
 
+def clear_figures(folder: Path) -> None:
+    """Take away the figures that an earlier run, with other settings perhaps, left in an experiment's folder."""
+    for stale in (folder / "figures").glob("*"):
+        stale.unlink()
+
+
 def show_files(console: Console, folder: Path) -> None:
     """Where everything was written."""
     console.print(f"Written to {folder}:", soft_wrap=True)
