@@ -1,10 +1,12 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
 from figures.accuracy_by_depth import accuracy_by_depth
+from figures.degradation import degradation
 from figures.depth_centres import depth_centres
 from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
 from figures.interaction import interaction
+from figures.layer_responses import layer_responses
 from figures.layer_use import layer_use
 from figures.learning_curves import learning_curves
 from figures.lesions import lesions_by_block, lesions_by_count
@@ -22,10 +24,12 @@ __all__ = [
     "ARMS",
     "Look",
     "accuracy_by_depth",
+    "degradation",
     "depth_centres",
     "gradient_norms",
     "gradient_split",
     "interaction",
+    "layer_responses",
     "layer_use",
     "learning_curves",
     "lesions_by_block",

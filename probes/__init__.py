@@ -11,6 +11,7 @@ from probes.attribution import branch_attribution
 from probes.gate import gate
 from probes.gradient_norms import gradient_norms
 from probes.junctions import find_junctions
+from probes.layer_responses import layer_responses
 from probes.lesions import lesion, permute
 from probes.path_limits import PathLimit, limit_paths
 from probes.paths import path_contributions, path_gradients
@@ -30,6 +31,7 @@ __all__ = [
     "find_junctions",
     "gate",
     "gradient_norms",
+    "layer_responses",
     "lesion",
     "limit_paths",
     "path_contributions",

@@ -54,7 +54,9 @@ class AddMode(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
-        self.parameters, self.buffers = list(model.parameters()), list(model.buffers())
+        # One walk over the modules, where parameters() and buffers() would each take another.
+        self.parameters = list({id(p): p for m in self.names for p in m._parameters.values() if p is not None}.values())
+        self.buffers = [buffer for m in self.names for buffer in m._buffers.values() if buffer is not None]
         self.inert = self.inputs_placed = False
         self.running: list[str] = []
         self.caller: FrameType | None = None

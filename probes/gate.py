@@ -71,10 +71,14 @@ def gate(
 
 
 def _gate(verdict: Verdict, shortcut_gradient: Weights, branch_gradient: Weights, junction: Junction) -> None:
-    for entry in verdict.entries["shortcut"]:
-        scale_entry(entry, lambda: _read(shortcut_gradient, junction))
-    for entry in verdict.entries["branch"]:
-        scale_entry(entry, lambda: _read(branch_gradient, junction))
+    for entries, weights in (
+        (verdict.entries["shortcut"], shortcut_gradient),
+        (verdict.entries["branch"], branch_gradient),
+    ):
+        if isinstance(weights, int | float) and weights == 1:
+            continue  # for good: a hook would cost time and do nothing
+        for entry in entries:
+            scale_entry(entry, lambda weights=weights: _read(weights, junction))
 
 
 def scale_entry(entry: Entry, read: Callable[[], float]) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -74,12 +75,13 @@ def bert_layer(layer: Any, weights: Pair, x: Tensor, mask: Any = None, *_: Any, 
     return layer.output(layer.intermediate(x), shortcut)
 
 
-def gptj_block(block: Any, weights: Pair, x: Tensor, *_: Any, **keywords: Any) -> tuple[Tensor, Any]:
-    """Attention and perceptron in parallel: together they are one branch."""
+def gptj_block(block: Any, weights: Pair, x: Tensor, *_: Any, **keywords: Any) -> Any:
+    """Attention and perceptron in parallel: together they are one branch. Before transformers 5.24 in a tuple."""
     shortcut, x = fork(x, weights)
     x = block.ln_1(x)
     out, attention = block.attn(hidden_states=x, **{k: v for k, v in keywords.items() if k != "hidden_states"})
-    return out + block.mlp(x) + shortcut, attention
+    total = out + block.mlp(x) + shortcut
+    return (total, attention) if "tuple" in str(signature(type(block).forward).return_annotation) else total
 
 
 def inverted_residual(block: Any, weights: Pair, x: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""Do plain networks become worse with depth, on their training data too, and do shortcuts cure it?
+
+Trains CIFAR ResNets (He et al. 2015) and their plain twins at growing depth, and measures training and test error over
+time (their Fig. 1 and 6) and how strongly each layer responds in the end (their Fig. 7).
+
+Writes tables, figures and every cell's run.json to OUT/degradation, and repeats no cell that is already there.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+import figures
+from experiments.engine.cells import Tables, train_cell
+from experiments.engine.command import make_folder, run_script
+from experiments.engine.data import Batches, Dataset, load
+from experiments.engine.effects import Estimate, estimate, flags, outcome_table
+from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
+from experiments.engine.grid import Cell, run_grid, write_aside
+from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.training import Training, evaluate
+from models import CifarResNet
+from probes import layer_responses
+from probes.tables import table
+
+EXPERIMENT = "degradation"
+MARGIN = 0.02  # of the training error: a smaller change is none
+
+
+@dataclass(frozen=True)
+class Settings(NetworkSettings):
+    """Every setting of the experiment."""
+
+    depths: tuple[int, ...] = (8, 20, 32, 56)
+    """Layers, each 6n + 2; the first is what the others are compared with."""
+    arms: tuple[str, ...] = ("plain", "residual")
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+
+    def check(self) -> None:
+        super().check()
+        check_depths("--depths", *self.depths)
+        check_arms(self.arms)
+
+
+QUICK = Settings(depths=(8, 20), seeds=(0, 1), training=Training(epochs=3))
+
+
+def main(settings: Settings) -> None:
+    """Run the grid and report it."""
+    settings.check()
+    dataset = load(settings.data)
+    folder = make_folder(settings.out / EXPERIMENT)
+    make_folder(folder / "figures")
+    cells = [
+        Cell(EXPERIMENT, arm, depth, seed, settings.recipe(dataset), settings.about(dataset))
+        for depth in settings.depths
+        for arm in settings.arms
+        for seed in settings.seeds
+    ]
+    run = partial(train_cell, dataset=dataset, training=settings.training, measure=measure)
+    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
+    finish(tables, diverged, dataset, settings, folder)
+
+
+def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
+    """Error on training and test images; in the end, how strongly each layer responds to (at most 512) test images."""
+    rows = [
+        {"split": split, "quantity": "error", "value": 1 - evaluate(model, batches, split)["accuracy"]}
+        for split in ("train", "test")
+    ]
+    tables = {"errors": table(rows)} if epoch else {}  # before any step the errors are chance
+    if last:
+        tables["responses"] = layer_responses(model, batches.get("test", slice(0, 512))[0])
+    return tables
+
+
+def finish(
+    tables: dict[str, pd.DataFrame], diverged: list[Cell], dataset: Dataset, settings: Settings, folder: Path
+) -> None:
+    """Draw the figures, and print what came out."""
+    console = terminal()
+    clear_figures(folder)
+    if "outcomes" not in tables:
+        show_files(console, folder)
+        console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+        return
+    figures.save(figures.degradation(tables["errors"]), tables["errors"], folder / "figures", "degradation")
+    responses = tables["responses"]
+    figures.save(figures.layer_responses(responses), responses, folder / "figures", "layer_responses")
+    found = changes(tables["outcomes"])
+    write_aside(folder / "changes.csv", change_table(found))
+    cells = outcome_table(tables["outcomes"], len(dataset.splits["test"][1]))
+    marks = {depth: flags(cells, depth, len(dataset.classes)) for depth in settings.depths}
+    show_outcomes(console, tables["outcomes"], settings.arms, diverged, marks)
+    show_responses(console, responses)
+    show_files(console, folder)
+    console.print(sentence(found, dataset.title))
+
+
+Changes = dict[tuple[str, int, str], Estimate]
+
+
+def changes(outcomes: pd.DataFrame) -> Changes:
+    """Of each arm, depth and split: how much larger the error is than at the smallest depth, paired by seed."""
+    errors = 1 - outcomes[outcomes["quantity"] == "accuracy"].pivot_table(
+        index=["arm", "split", "seed"], columns="depth_total", values="value"
+    )
+    shallow = min(errors.columns)
+    found: Changes = {}
+    for (arm, split), wide in errors.groupby(level=["arm", "split"]):
+        for depth in sorted(set(errors.columns) - {shallow}):
+            paired = (wide[depth] - wide[shallow]).dropna().to_numpy()
+            if len(paired):
+                found[str(arm), int(depth), str(split)] = estimate(paired)
+    return found
+
+
+def change_table(found: Changes) -> pd.DataFrame:
+    """The changes as a long table: the mean, and where there is an interval its ends."""
+    return table(
+        {"arm": arm, "depth_total": depth, "split": split, "quantity": quantity, "value": value}
+        for (arm, depth, split), each in found.items()
+        for quantity, value in (("mean", each.mean), ("low", each.low), ("high", each.high))
+    )
+
+
+def show_responses(console: Console, responses: pd.DataFrame) -> None:
+    """Each network's typical layer: the median over layers of the standard deviation, as a range over seeds."""
+    parts: list[str] = []
+    for arm in responses["arm"].unique():
+        for depth in sorted(responses["depth_total"].unique()):
+            rows = responses[(responses["arm"] == arm) & (responses["depth_total"] == depth)]
+            if len(rows):
+                median = rows.groupby("seed")["value"].median()
+                parts.append(f"{arm} {depth}: {median.min():.2f}-{median.max():.2f}")
+    console.print(f"Response of the median layer (range over seeds): {'; '.join(parts)}\n")
+
+
+def sentence(found: Changes, title: str) -> str:
+    """What depth does to the errors of each arm."""
+    if not found:
+        return f"{title}: one depth alone says nothing of degradation; give two or more --depths."
+    deepest = max(depth for _, depth, _ in found)
+    parts = []
+    for arm in dict.fromkeys(arm for arm, _, _ in found):
+        train, test = (found.get((arm, deepest, split)) for split in ("train", "test"))
+        if train is not None and test is not None:
+            word = "degrades" if train.low > MARGIN else "does not" if train.high < MARGIN else "is undecided"
+            parts.append(
+                f"{arm} {word} (training error {show_estimate(train, digits=3)}, test error "
+                f"{show_estimate(test, digits=3)}, n = {len(train.values)})"
+            )
+    return (
+        f"{title}, from the smallest depth to {deepest}: {'; '.join(parts)}. An arm degrades if the whole 95 % interval "
+        f"of its training error's change lies above {MARGIN}, and does not if it lies below. One learning rate, one budget."
+    )
+
+
+if __name__ == "__main__":
+    run_script("experiments.degradation")

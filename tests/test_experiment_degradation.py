@@ -1,0 +1,117 @@
+"""The degradation experiment: its changes on paper, its figures against plain pandas, and a run at toy size."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import figures
+from experiments.degradation import change_table, changes, sentence
+from figures.degradation import strengths
+from figures.style import ARMS, shade
+from tests.test_experiments import run
+from tests.test_figures import close, number, pick, xy
+
+ERRORS = {  # of plain and residual networks at depths 8 and 20, by seed
+    ("plain", 8): (0.10, 0.20, 0.30),
+    ("plain", 20): (0.40, 0.51, 0.59),
+    ("residual", 8): (0.10, 0.20, 0.30),
+    ("residual", 20): (0.05, 0.16, 0.24),
+}
+
+
+def outcomes() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"arm": arm, "depth_total": depth, "seed": seed, "split": split, "quantity": "accuracy", "value": 1 - error}
+        for (arm, depth), errors in ERRORS.items()
+        for split in ("train", "test")
+        for seed, error in enumerate(errors)
+    )
+
+
+def test_changes_on_paper() -> None:
+    """Plain: 0.30, 0.31, 0.29, so 0.30 +- 4.303 * 0.01 / sqrt(3)."""
+    found = changes(outcomes())
+    assert set(found) == {(arm, 20, split) for arm in ("plain", "residual") for split in ("train", "test")}
+    plain = found["plain", 20, "train"]
+    assert plain.mean == pytest.approx(0.30)
+    assert plain.high - plain.mean == pytest.approx(4.3026527 * 0.01 / np.sqrt(3))
+    assert found["residual", 20, "test"].mean == pytest.approx(-0.05)
+    rows = change_table(found)
+    assert pick(rows, arm="plain", split="test", quantity="mean")["value"].item() == pytest.approx(0.30)
+
+
+def test_a_seed_that_diverged_at_one_depth_is_left_out() -> None:
+    table = outcomes()
+    gone = (table["arm"] == "plain") & (table["depth_total"] == 20) & (table["seed"] == 1)
+    assert changes(table[~gone])["plain", 20, "train"].values == pytest.approx((0.30, 0.29))
+
+
+def test_the_sentence_says_which_arm_degrades() -> None:
+    said = sentence(changes(outcomes()), "paper")
+    assert "plain degrades (training error +0.300" in said
+    assert "residual does not (training error -0.050" in said
+    two = pick(outcomes(), seed=0)
+    assert "plain is undecided" in sentence(changes(two), "paper")  # one seed has no interval
+    assert "one depth alone" in sentence({}, "paper")
+
+
+def toy(quantity: str, **more: tuple[object, ...]) -> pd.DataFrame:
+    keys = {"arm": ("plain", "residual"), "depth_total": (8, 20, 56), "seed": (0, 1, 2), **more}
+    rows = pd.DataFrame(list(product(*keys.values())), columns=list(keys))
+    values = [number(*row) for row in rows.itertuples(index=False)]
+    return rows.assign(experiment="toy", quantity=quantity, value=values)
+
+
+def test_the_figure_shows_each_arm_s_errors_the_deeper_the_darker() -> None:
+    table = toy("error", split=("train", "test"), epoch=(1, 2, 3))
+    axes = figures.degradation(table)
+    assert axes.shape == (2, 2)
+    assert [axis.get_title() for axis in axes[0]] == ["residual", "plain"]
+    for column, arm in enumerate(("residual", "plain")):
+        for row, split in enumerate(("train", "test")):
+            thick = [line for line in axes[row, column].lines if line.get_linewidth() > 1]
+            for line, (depth, strength) in zip(thick, strengths([8, 20, 56]), strict=True):
+                close(xy(line), pick(table, arm=arm, split=split, depth_total=depth).groupby("epoch")["value"].mean())
+                assert line.get_color() == shade(ARMS[arm].colour, strength)
+    colours = [shade("#000000", strength) for _, strength in strengths([8, 20, 56])]
+    assert colours == sorted(colours, reverse=True)  # from pale to black
+
+
+def test_layer_responses_are_drawn_in_order_and_sorted() -> None:
+    table = toy("std", depth=(0, 1, 2, 3))
+    axes = figures.layer_responses(table)
+    for axis, ordered in zip(axes[0], (False, True), strict=True):
+        thick = iter([line for line in axis.lines if line.get_linewidth() > 1])
+        for arm, depth in product(("residual", "plain"), (8, 20, 56)):
+            wide = pick(table, arm=arm, depth_total=depth).pivot(index="depth", columns="seed", values="value")
+            values = -np.sort(-wide.to_numpy(), axis=0) if ordered else wide.to_numpy()
+            np.testing.assert_allclose(next(thick).get_ydata(), np.exp(np.log(values).mean(axis=1)), rtol=1e-12)
+
+
+def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
+    arguments = ["--depths", 8, 20, "--seeds", 0, 1, 2, "--epochs", 1, "--width", 2, "--train-limit", 256]
+    done = run("degradation", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "degradation"
+    errors, responses = pd.read_csv(folder / "errors.csv"), pd.read_csv(folder / "responses.csv")
+    assert len(errors) == 2 * 2 * 3 * 2  # arms, depths, seeds, splits
+    assert errors["value"].between(0, 1).all()
+    final = pd.read_csv(folder / "outcomes.csv").query("quantity == 'accuracy' and split == 'test'")
+    np.testing.assert_allclose(errors.query("split == 'test'")["value"], 1 - final["value"], atol=1e-12)
+    counts = responses.groupby(["arm", "depth_total", "seed"]).size()
+    assert (counts.xs(8, level="depth_total") == 7).all()
+    assert (counts.xs(20, level="depth_total") == 19).all()
+    for name in ("degradation", "layer_responses"):
+        assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
+    again = run("degradation", *arguments, cwd=tmp_path)
+    assert "12 of 12 cells are already done" in again.stderr
+    assert again.stdout == done.stdout
+
+
+def test_a_depth_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    done = run("degradation", "--depths", 9, cwd=tmp_path)
+    assert (done.returncode, "depth 9 is not 6n + 2" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+    assert not (tmp_path / "results").exists()
