@@ -154,8 +154,9 @@ def sentence(found: Changes, title: str) -> str:
                 f"{show_estimate(test, digits=3)}, n = {len(train.values)})"
             )
     return (
-        f"{title}, from the smallest depth to {deepest}: {'; '.join(parts)}. An arm degrades if the whole 95 % interval "
-        f"of its training error's change lies above {MARGIN}, and does not if it lies below. One learning rate, one budget."
+        f"{title}, from the smallest depth to {deepest}: {'; '.join(parts)}. An arm degrades if the whole 95 % "
+        f"interval of its training error's change lies above {MARGIN}, and does not if it lies below. One learning "
+        "rate, one budget."
     )
 
 

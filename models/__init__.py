@@ -5,6 +5,7 @@ from models.cifar_resnet import CifarResNet, cifar_resnet
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
 from models.imagenet_resnet import imagenet_resnet
 from models.public_weights import rename_public_weights
+from models.residual_mlp import ResidualMLP, residual_mlp
 
 __all__ = [
     "ARMS",
@@ -16,7 +17,9 @@ __all__ = [
     "CifarResNet",
     "Flow",
     "ResidualBlock",
+    "ResidualMLP",
     "cifar_resnet",
     "imagenet_resnet",
     "rename_public_weights",
+    "residual_mlp",
 ]

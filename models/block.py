@@ -90,6 +90,29 @@ def preactivation_branch(in_channels: int, out_channels: int, stride: int) -> nn
     return nn.Sequential(OrderedDict(layers))
 
 
+class Scalar(nn.Module):
+    """alpha * x, with one learned number alpha."""
+
+    def __init__(self, first: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alpha * x
+
+
+def skipinit_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """No normalisation: conv-ReLU-conv and a learned factor that begins at 0, so that a block begins as its shortcut
+    (SkipInit: De and Smith 2020, arXiv 2002.10444; ReZero: Bachlechner et al. 2021, arXiv 2003.04887)."""
+    layers = [
+        ("conv1", nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)),
+        ("relu", nn.ReLU()),
+        ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        ("scale", Scalar(0.0)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
 def bottleneck_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """1x1 reduces to a quarter of the output's channels, 3x3 computes (and strides), 1x1 expands (Fig. 5 right)."""
     inner = out_channels // 4

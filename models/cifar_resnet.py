@@ -11,6 +11,7 @@ from models.block import (
     basic_branch,
     bottleneck_branch,
     preactivation_branch,
+    skipinit_branch,
 )
 from models.flow import RESIDUAL, Flow
 from models.shortcut import Projection, ShortcutGate, gate_of, shortcut
@@ -19,8 +20,9 @@ BRANCHES = {  # its layers, its expansion
     "basic": (basic_branch, 2, 1),
     "bottleneck": (bottleneck_branch, 3, 4),
     "preactivation": (preactivation_branch, 2, 1),
+    "skipinit": (skipinit_branch, 2, 1),
 }
-Block = Literal["basic", "bottleneck", "preactivation"]
+Block = Literal["basic", "bottleneck", "preactivation", "skipinit"]
 Variant = Literal["identity", "dropout", "shortcut-gate", "exclusive-gate"]
 VARIANTS = ("identity", "dropout", "shortcut-gate", "exclusive-gate")
 
@@ -70,6 +72,9 @@ def cifar_resnet(
     initialisation (2015, arXiv 1502.01852; fan-out), all other parameters with PyTorch's.
 
     block: "preactivation" normalises before each convolution, and not after the sum (He et al. 2016, arXiv 1603.05027).
+    "skipinit" normalises nowhere (but in projections B and C), and multiplies each branch by a learned number that
+    begins at 0 (De and Smith 2020, arXiv 2002.10444): without the shortcut's value such a network begins, and stays, at
+    zero.
     variant: what else is done to the shortcut, as in Table 1 there: dropout (half), shortcut-gate ((1 - g) x + F) or
     exclusive-gate ((1 - g) x + g F); g is a 1x1 convolution's sigmoid, whose bias begins at gate_bias. Its constant
     scaling is `Flow(shortcut=0.5)`, its 1x1 convolutions are projection="C".
@@ -94,7 +99,7 @@ def cifar_resnet(
     before_activation = block == "preactivation"
     stem: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
     if not before_activation:
-        stem += [nn.BatchNorm2d(width), nn.ReLU()]
+        stem += [nn.ReLU()] if block == "skipinit" else [nn.BatchNorm2d(width), nn.ReLU()]
     stages, channels = [], width
     for stage in range(3):
         blocks = []

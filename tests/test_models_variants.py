@@ -10,7 +10,7 @@ from models.block import ExclusiveGateBlock
 from probes import find_junctions, gate, path_gradients, record
 from tests.networks import FLOAT64, images, linear, relative_error
 
-BLOCKS = {"basic": 8, "preactivation": 8, "bottleneck": 11}
+BLOCKS = {"basic": 8, "preactivation": 8, "bottleneck": 11, "skipinit": 8}
 VARIANTS = ("identity", "dropout", "shortcut-gate", "exclusive-gate")
 EACH = [(block, variant) for block in BLOCKS for variant in VARIANTS]
 
@@ -94,11 +94,29 @@ def test_preactivation_has_nothing_behind_the_sum() -> None:
     assert len(model.stem) == 1  # type: ignore[arg-type]
 
 
+def test_skipinit_begins_as_its_shortcuts_and_learns_from_the_gate_on() -> None:
+    """At alpha = 0 a branch adds nothing, and its convolutions get zeros: only alpha moves in the first step."""
+    model = network("skipinit", "identity", projection="A")
+    block = model.blocks[0]
+    x = torch.rand(2, 4, 6, 6, dtype=FLOAT64)  # not negative: ReLU leaves it as it is
+    assert torch.equal(block(x), x)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    step(model, images())
+    gradients = {name: parameter.grad for name, parameter in block.branch.named_parameters()}
+    alpha = gradients.pop("scale.alpha")
+    assert alpha is not None
+    assert alpha.item() != 0
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"variant": "gate"}, "unknown variant 'gate': choose identity, dropout, shortcut-gate or exclusive-gate"),
-        ({"block": "postactivation"}, "unknown block 'postactivation': choose basic, bottleneck or preactivation"),
+        (
+            {"block": "postactivation"},
+            "unknown block 'postactivation': choose basic, bottleneck, preactivation or skipinit",
+        ),
     ],
 )
 def test_unknown_options(options: dict[str, str], message: str) -> None:
