@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import RESIDUAL, CifarResNet, Flow, ResidualBlock, cifar_resnet
@@ -14,15 +15,32 @@ from tests.networks import images
 
 @pytest.mark.parametrize(
     ("depth", "parameters"),
-    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
+    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962), (1202, 19_421_274)],
 )
 def test_sizes_are_those_of_the_paper(depth: int, parameters: int) -> None:
-    """He et al. 2015, Table 6: 0.27 M, 0.46 M, 0.66 M, 0.85 M, 1.7 M."""
+    """He et al. 2015, Table 6: 0.27 M, 0.46 M, 0.66 M, 0.85 M, 1.7 M, 19.4 M."""
     model = cifar_resnet(depth)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(model.blocks) == (depth - 2) // 2
     # The weighted layers on the longest way, which give the network its name.
     assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == depth
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [110, 1202])
+def test_hundreds_of_layers_train(depth: int) -> None:
+    """Two steps forward, backward and SGD; every weight moves, and nothing stops being finite."""
+    torch.manual_seed(0)
+    model, x = cifar_resnet(depth, width=4), images(4, 8, dtype=torch.float32)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    first = [parameter.detach().clone() for parameter in model.parameters()]
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), torch.arange(4)).backward()
+        optimiser.step()
+    for before, after in zip(first, model.parameters(), strict=True):
+        assert after.isfinite().all()
+        assert not torch.equal(before, after)
 
 
 def test_projections_add_their_convolutions_and_norms() -> None:
