@@ -3,6 +3,7 @@
 from figures.accuracy_by_depth import accuracy_by_depth
 from figures.degradation import degradation
 from figures.depth_centres import depth_centres
+from figures.ensemble import ensemble
 from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
 from figures.interaction import interaction
@@ -26,6 +27,7 @@ __all__ = [
     "accuracy_by_depth",
     "degradation",
     "depth_centres",
+    "ensemble",
     "gradient_norms",
     "gradient_split",
     "interaction",
