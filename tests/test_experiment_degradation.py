@@ -9,6 +9,7 @@ import pytest
 
 import figures
 from experiments.degradation import change_table, changes, sentence
+from experiments.engine.effects import estimate
 from figures.degradation import strengths
 from figures.style import ARMS, shade
 from tests.test_experiments import run
@@ -55,6 +56,8 @@ def test_the_sentence_says_which_arm_degrades() -> None:
     assert "residual does not (training error -0.050" in said
     two = pick(outcomes(), seed=0)
     assert "plain is undecided" in sentence(changes(two), "paper")  # one seed has no interval
+    wide = estimate(np.array([0.0, 0.3, 0.6]))  # its interval reaches below 0
+    assert "plain is undecided" in sentence({("plain", 20, split): wide for split in ("train", "test")}, "paper")
     assert "one depth alone" in sentence({}, "paper")
 
 
