@@ -137,6 +137,7 @@ def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     cells = tmp_path / "results" / "stopgrad_shortcut" / "cells"
     deadline = time.monotonic() + 120
