@@ -35,7 +35,7 @@ class Settings(NetworkSettings):
     """Every setting of the experiment."""
 
     depths: tuple[int, ...] = (8, 20, 32, 56)
-    """Layers, each 6n + 2; the first is what the others are compared with."""
+    """Layers, each 6n + 2; the smallest is what the others are compared with."""
     arms: tuple[str, ...] = ("plain", "residual")
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
 
@@ -67,11 +67,13 @@ def main(settings: Settings) -> None:
 
 def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
     """Error on training and test images; in the end, how strongly each layer responds to (at most 512) test images."""
+    if epoch == 0:  # before any step the errors are chance
+        return {}
     rows = [
         {"split": split, "quantity": "error", "value": 1 - evaluate(model, batches, split)["accuracy"]}
         for split in ("train", "test")
     ]
-    tables = {"errors": table(rows)} if epoch else {}  # before any step the errors are chance
+    tables = {"errors": table(rows)}
     if last:
         tables["responses"] = layer_responses(model, batches.get("test", slice(0, 512))[0])
     return tables

@@ -94,8 +94,7 @@ def probabilities(model: CifarResNet, batches: Batches) -> np.ndarray:
 
 
 def top_error(given: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """The share of images whose class is not among the k most probable; classes of one probability share the blame: of
-    those that tie, the label comes last."""
+    """The share of images whose class is not among the k most probable; where classes tie, the image's own comes last."""
     own = given[np.arange(len(labels)), labels][:, None]
     return float(((given >= own).sum(axis=1) > k).mean())
 

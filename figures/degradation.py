@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from figures.lines import THICK, finish, handle, seed_lines, seeds_title, whole_numbers
+from figures.lines import finish, handle, seed_lines, seeds_title, whole_numbers
 from figures.points import percent_axis
 from figures.style import ARMS, Axes2D, depth_title, panels, shade, style
 from figures.table import arms_of, depths_of, select
@@ -37,8 +38,7 @@ def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         whole_numbers(grid[-1, column])
     for axis, split in zip(grid[:, 0], splits, strict=True):
         axis.set_ylabel(SPLITS[split])
-    handles = [handle(depth_title(depth), shade("#000000", s), linewidth=THICK) for depth, s in strengths(depths)]
-    finish(grid, handles, title=seeds_title(rows) + "; the darker, the deeper")
+    finish(grid, depth_handles(depths), title=seeds_title(rows) + "; the darker, the deeper")
     return grid
 
 
@@ -50,6 +50,11 @@ def depth_lines(
         colour = shade(ARMS[arm].colour, strength)
         of_depth = rows[rows["depth_total"] == depth]
         seed_lines(axis, of_depth, arm, x=x, geometric=geometric, color=colour, linestyle="-")
+
+
+def depth_handles(depths: list[int]) -> list[Line2D]:
+    """A legend's entries for the depths, in shades of black."""
+    return [handle(depth_title(depth), shade("#000000", strength)) for depth, strength in strengths(depths)]
 
 
 def strengths(depths: list[int]) -> list[tuple[int, float]]:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from figures.degradation import depth_lines, strengths
-from figures.lines import THICK, arm_handles, finish, handle, log_axis, seeds_title
-from figures.style import Axes2D, depth_title, panels, shade, style
+from figures.degradation import depth_handles, depth_lines
+from figures.lines import finish, handle, log_axis, seeds_title
+from figures.style import ARMS, Axes2D, panels, style
 from figures.table import arms_of, depths_of, select
 
 ORDERS = {"in order of depth": "depth", "sorted by size": "rank"}
@@ -32,9 +32,6 @@ def layer_responses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         log_axis(axis)
         axis.set_xlabel(f"layer, {title}")
     grid[0, 0].set_ylabel("standard deviation\nof the response")
-    handles = arm_handles(arms)
-    for entry in handles:
-        entry.set_linestyle("-")
-    handles += [handle(depth_title(d), shade("#000000", s), linewidth=THICK) for d, s in strengths(depths)]
+    handles = [handle(ARMS[arm].label, ARMS[arm].colour) for arm in arms] + depth_handles(depths)
     finish(grid, handles, title=seeds_title(rows, mean="geometric mean") + "; the darker, the deeper")
     return grid

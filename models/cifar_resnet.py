@@ -13,7 +13,7 @@ from models.block import (
     preactivation_branch,
     skipinit_branch,
 )
-from models.flow import RESIDUAL, Flow
+from models.flow import RESIDUAL, Flow, one_a_block
 from models.shortcut import Projection, ShortcutGate, gate_of, shortcut
 
 BRANCHES = {  # its layers, its expansion
@@ -92,9 +92,7 @@ def cifar_resnet(
         raise ValueError(
             f"depth {depth} is not {3 * layers}n + 2, as {block} blocks need: the nearest are {near[0]} and {near[1]}"
         )
-    flows = [flow] * (3 * n) if isinstance(flow, Flow) else list(flow)
-    if len(flows) != 3 * n:
-        raise ValueError(f"got {len(flows)} flows for {3 * n} blocks: give one Flow for all, or one for each block")
+    flows = one_a_block(flow, 3 * n)
 
     before_activation = block == "preactivation"
     stem: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]

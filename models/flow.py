@@ -1,7 +1,7 @@
 """Flow: how much of each addend goes forward, and how much of its gradient comes back."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -49,6 +49,14 @@ ARMS = {
     "plain": PLAIN,
     "shortest-path": SHORTEST_PATH,
 }
+
+
+def one_a_block(flow: Flow | Sequence[Flow], blocks: int) -> list[Flow]:
+    """One flow for all blocks, or one for each, as a list; raises ValueError for a wrong number of them."""
+    flows = [flow] * blocks if isinstance(flow, Flow) else list(flow)
+    if len(flows) != blocks:
+        raise ValueError(f"got {len(flows)} flows for {blocks} blocks: give one Flow for all, or one for each block")
+    return flows
 
 
 def addend(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[], float]) -> Tensor:

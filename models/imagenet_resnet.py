@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.flow import RESIDUAL, Flow, addend
+from models.flow import RESIDUAL, Flow, addend, one_a_block
 
 
 class SwitchedBasicBlock(BasicBlock):
@@ -67,12 +67,7 @@ def imagenet_resnet(
     block, layers = LAYERS[depth]
     model = ResNet(block, layers, num_classes=num_classes)
     blocks = [b for b in model.modules() if isinstance(b, SwitchedBasicBlock | SwitchedBottleneck)]
-    flows = [flow] * len(blocks) if isinstance(flow, Flow) else list(flow)
-    if len(flows) != len(blocks):
-        raise ValueError(
-            f"got {len(flows)} flows for {len(blocks)} blocks: give one Flow for all, or one for each block"
-        )
-    for each, its_flow in zip(blocks, flows, strict=True):
+    for each, its_flow in zip(blocks, one_a_block(flow, len(blocks)), strict=True):
         each.flow = its_flow
         if stride_in == "1x1" and isinstance(each, SwitchedBottleneck):
             each.conv1.stride, each.conv2.stride = each.conv2.stride, each.conv1.stride

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.block import ResidualBlock
-from models.flow import RESIDUAL, Flow
+from models.flow import RESIDUAL, Flow, one_a_block
 
 
 class ResidualMLP(nn.Module):
@@ -33,9 +33,7 @@ def residual_mlp(
     """
     if depth < 3:
         raise ValueError(f"depth {depth} leaves no block between stem and classifier: give at least 3")
-    flows = [flow] * (depth - 2) if isinstance(flow, Flow) else list(flow)
-    if len(flows) != depth - 2:
-        raise ValueError(f"got {len(flows)} flows for {depth - 2} blocks: give one Flow for all, or one for each block")
+    flows = one_a_block(flow, depth - 2)
     stem = nn.Sequential(nn.Linear(in_features, width), nn.ReLU())
     blocks = [ResidualBlock(nn.Linear(width, width), flow=each) for each in flows]
     model = ResidualMLP(stem, blocks, nn.Linear(width, num_classes))
