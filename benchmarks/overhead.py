@@ -1,7 +1,8 @@
 """What do recording and gating cost? Ratios to the bare training step, from interleaved rounds in one process.
 
-Each round times one training step (forward, backward, SGD) of every kind, in a random order, on one thread. A ratio is
-taken within a round; the table gives the median over rounds, with a 95 % bootstrap interval. The cost at an interval of
+Each round times one training step (forward, backward, SGD) of every kind, in a random order, on one thread, in seconds
+of processor time: what else the machine does counts only as far as it slows memory down. A ratio is taken within a
+round; the table gives the median over rounds, with a 95 % bootstrap interval. The cost at an interval of
 k steps follows from one recorded step: 1 + (ratio - 1) / k. Memory is the peak of the process's resident set over that
 of the bare step, each measured in a process of its own.
 """
@@ -93,15 +94,15 @@ KINDS = ("bare", "gated", "recorded", "hooked")
 
 
 def times(network: str, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each kind of step in each round."""
+    """Seconds of processor time of each kind of step in each round."""
     step = Step(network, batch_size)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     order = random.Random(0)
     for _ in range(rounds + 2):
         for kind in order.sample(KINDS, len(KINDS)):
-            start = time.perf_counter()
+            start = time.process_time()
             getattr(step, kind)()
-            found[kind].append(time.perf_counter() - start)
+            found[kind].append(time.process_time() - start)
     return {kind: np.array(values[2:]) for kind, values in found.items()}
 
 

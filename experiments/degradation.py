@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from torch import nn
 
 import figures
 from experiments.engine.cells import Tables, train_cell
@@ -20,9 +21,8 @@ from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.effects import Estimate, estimate, flags, outcome_table
 from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training, evaluate
-from models import CifarResNet
 from probes import layer_responses
 from probes.tables import table
 
@@ -41,7 +41,7 @@ class Settings(NetworkSettings):
 
     def check(self) -> None:
         super().check()
-        check_depths("--depths", *self.depths)
+        self.check_depths("--depths", *self.depths)
         check_arms(self.arms)
 
 
@@ -54,18 +54,13 @@ def main(settings: Settings) -> None:
     dataset = load(settings.data)
     folder = make_folder(settings.out / EXPERIMENT)
     make_folder(folder / "figures")
-    cells = [
-        Cell(EXPERIMENT, arm, depth, seed, settings.recipe(dataset), settings.about(dataset))
-        for depth in settings.depths
-        for arm in settings.arms
-        for seed in settings.seeds
-    ]
+    cells = settings.cells(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths)
     run = partial(train_cell, dataset=dataset, training=settings.training, measure=measure)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, dataset, settings, folder)
 
 
-def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
+def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
     """Error on training and test images; in the end, how strongly each layer responds to (at most 512) test images."""
     if epoch == 0:  # before any step the errors are chance
         return {}

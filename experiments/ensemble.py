@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import nn
 
 import figures
 from experiments.engine.cells import Tables, train_cell
@@ -24,9 +25,8 @@ from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.effects import estimate
 from experiments.engine.ending import clear_figures, mean_sd, show_estimate, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training
-from models import CifarResNet
 from probes.tables import table
 
 EXPERIMENT = "ensemble"
@@ -43,7 +43,7 @@ class Settings(NetworkSettings):
 
     def check(self) -> None:
         super().check()
-        check_depths("--depths", *self.depths)
+        self.check_depths("--depths", *self.depths)
         check_arms((self.arm,))
         if len(self.depths) < 2:
             raise BadInput(f"--depths {' '.join(map(str, self.depths))}: an ensemble has two members or more")
@@ -58,11 +58,7 @@ def main(settings: Settings) -> None:
     dataset = load(settings.data)
     folder = make_folder(settings.out / EXPERIMENT)
     make_folder(folder / "figures")
-    cells = [
-        Cell(EXPERIMENT, settings.arm, depth, seed, settings.recipe(dataset), settings.about(dataset))
-        for depth in settings.depths
-        for seed in settings.seeds
-    ]
+    cells = settings.cells(EXPERIMENT, dataset, arms=(settings.arm,), depths=settings.depths)
     run = partial(run_cell, dataset=dataset, training=settings.training)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, cells, dataset, folder)
@@ -72,7 +68,7 @@ def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
     """Train a network, and keep the probabilities that it gives to the test images."""
     arrays: dict[str, np.ndarray] = {}
 
-    def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
         if last:
             arrays["probabilities"] = probabilities(model, batches)
         return {}
@@ -83,7 +79,7 @@ def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
 
 
 @torch.no_grad()
-def probabilities(model: CifarResNet, batches: Batches) -> np.ndarray:
+def probabilities(model: nn.Module, batches: Batches) -> np.ndarray:
     """Of each test image, of each class: (N, classes), in float64."""
     model.eval()
     parts = [
@@ -94,7 +90,7 @@ def probabilities(model: CifarResNet, batches: Batches) -> np.ndarray:
 
 
 def top_error(given: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """The share of images whose class is not among the k most probable; where classes tie, the image's own comes last."""
+    """The share of images whose class is not among the k most probable; of those that tie its own is last."""
     own = given[np.arange(len(labels)), labels][:, None]
     return float(((given >= own).sum(axis=1) > k).mean())
 

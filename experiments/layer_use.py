@@ -18,6 +18,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import figures
 from experiments.engine.block_use import attributions, errors, gradient_shares, movements, read_outs
@@ -29,9 +30,9 @@ from experiments.engine.effects import Estimate, flags, outcome_table
 from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
 from experiments.engine.saliency import chosen_images, saliency
-from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training
-from models import ARMS, CifarResNet
+from models import ARMS
 from probes.tables import table
 
 EXPERIMENT = "layer_use"
@@ -52,7 +53,7 @@ class Settings(NetworkSettings):
 
     def check(self) -> None:
         super().check()
-        check_depths("--depth", self.depth)
+        self.check_depths("--depth", self.depth)
         check_arms(self.arms)
         if self.attributed < 1 or self.steps < 1:
             raise BadInput(f"--attributed {self.attributed}, --steps {self.steps}: give at least 1 of each")
@@ -84,7 +85,7 @@ def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
     """Train a network, and ask of every block how much it is used."""
     first, arrays = make_network(cell, dataset), dict[str, np.ndarray]()
 
-    def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
         if not last:
             return {"blocks": table(gradient_shares(model, batches))} if epoch == 0 else {}
         rows = [*movements(model, first), *gradient_shares(model, batches)]

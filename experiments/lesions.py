@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 import figures
 from experiments.engine.cells import Tables, make_network, train_cell
@@ -24,9 +25,8 @@ from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.ending import clear_figures, show_files, terminal
 from experiments.engine.foreign import load_weights
 from experiments.engine.grid import Cell, Outcome, run_grid
-from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training
-from models import CifarResNet
 from probes.tables import table
 
 EXPERIMENT = "lesions"
@@ -54,7 +54,7 @@ QUICK = Settings(depth=20, seeds=(0, 1), counts=(1, 2, 4), draws=2, training=Tra
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    check_depths("--depth", settings.depth)
+    settings.check_depths("--depth", settings.depth)
     check_arms(settings.arms)
     if settings.draws < 1 or not settings.counts or min(settings.counts) < 1:
         raise BadInput(f"--draws {settings.draws}, --counts {settings.counts}: give at least 1 of each")
@@ -76,7 +76,7 @@ def main(settings: Settings) -> None:
 def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
     """Train a network, or load one, and damage it in every way."""
 
-    def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
         lesions = damaged(model, batches, counts=settings.counts, draws=settings.draws, seed=cell.seed)
         return {"lesions": table(lesions)} if last else {}
 

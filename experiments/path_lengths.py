@@ -14,6 +14,7 @@ from functools import partial
 
 import pandas as pd
 import torch.nn.functional as F
+from torch import nn
 
 import figures
 from experiments.engine.cells import Tables, probing, train_cell
@@ -21,11 +22,11 @@ from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.ending import clear_figures, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid
-from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.spectra import spectra
 from experiments.engine.spectra_ending import sentence, show_bands
 from experiments.engine.training import Training
-from models import ARMS, CifarResNet
+from models import ARMS
 from probes import record
 
 EXPERIMENT = "path_lengths"
@@ -53,7 +54,7 @@ QUICK = Settings(depths=(20,), seeds=(0, 1), early=1, samples=20, training=Train
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    check_depths("--depths", *settings.depths)
+    settings.check_depths("--depths", *settings.depths)
     check_arms(settings.arms)
     for flag, value, least in (
         ("--early", settings.early, 1),
@@ -66,12 +67,7 @@ def main(settings: Settings) -> None:
     folder = make_folder(settings.out / EXPERIMENT)
     make_folder(folder / "figures")
     probed = {name: getattr(settings, name) for name in ("early", "samples", "probe_size")}
-    cells = [
-        Cell(EXPERIMENT, arm, depth, seed, settings.recipe(dataset) | probed, settings.about(dataset))
-        for depth in settings.depths
-        for arm in settings.arms
-        for seed in settings.seeds
-    ]
+    cells = settings.cells(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths, **probed)
     run = partial(run_cell, dataset=dataset, training=settings.training, probed=probed)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, settings, title=dataset.title)
@@ -83,7 +79,7 @@ def run_cell(cell: Cell, *, dataset: Dataset, training: Training, probed: dict[s
 
 
 def measure(
-    model: CifarResNet,
+    model: nn.Module,
     batches: Batches,
     epoch: int,
     last: bool,

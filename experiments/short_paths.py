@@ -31,10 +31,11 @@ from experiments.engine.data import Dataset, load
 from experiments.engine.effects import flags, outcome_table
 from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
+from experiments.engine.networks import outline
 from experiments.engine.recovery import DEFINITION, MARGINS, Comparison, compare, comparison_table, sentence
-from experiments.engine.settings import NetworkSettings, check_depths, check_each_once
+from experiments.engine.settings import NetworkSettings, check_each_once
 from experiments.engine.training import Training
-from models import ResidualBlock, cifar_resnet
+from models import residual_blocks
 from probes import limit_paths
 
 EXPERIMENT = "short_paths"
@@ -61,9 +62,9 @@ class Settings(NetworkSettings):
 
     def check(self) -> None:
         super().check()
-        check_depths("--depth", self.depth)
+        self.check_depths("--depth", self.depth)
         check_each_once("--at-most", self.at_most)
-        blocks = count_blocks(self.depth)
+        blocks = self.blocks
         if min(self.at_most) < 0:
             raise BadInput(f"--at-most {min(self.at_most)}: give numbers from 0; from {blocks} on, nothing is limited")
         for flag, values, low in (
@@ -77,11 +78,15 @@ class Settings(NetworkSettings):
                 if not low <= value <= blocks:
                     raise BadInput(f"{flag} {value}: depth {self.depth} has {blocks} blocks; give {low} to {blocks}")
 
+    @property
+    def blocks(self) -> int:
+        """The blocks of the network: the length of its longest path."""
+        return len(residual_blocks(outline(self.network, self.depth, width=self.width)))
+
     def limits(self) -> list[tuple[str, int]]:
         """Every limit, as `limit_paths` calls it, with its number; long ones first, since they take longest."""
-        blocks = count_blocks(self.depth)
-        sampled = (round(blocks * 23 / 54),) if self.sampled is None else self.sampled
-        at_most = [most for most in self.at_most if most < blocks]  # the others are the residual arm
+        sampled = (round(self.blocks * 23 / 54),) if self.sampled is None else self.sampled
+        at_most = [most for most in self.at_most if most < self.blocks]  # the others are the residual arm
         numbers = zip(LIMITS, (at_most, self.at_least, self.exactly, sampled), strict=True)
         return [(limit, number) for limit, given in numbers for number in sorted(given, reverse=True)]
 
@@ -95,15 +100,9 @@ def main(settings: Settings) -> None:
     dataset = load(settings.data)
     folder = make_folder(settings.out / EXPERIMENT)
     make_folder(folder / "figures")
-    run = partial(train_limited, dataset=dataset, training=settings.training)
+    run = partial(train_limited, dataset=dataset, settings=settings)
     tables, diverged = run_grid(make_cells(settings, dataset), run, folder, workers=settings.workers)
     finish(tables, diverged, dataset, settings, folder)
-
-
-def count_blocks(depth: int) -> int:
-    """The blocks of a CIFAR ResNet of that depth: the length of its longest path."""
-    with torch.device("meta"):
-        return sum(isinstance(module, ResidualBlock) for module in cifar_resnet(depth).modules())
 
 
 def make_cells(settings: Settings, dataset: Dataset) -> list[Cell]:
@@ -123,7 +122,7 @@ def arm_of(limit: str, number: int) -> str:
     return f"{limit.replace('_', '-')}-{number}"
 
 
-def train_limited(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
+def train_limited(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
     """Train one cell under its limit; its tables tell the limit as path_length: all blocks where there is none."""
     limit: dict[str, Any] = {name: cell.settings[name] for name in LIMITS if name in cell.settings}
     draws = torch.Generator().manual_seed(cell.seed)  # goes on from epoch to epoch, and leaves the data's order alone
@@ -132,8 +131,8 @@ def train_limited(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
         return limit_paths(model, **limit, generator=draws) if limit else nullcontext()
 
     network = replace(cell, arm="residual" if limit else cell.arm)
-    outcome = train_cell(network, dataset, training, around=around)
-    length = next(iter(limit.values()), count_blocks(cell.depth))
+    outcome = train_cell(network, dataset, settings.training, around=around)
+    length = next(iter(limit.values()), settings.blocks)
     outcome.tables = {name: table.assign(path_length=length) for name, table in outcome.tables.items()}
     return outcome
 
@@ -163,8 +162,7 @@ def finish(
     show_changes(console, list(comparisons.values()))
     show_files(console, folder)
     at_most = [found for (limit, _), found in comparisons.items() if limit == "at_most"]
-    blocks = count_blocks(settings.depth)
-    console.print(sentence(at_most, title=dataset.title, depth=settings.depth, blocks=blocks))
+    console.print(sentence(at_most, title=dataset.title, depth=settings.depth, blocks=settings.blocks))
 
 
 def show_changes(console: Console, comparisons: Sequence[Comparison]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch.nn.functional as F
+from torch import nn
 
 import figures
 from experiments.engine.cells import Tables, probing, train_cell
@@ -22,9 +23,9 @@ from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.effects import effect_table, flags, outcome_table
 from experiments.engine.ending import clear_figures, sentence, show_effects, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_arms, check_depths
+from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training
-from models import ARMS, CifarResNet
+from models import ARMS
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
 
 EXPERIMENT = "stopgrad_shortcut"
@@ -46,23 +47,18 @@ QUICK = Settings(depths=(8, 20), seeds=(0, 1), training=Training(epochs=3))
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    check_depths("--depths", *settings.depths)
+    settings.check_depths("--depths", *settings.depths)
     check_arms(settings.arms)
     dataset = load(settings.data)
     folder = make_folder(settings.out / EXPERIMENT)
     make_folder(folder / "figures")
-    cells = [
-        Cell(EXPERIMENT, arm, depth, seed, settings.recipe(dataset), settings.about(dataset))
-        for depth in settings.depths
-        for arm in settings.arms
-        for seed in settings.seeds
-    ]
+    cells = settings.cells(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths)
     run = partial(train_cell, dataset=dataset, training=settings.training, measure=measure)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, dataset, settings, folder)
 
 
-def measure(model: CifarResNet, batches: Batches, epoch: int, last: bool) -> Tables:
+def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
     """The probes' tables on one fixed batch of training images; path lengths at the first and the last."""
     copied, images, labels = probing(model, batches)
     paths = epoch == 0 or last

@@ -5,6 +5,7 @@ from models.cifar_resnet import CifarResNet, cifar_resnet
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
 from models.imagenet_resnet import imagenet_resnet
 from models.public_weights import rename_public_weights
+from models.residual_blocks import residual_blocks
 from models.residual_mlp import ResidualMLP, residual_mlp
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "cifar_resnet",
     "imagenet_resnet",
     "rename_public_weights",
+    "residual_blocks",
     "residual_mlp",
 ]

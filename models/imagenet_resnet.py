@@ -14,9 +14,16 @@ class SwitchedBasicBlock(BasicBlock):
 
     flow: Flow = RESIDUAL
 
+    @property
+    def shortcut(self) -> nn.Module:
+        return nn.Identity() if self.downsample is None else self.downsample
+
+    @property
+    def branch(self) -> nn.Sequential:
+        return nn.Sequential(self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
+
     def forward(self, x: Tensor) -> Tensor:
-        branch = nn.Sequential(self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
-        return self.relu(_sum(x, self.downsample, branch, self.flow))
+        return self.relu(_sum(x, self.shortcut, self.branch, self.flow))
 
 
 class SwitchedBottleneck(Bottleneck):
@@ -24,16 +31,22 @@ class SwitchedBottleneck(Bottleneck):
 
     flow: Flow = RESIDUAL
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def shortcut(self) -> nn.Module:
+        return nn.Identity() if self.downsample is None else self.downsample
+
+    @property
+    def branch(self) -> nn.Sequential:
         reduce = (self.conv1, self.bn1, self.relu)
-        branch = nn.Sequential(*reduce, self.conv2, self.bn2, self.relu, self.conv3, self.bn3)
-        return self.relu(_sum(x, self.downsample, branch, self.flow))
+        return nn.Sequential(*reduce, self.conv2, self.bn2, self.relu, self.conv3, self.bn3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(_sum(x, self.shortcut, self.branch, self.flow))
 
 
-def _sum(x: Tensor, downsample: nn.Module | None, branch: nn.Module, flow: Flow) -> Tensor:
-    projection = nn.Identity() if downsample is None else downsample
-    shortcut = addend(projection, x, value=flow.shortcut, gradient=lambda: flow.shortcut_gradient)
-    return shortcut + addend(branch, x, value=flow.branch, gradient=lambda: flow.branch_gradient)
+def _sum(x: Tensor, shortcut: nn.Module, branch: nn.Module, flow: Flow) -> Tensor:
+    carried = addend(shortcut, x, value=flow.shortcut, gradient=lambda: flow.shortcut_gradient)
+    return carried + addend(branch, x, value=flow.branch, gradient=lambda: flow.branch_gradient)
 
 
 LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -49,10 +62,11 @@ def imagenet_resnet(
     depth: int,
     *,
     flow: Flow | Sequence[Flow] = RESIDUAL,
+    in_channels: int = 3,
     num_classes: int = 1000,
     stride_in: Literal["3x3", "1x1"] = "3x3",
 ) -> ResNet:
-    """A ResNet for (N, 3, 224, 224) images of 18, 34, 50, 101 or 152 layers, and its plain twin (flow=PLAIN).
+    """A ResNet for (N, in_channels, 224, 224) images, 18, 34, 50, 101 or 152 layers, and its plain twin (flow=PLAIN).
 
     The state dict is equal key for key with torchvision's, whose weights load. flow: one for all blocks, or one a
     block. stride_in: the layer of a bottleneck that halves the map: its 3x3 convolution (torchvision's, 4.089 GMACs at
@@ -66,6 +80,9 @@ def imagenet_resnet(
         raise ValueError(f'stride_in is {stride_in!r}: choose "3x3" (torchvision) or "1x1" (He et al. 2015)')
     block, layers = LAYERS[depth]
     model = ResNet(block, layers, num_classes=num_classes)
+    if in_channels != 3:
+        model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
     blocks = [b for b in model.modules() if isinstance(b, SwitchedBasicBlock | SwitchedBottleneck)]
     for each, its_flow in zip(blocks, one_a_block(flow, len(blocks)), strict=True):
         each.flow = its_flow

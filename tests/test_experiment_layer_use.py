@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from experiments.engine.block_use import errors, gradient_shares, movements, reset, with_true_gradient
 from experiments.engine.cells import make_network
@@ -16,7 +17,7 @@ from experiments.engine.data import Batches, Data, load
 from experiments.engine.grid import Cell
 from experiments.engine.training import Training
 from experiments.layer_use import Settings, main
-from models import RESIDUAL, CifarResNet
+from models import RESIDUAL, residual_blocks
 from tests.test_experiments import print_of
 
 ARMS = ("residual", "stop-gradient", "plain")
@@ -42,13 +43,13 @@ def blocks(toy: Path) -> pd.DataFrame:
 
 
 @pytest.fixture
-def network() -> tuple[CifarResNet, Batches]:
+def network() -> tuple[nn.Module, Batches]:
     dataset = load(DATA)
     return make_network(cell("residual"), dataset), Batches(dataset, torch.device("cpu"))
 
 
 def cell(arm: str) -> Cell:
-    return Cell("toy", arm, 8, 0, {"width": 2, "device": "cpu"})
+    return Cell("toy", arm, 8, 0, {"network": "resnet", "width": 2, "device": "cpu"})
 
 
 def test_gradient_shares_sum_to_one_at_both_ends(blocks: pd.DataFrame) -> None:
@@ -124,7 +125,7 @@ def test_a_second_call_repeats_no_cell_and_says_the_same(toy: Path, capsys: pyte
 # Each measure
 
 
-def test_an_untrained_network_has_not_moved_and_resets_to_itself(network: tuple[CifarResNet, Batches]) -> None:
+def test_an_untrained_network_has_not_moved_and_resets_to_itself(network: tuple[nn.Module, Batches]) -> None:
     model, batches = network
     first = copy.deepcopy(model)
     assert [row["value"] for row in movements(model, first)] == [0, 0, 0]
@@ -134,7 +135,7 @@ def test_an_untrained_network_has_not_moved_and_resets_to_itself(network: tuple[
         assert (rows[rows["quantity"] == "reset"]["value"] == whole).all()
 
 
-def test_reset_changes_one_block_and_leaves_statistics(network: tuple[CifarResNet, Batches]) -> None:
+def test_reset_changes_one_block_and_leaves_statistics(network: tuple[nn.Module, Batches]) -> None:
     first, _ = network
     trained = copy.deepcopy(first)
     with torch.no_grad():
@@ -147,7 +148,7 @@ def test_reset_changes_one_block_and_leaves_statistics(network: tuple[CifarResNe
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_movement_is_relative_to_the_first_weights(network: tuple[CifarResNet, Batches]) -> None:
+def test_movement_is_relative_to_the_first_weights(network: tuple[nn.Module, Batches]) -> None:
     first, _ = network
     moved = copy.deepcopy(first)
     with torch.no_grad():
@@ -159,7 +160,7 @@ def test_movement_is_relative_to_the_first_weights(network: tuple[CifarResNet, B
     assert [row["value"] for row in movements(moved, first)] == pytest.approx([0, 0, 0.5])
 
 
-def test_shares_are_those_of_the_gradient_that_the_arm_trains_with(network: tuple[CifarResNet, Batches]) -> None:
+def test_shares_are_those_of_the_gradient_that_the_arm_trains_with(network: tuple[nn.Module, Batches]) -> None:
     model, batches = network
     stopped = make_network(cell("stop-gradient"), load(DATA))
     shares, of_stopped = ([row["value"] for row in gradient_shares(each, batches)] for each in (model, stopped))
@@ -168,7 +169,7 @@ def test_shares_are_those_of_the_gradient_that_the_arm_trains_with(network: tupl
     images, labels = batches.get("train", slice(0, 8))
     gradients = []
     for each in (model.eval(), with_true_gradient(stopped)):
-        assert each.blocks[0].flow == RESIDUAL
+        assert residual_blocks(each)[0].flow == RESIDUAL
         torch.nn.functional.cross_entropy(each(images), labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None]))
     assert torch.equal(*gradients)  # an attribution does not see the arm's backward

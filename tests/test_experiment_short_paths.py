@@ -16,7 +16,7 @@ from experiments.engine.effects import Estimate
 from experiments.engine.grid import Cell
 from experiments.engine.recovery import Comparison, compare, first_of_all, judge, sentence
 from experiments.engine.training import Training
-from experiments.short_paths import Settings, count_blocks, main, make_cells, train_limited
+from experiments.short_paths import Settings, main, make_cells, train_limited
 from tests.test_experiments import print_of
 
 TRAINING = Training(epochs=2, batch_size=64)
@@ -79,7 +79,7 @@ def test_the_two_ends_are_arms_of_the_main_experiment(toy: Path, dataset: Datase
     tables = {name: pd.read_csv(toy / f"{name}.csv") for name in ("curves", "outcomes")}
     for seed in (0, 1):
         for arm, twin in (("at-most-0", "shortest-path"), ("residual", "residual")):
-            cell = Cell("main", twin, 8, seed, {"width": 2, "device": "cpu"})
+            cell = Cell("main", twin, 8, seed, {"network": "resnet", "width": 2, "device": "cpu"})
             ordinary = train_cell(cell, dataset, TRAINING)
             for name, table in tables.items():
                 here = of_arm(table[table["seed"] == seed].drop(columns="seed"), arm)
@@ -92,9 +92,9 @@ def test_the_two_ends_are_arms_of_the_main_experiment(toy: Path, dataset: Datase
     [({"at_most": 3}, True), ({"sampled": 3}, True), ({"at_most": 2}, False), ({"exactly": 2}, False)],
 )
 def test_a_limit_that_admits_every_path_changes_nothing(dataset: Dataset, limit: dict[str, int], same: bool) -> None:
-    recipe: dict[str, object] = {"width": 2, "device": "cpu"}
+    recipe: dict[str, object] = {"network": "resnet", "width": 2, "device": "cpu"}
     limited, ordinary = (
-        train_limited(Cell("toy", arm, 8, 0, {**recipe, **more}), dataset, TRAINING).tables["curves"]["value"]
+        train_limited(Cell("toy", arm, 8, 0, {**recipe, **more}), dataset, settings(Path())).tables["curves"]["value"]
         for arm, more in (("limited", limit), ("residual", {}))
     )
     assert limited.equals(ordinary) == same
@@ -102,8 +102,8 @@ def test_a_limit_that_admits_every_path_changes_nothing(dataset: Dataset, limit:
 
 def test_branches_are_drawn_anew_but_alike_for_a_seed(dataset: Dataset) -> None:
     def losses(seed: int, **limit: int) -> list[float]:
-        cell = Cell("toy", "sampled", 8, seed, {"width": 2, "device": "cpu", **limit})
-        return train_limited(cell, dataset, TRAINING).tables["curves"]["value"].tolist()
+        cell = Cell("toy", "sampled", 8, seed, {"network": "resnet", "width": 2, "device": "cpu", **limit})
+        return train_limited(cell, dataset, settings(Path())).tables["curves"]["value"].tolist()
 
     assert losses(0, sampled=1) == losses(0, sampled=1)
     assert losses(0, sampled=1) != losses(0, at_most=1)
@@ -115,7 +115,7 @@ def test_limits_beyond_the_blocks_are_the_residual_arm(dataset: Dataset) -> None
         "at-most-3", "at-least-9", "exactly-2", "sampled-4", "residual", "stop-gradient", "plain",
     ]  # fmt: skip
     assert len({cell.name for cell in cells}) == len(cells) == 14
-    assert [count_blocks(depth) for depth in (8, 20, 56, 110)] == [3, 9, 27, 54]
+    assert [Settings(depth=depth).blocks for depth in (8, 20, 56, 110)] == [3, 9, 27, 54]
     assert Settings(depth=110).limits()[-1] == ("sampled", 23)  # Veit et al.'s own
 
 

@@ -1,4 +1,4 @@
-"""How much a trained CIFAR ResNet uses each of its blocks: movement, gradient, damage, read-out, attribution."""
+"""How much a trained residual network uses each of its blocks: movement, gradient, damage, read-out, attribution."""
 
 import copy
 from collections.abc import Iterator
@@ -12,34 +12,36 @@ from experiments.engine.cells import probing
 from experiments.engine.damage import Blocks, error_after
 from experiments.engine.data import Batches
 from experiments.engine.training import evaluate
-from models import CifarResNet, Flow
+from models import Flow, residual_blocks
+from models.residual_blocks import Block
 from probes import branch_attribution, find_junctions, lesion
 from probes.norms import norm
 
 Row = dict[str, object]
 
 
-def gradient_shares(model: CifarResNet, batches: Batches) -> Iterator[Row]:
+def gradient_shares(model: nn.Module, batches: Batches) -> Iterator[Row]:
     """Each block's part of the gradient that the arm trains with: the norm over its parameters (branch and shortcut),
     over the sum of all blocks' norms, on the fixed probing batch in train mode."""
     copied, images, labels = probing(model, batches)
     F.cross_entropy(copied(images), labels).backward()
     norms = [
-        norm(torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None])) for block in copied.blocks
+        norm(torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None]))
+        for block in residual_blocks(copied)
     ]
     for name, size in zip(_names(model), norms, strict=True):
         yield {**name, "quantity": "gradient", "value": (size / torch.stack(norms).sum()).item()}
 
 
-def movements(model: CifarResNet, first: CifarResNet) -> Iterator[Row]:
-    """||w - w0|| / ||w0|| of each block, w all convolutions of its branch (BatchNorm's shifts begin at zero)."""
-    for name, after, before in zip(_names(model), model.blocks, first.blocks, strict=True):
-        start = _convolutions(before)
-        value = norm(_convolutions(after) - start) / norm(start)
+def movements(model: nn.Module, first: nn.Module) -> Iterator[Row]:
+    """||w - w0|| / ||w0|| of each block, w all weights of its branch's layers (BatchNorm's shifts begin at zero)."""
+    for name, after, before in zip(_names(model), residual_blocks(model), residual_blocks(first), strict=True):
+        start = _weights(before)
+        value = norm(_weights(after) - start) / norm(start)
         yield {**name, "quantity": "movement", "value": value.item()}
 
 
-def errors(model: CifarResNet, first: CifarResNet, batches: Batches) -> Iterator[Row]:
+def errors(model: nn.Module, first: nn.Module, batches: Batches) -> Iterator[Row]:
     """Test errors (0..1) of the whole network, and with each block reset to its first weights (Zhang, Bengio and Singer
     2019, arXiv 1902.01996) or deleted; with BatchNorm's running statistics kept, and estimated anew.
 
@@ -63,7 +65,7 @@ def errors(model: CifarResNet, first: CifarResNet, batches: Batches) -> Iterator
                 yield {**about, **name, "quantity": "deleted", "value": error}
 
 
-def read_outs(model: CifarResNet, batches: Batches) -> Iterator[Row]:
+def read_outs(model: nn.Module, batches: Batches) -> Iterator[Row]:
     """Test error of the classifier applied after each block, that is, with all later branches deleted.
 
     Depth -1 is before the first block. Shortcuts, projections and activations stay; no BatchNorm lies on that way, so
@@ -79,7 +81,7 @@ def read_outs(model: CifarResNet, batches: Batches) -> Iterator[Row]:
         yield {**name, "quantity": "read-out", "value": error}
 
 
-def attributions(model: CifarResNet, batches: Batches, *, images: int, steps: int) -> pd.DataFrame:
+def attributions(model: nn.Module, batches: Batches, *, images: int, steps: int) -> pd.DataFrame:
     """`branch_attribution` of the true class's score on the first test images, and `attribution`, the branch's share.
 
     Empty for nets with a shortcut that carries no signal: there the branch has all, by construction.
@@ -94,34 +96,35 @@ def attributions(model: CifarResNet, batches: Batches, *, images: int, steps: in
     return pd.concat([found, share.assign(quantity="attribution")], ignore_index=True)
 
 
-def with_true_gradient(model: CifarResNet) -> CifarResNet:
+def with_true_gradient(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose backward is that of its function: an attribution asks what the network computes, not
     what its arm's backward lets through."""
     copied = copy.deepcopy(model).eval()
-    for block in copied.blocks:
+    for block in residual_blocks(copied):
         block.flow = Flow(shortcut=block.flow.shortcut, branch=block.flow.branch)
     return copied
 
 
 @torch.no_grad()
-def reset(model: CifarResNet, first: CifarResNet, depth: int) -> CifarResNet:
+def reset(model: nn.Module, first: nn.Module, depth: int) -> nn.Module:
     """A copy in which one block has the parameters of `first`; BatchNorm's running statistics stay."""
     copied = copy.deepcopy(model)
-    for parameter, start in zip(copied.blocks[depth].parameters(), first.blocks[depth].parameters(), strict=True):
+    block, start_of = (residual_blocks(each)[depth] for each in (copied, first))
+    for parameter, start in zip(block.parameters(), start_of.parameters(), strict=True):
         parameter.copy_(start)
     return copied
 
 
-def _names(model: CifarResNet) -> list[Row]:
+def _names(model: nn.Module) -> list[Row]:
     """The blocks' names and depths, in order."""
     names = {module: name for name, module in model.named_modules()}
-    return [{"block": names[block], "depth": depth} for depth, block in enumerate(model.blocks)]
+    return [{"block": names[block], "depth": depth} for depth, block in enumerate(residual_blocks(model))]
 
 
-def _carries(model: CifarResNet) -> bool:
-    return all(block.flow.shortcut != 0 for block in model.blocks)
+def _carries(model: nn.Module) -> bool:
+    return all(block.flow.shortcut != 0 for block in residual_blocks(model))
 
 
-def _convolutions(block: nn.Module) -> Tensor:
-    branch = block.get_submodule("branch")
-    return torch.cat([m.weight.detach().flatten() for m in branch.modules() if isinstance(m, nn.Conv2d)])
+def _weights(block: Block) -> Tensor:
+    layers = [m for m in block.branch.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return torch.cat([layer.weight.detach().flatten() for layer in layers])

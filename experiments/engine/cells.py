@@ -10,21 +10,23 @@ from torch import Tensor, nn
 
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
+from experiments.engine.networks import make
 from experiments.engine.training import Diverged, Training, evaluate, settle_statistics, train
-from models import ARMS, CifarResNet, cifar_resnet
+from models import ARMS
 
 Tables = dict[str, pd.DataFrame]
-Measure = Callable[[CifarResNet, Batches, int, bool], Tables]
+Measure = Callable[[nn.Module, Batches, int, bool], Tables]
 
 
-def make_network(cell: Cell, dataset: Dataset) -> CifarResNet:
+def make_network(cell: Cell, dataset: Dataset) -> nn.Module:
     """The cell's network at its first weights."""
     torch.manual_seed(cell.seed)
-    model = cifar_resnet(
+    model = make(
+        str(cell.settings["network"]),
         cell.depth,
         flow=ARMS[cell.arm],
         width=int(str(cell.settings["width"])),
-        in_channels=dataset.channels,
+        shape=dataset.shape,
         num_classes=len(dataset.classes),
     )
     return model.to(str(cell.settings["device"]))
@@ -38,7 +40,7 @@ def train_cell(
     measure: Measure = lambda model, batches, epoch, last: {},
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Outcome:
-    """Train the cell's network, and give curves, final outcomes, and what `measure` tells.
+    """Train the cell's network, and give curves, each step's loss, final outcomes, and what `measure` tells.
 
     measure: called as (model, batches, epoch, last) before the first step and after every epoch; its tables are joined
     by name, with columns step and epoch. around: a context for the training's forwards and backwards.
@@ -47,11 +49,13 @@ def train_cell(
     batches = Batches(dataset, torch.device(str(cell.settings["device"])))
     measured = [at(measure(model, batches, 0, False), step=0, epoch=0)]
     curves: list[dict[str, object]] = []
+    losses: list[float] = []
     outcome = Outcome()
     try:
-        for epoch, step, loss in train(model, batches, training, seed=cell.seed, around=around):
-            moment = {"step": step, "epoch": epoch}
-            curves.append({**moment, "split": "train", "quantity": "loss", "value": loss})
+        for epoch, of_epoch in enumerate(train(model, batches, training, seed=cell.seed, around=around), 1):
+            losses += of_epoch.tolist()
+            moment = {"step": (step := len(losses)), "epoch": epoch}
+            curves.append({**moment, "split": "train", "quantity": "loss", "value": of_epoch.mean().item()})
             settle_statistics(model, batches)
             for quantity, value in evaluate(model, batches, "validation").items():
                 curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
@@ -61,6 +65,8 @@ def train_cell(
         outcome.diverged_at = end.step
     if curves:
         outcome.tables["curves"] = pd.DataFrame(curves)
+        by_step = {"step": range(1, len(losses) + 1), "split": "train", "quantity": "loss", "value": losses}
+        outcome.tables["losses"] = pd.DataFrame(by_step)
     for name in dict.fromkeys(name for tables in measured for name in tables):
         outcome.tables[name] = pd.concat([tables[name] for tables in measured if name in tables], ignore_index=True)
     return outcome
@@ -80,7 +86,7 @@ def evaluations(model: nn.Module, batches: Batches) -> pd.DataFrame:
     )
 
 
-def probing(model: CifarResNet, batches: Batches, *, most: int = 128) -> tuple[CifarResNet, Tensor, Tensor]:
+def probing(model: nn.Module, batches: Batches, *, most: int = 128) -> tuple[nn.Module, Tensor, Tensor]:
     """A copy of the network in train mode (its BatchNorm statistics move, the trained network's do not), and one fixed
     batch of training images with labels, to probe it on."""
     indices = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))[:most]

@@ -1,4 +1,4 @@
-"""Damage to a trained CIFAR ResNet, and what it costs: blocks deleted, permuted, swapped."""
+"""Damage to a trained residual network, and what it costs: blocks deleted, permuted, swapped."""
 
 import copy
 import math
@@ -12,19 +12,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
+from torch import nn
 
 from experiments.engine.data import Batches
 from experiments.engine.effects import estimate
 from experiments.engine.ending import show_estimate
 from experiments.engine.training import evaluate, settle_statistics
-from models import CifarResNet
+from models import residual_blocks
 from probes import Junction, find_junctions, lesion, permute
 
-Damage = Callable[[CifarResNet], AbstractContextManager[object]]
+Damage = Callable[[nn.Module], AbstractContextManager[object]]
 
 
 def damaged(
-    model: CifarResNet, batches: Batches, *, counts: Sequence[int], draws: int, seed: int
+    model: nn.Module, batches: Batches, *, counts: Sequence[int], draws: int, seed: int
 ) -> Iterator[dict[str, object]]:
     """Test errors (0..1) of the network with every lesion, and Kendall's tau of every permutation."""
     images, _ = batches.get("test", slice(0, 2))
@@ -40,7 +41,7 @@ def damaged(
 
 
 def error_after(
-    model: CifarResNet, batches: Batches, *, statistics: str, damage: Damage = lambda model: nullcontext()
+    model: nn.Module, batches: Batches, *, statistics: str, damage: Damage = lambda model: nullcontext()
 ) -> float:
     """Test error (0..1) of a damaged copy, with BatchNorm's statistics "kept" or "re-estimated" from 4 batches."""
     copied = copy.deepcopy(model)
@@ -53,10 +54,10 @@ def error_after(
 class Blocks:
     """The blocks of a network, and what can be done to them."""
 
-    def __init__(self, junctions: list[Junction], model: CifarResNet) -> None:
+    def __init__(self, junctions: list[Junction], model: nn.Module) -> None:
         self.junctions = junctions
         self.names = [junction.name for junction in junctions]
-        self.carries = [block.flow.shortcut != 0 for block in model.blocks]
+        self.carries = [block.flow.shortcut != 0 for block in residual_blocks(model)]
         stages = [name.split(".")[0] for name in self.names]
         self.inner = [i for i, stage in enumerate(stages) if i == 0 or stage == stages[i - 1]]  # they keep their shape
         self.pairs = [(i, j) for i in self.inner for j in self.inner if i < j and stages[i] == stages[j]]

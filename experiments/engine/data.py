@@ -56,8 +56,10 @@ class Dataset:
     normalise: str = "training"
 
     @property
-    def channels(self) -> int:
-        return self.splits["train"][0].shape[1]
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        _, channels, height, width = self.splits["train"][0].shape
+        return channels, height, width
 
     @property
     def digest(self) -> str:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from experiments.engine.block_use import with_true_gradient
 from experiments.engine.data import Batches, Dataset
-from models import CifarResNet
 
 
 def chosen_images(dataset: Dataset, *, most: int = 4) -> list[int]:
@@ -14,7 +14,7 @@ def chosen_images(dataset: Dataset, *, most: int = 4) -> list[int]:
     return [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:most]]
 
 
-def saliency(model: CifarResNet, batches: Batches, indices: list[int], *, steps: int = 64) -> dict[str, np.ndarray]:
+def saliency(model: nn.Module, batches: Batches, indices: list[int], *, steps: int = 64) -> dict[str, np.ndarray]:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) of the true class's score on test images.
 
     The straight line begins at the training images' mean. maps (n, H, W): summed over channels, in the score's units;

@@ -1,24 +1,26 @@
-"""The settings that experiments on trained networks share, and their checks."""
+"""The settings that experiments on trained networks share, their checks, and the cells that follow from them."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from experiments.engine.command import BadInput, check_choice, check_device
 from experiments.engine.data import Data, Dataset
+from experiments.engine.grid import Cell
+from experiments.engine.networks import NETWORKS, outline
 from experiments.engine.training import Training
-from models import ARMS, cifar_resnet
+from models import ARMS
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """How CIFAR ResNets are trained."""
+    """Which networks are trained, and how."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
+    network: str = "resnet"
+    """resnet (He et al. 2015, for CIFAR), or another of the README's list."""
     width: int = 8
     """Channels of the first stage (He et al.: 16)."""
     training: Training = field(default_factory=Training)
@@ -39,6 +41,7 @@ class NetworkSettings:
             raise BadInput(f"--seeds {' '.join(map(str, self.seeds))}: give numbers from 0 to {2**32 - 1}")
         if self.workers < 1:
             raise BadInput(f"--workers {self.workers}: give at least 1")
+        check_choice("--network", self.network, tuple(NETWORKS))
         self.training.check()
         check_device(self.device)
         if self.width < 2 or self.width % 2:
@@ -48,11 +51,30 @@ class NetworkSettings:
 
     def recipe(self, dataset: Dataset) -> dict[str, object]:
         """What decides a cell's outcome beside its arm, depth and seed."""
-        return {"width": self.width, "device": self.device, "data": dataset.digest, **asdict(self.training)}
+        network = {"network": self.network, "width": self.width, "device": self.device}
+        return {**network, "data": dataset.digest, **asdict(self.training)}
 
     def about(self, dataset: Dataset) -> dict[str, object]:
         """Where the data came from."""
         return {"title": dataset.title, **asdict(self.data)}
+
+    def cells(
+        self, experiment: str, dataset: Dataset, *, arms: Sequence[str], depths: Sequence[int], **recipe: object
+    ) -> list[Cell]:
+        """A cell for each depth, arm and seed. recipe: what else decides their outcome."""
+        whole, about = self.recipe(dataset) | recipe, self.about(dataset)
+        return [
+            Cell(experiment, arm, depth, seed, whole, about) for depth in depths for arm in arms for seed in self.seeds
+        ]
+
+    def check_depths(self, flag: str, *depths: int) -> None:
+        """Raise BadInput for depths that the network does not have."""
+        check_each_once(flag, depths)
+        for depth in depths:
+            try:
+                outline(self.network, depth, width=self.width)
+            except ValueError as error:
+                raise BadInput(f"{flag} {depth}: {error}") from None
 
 
 def check_each_once(flag: str, values: Sequence[object]) -> None:
@@ -66,14 +88,3 @@ def check_arms(arms: Sequence[str]) -> None:
     check_each_once("--arms", arms)
     for arm in arms:
         check_choice("--arms", arm, tuple(ARMS))
-
-
-def check_depths(flag: str, *depths: int) -> None:
-    """Raise BadInput for depths that no `cifar_resnet` has."""
-    check_each_once(flag, depths)
-    for depth in depths:
-        try:
-            with torch.device("meta"):
-                cifar_resnet(depth)
-        except ValueError as error:
-            raise BadInput(f"{flag} {depth}: {error}") from None

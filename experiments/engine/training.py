@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 
 from experiments.engine.command import BadInput, check_choice
 from experiments.engine.data import Batches
-from models import ResidualBlock
+from models import residual_blocks
 
 SCHEDULES = ("one-cycle", "step")
 
@@ -63,8 +63,8 @@ def train(
     *,
     seed: int,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
-) -> Iterator[tuple[int, int, float]]:
-    """Train, yielding after each epoch: epochs done, steps done, mean loss over the epoch's batches.
+) -> Iterator[Tensor]:
+    """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
     around: a context for an epoch's forwards and backwards. Raises Diverged at the end of the epoch in which the loss
@@ -94,7 +94,7 @@ def train(
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise Diverged((epoch + 1) * steps)  # the next step's loss
-        yield epoch + 1, (epoch + 1) * steps, of_epoch.mean().item()
+        yield of_epoch
 
 
 def settle_statistics(model: nn.Module, batches: Batches, *, batch_size: int = 128, most: int = 16) -> None:
@@ -125,8 +125,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     so they stay as they began, a fixed feedback path."""
     fixed = {
         parameter
-        for block in model.modules()
-        if isinstance(block, ResidualBlock)
+        for block in residual_blocks(model)
         for weight, addend in ((block.flow.shortcut, block.shortcut), (block.flow.branch, block.branch))
         if weight == 0
         for parameter in addend.parameters()

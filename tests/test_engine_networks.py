@@ -1,0 +1,85 @@
+"""Every network that --network names: the question can be asked of it."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from experiments.engine.networks import NETWORKS, make, outline
+from experiments.engine.training import parameter_groups
+from models import ARMS, residual_blocks
+from probes import find_junctions, gate
+from tests.test_experiments import print_of, run
+
+DEPTHS = {"bottleneck": 11, "imagenet": 18}
+SHAPE = (1, 8, 8)
+
+
+def network(name: str, arm: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    width = 64 if name == "imagenet" else 4
+    return make(name, DEPTHS.get(name, 8), flow=ARMS[arm], width=width, shape=SHAPE, num_classes=10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_arms_share_weights_junctions_and_parameters_with_gradients(name: str) -> None:
+    images = torch.randn(4, *SHAPE)
+    weights = network(name, "residual").state_dict()
+    for arm in ARMS:
+        model = network(name, arm)
+        assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+        assert len(find_junctions(model, images)) == len(residual_blocks(model)) > 0
+        F.cross_entropy(model(images), torch.arange(4)).backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stop_gradient_is_the_gated_residual_network(name: str) -> None:
+    images, gradients = torch.randn(4, *SHAPE), []
+    for arm, weight in (("stop-gradient", 1.0), ("residual", 0.0)):
+        model = network(name, arm)
+        torch.manual_seed(1)  # dropout
+        with gate(model, shortcut_gradient=weight):
+            F.cross_entropy(model(images), torch.arange(4)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_loss_does_not_depend_on_gets_no_weight_decay(name: str) -> None:
+    _, fixed = parameter_groups(network(name, "plain"), 0.1)
+    shortcuts = [p for block in residual_blocks(network(name, "plain")) for p in block.shortcut.parameters()]
+    assert len(fixed["params"]) == len(shortcuts)  # type: ignore[arg-type]
+
+
+def test_an_outline_holds_no_weights() -> None:
+    assert {parameter.device.type for parameter in outline("resnet", 1202, width=16).parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "densenet"], "--network: unknown 'densenet'; choose from resnet, "),
+        (["--network", "imagenet"], "an imagenet network begins with 64 channels, not 8: add --width 64"),
+        (["--network", "imagenet", "--width", "64"], "imagenet_resnet has no depth 20: choose from 18"),
+        (["--network", "bottleneck", "--depths", "21"], "--depths 21: depth 21 is not 9n + 2, as bottleneck blocks"),
+        (["--network", "mlp", "--depths", "2"], "--depths 2: depth 2 leaves no block"),
+    ],
+)
+def test_a_network_that_cannot_be_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = print_of("stopgrad_shortcut", arguments, capsys, status=2)
+    assert shown.startswith("error: ")
+    assert message in shown
+
+
+@pytest.mark.slow
+def test_an_experiment_asks_of_another_network(tmp_path: Path) -> None:
+    arguments = ["--network", "mlp", "--depths", 5, "--seeds", 0, "--epochs", 1, "--width", 2, "--workers", 1]
+    done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    gradients = pd.read_csv(tmp_path / "results" / "stopgrad_shortcut" / "gradients.csv")
+    assert set(gradients["block"]) == {"blocks.0", "blocks.1", "blocks.2"}
