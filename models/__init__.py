@@ -2,6 +2,7 @@
 
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet
+from models.feedback import random_feedback
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
 from models.imagenet_resnet import imagenet_resnet
 from models.public_weights import rename_public_weights
@@ -21,6 +22,7 @@ __all__ = [
     "ResidualMLP",
     "cifar_resnet",
     "imagenet_resnet",
+    "random_feedback",
     "rename_public_weights",
     "residual_blocks",
     "residual_mlp",

@@ -23,7 +23,7 @@ class SwitchedBasicBlock(BasicBlock):
         return nn.Sequential(self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(_sum(x, self.shortcut, self.branch, self.flow))
+        return self.relu(_sum(self, x))
 
 
 class SwitchedBottleneck(Bottleneck):
@@ -41,12 +41,13 @@ class SwitchedBottleneck(Bottleneck):
         return nn.Sequential(*reduce, self.conv2, self.bn2, self.relu, self.conv3, self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(_sum(x, self.shortcut, self.branch, self.flow))
+        return self.relu(_sum(self, x))
 
 
-def _sum(x: Tensor, shortcut: nn.Module, branch: nn.Module, flow: Flow) -> Tensor:
-    carried = addend(shortcut, x, value=flow.shortcut, gradient=lambda: flow.shortcut_gradient)
-    return carried + addend(branch, x, value=flow.branch, gradient=lambda: flow.branch_gradient)
+def _sum(block: SwitchedBasicBlock | SwitchedBottleneck, x: Tensor) -> Tensor:
+    flow = block.flow
+    shortcut = addend(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
+    return shortcut + addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
 
 
 LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {

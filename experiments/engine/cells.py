@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.controls import NO_CONTROL, Control
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.networks import make
@@ -37,22 +38,26 @@ def train_cell(
     dataset: Dataset,
     training: Training,
     *,
+    control: Control = NO_CONTROL,
     measure: Measure = lambda model, batches, epoch, last: {},
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Outcome:
     """Train the cell's network, and give curves, each step's loss, final outcomes, and what `measure` tells.
 
-    measure: called as (model, batches, epoch, last) before the first step and after every epoch; its tables are joined
-    by name, with columns step and epoch. around: a context for the training's forwards and backwards.
+    control: how each update is made. measure: called as (model, batches, epoch, last) before the first step and after
+    every epoch; its tables are joined by name, with columns step and epoch. around: a context for the training's
+    forwards and backwards.
     """
     model = make_network(cell, dataset)
+    backward = control.prepare(model, seed=cell.seed)
     batches = Batches(dataset, torch.device(str(cell.settings["device"])))
     measured = [at(measure(model, batches, 0, False), step=0, epoch=0)]
     curves: list[dict[str, object]] = []
     losses: list[float] = []
     outcome = Outcome()
+    learning = train(model, batches, training, seed=cell.seed, backward=backward, around=around)
     try:
-        for epoch, of_epoch in enumerate(train(model, batches, training, seed=cell.seed, around=around), 1):
+        for epoch, of_epoch in enumerate(learning, 1):
             losses += of_epoch.tolist()
             moment = {"step": (step := len(losses)), "epoch": epoch}
             curves.append({**moment, "split": "train", "quantity": "loss", "value": of_epoch.mean().item()})

@@ -1,4 +1,4 @@
-"""The one training loop: SGD with momentum on cross-entropy, the same for every arm."""
+"""The one training loop, on cross-entropy, the same for every arm."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from experiments.engine.command import BadInput, check_choice
+from experiments.engine.controls import Backward, Moment, backpropagation
 from experiments.engine.data import Batches
 from models import residual_blocks
 
 SCHEDULES = ("one-cycle", "step")
+OPTIMISERS = ("sgd", "sign", "adam")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class Training:
     """Images a step; an epoch's incomplete last batch is left out."""
     learning_rate: float = 0.1
     """The highest learning rate of the schedule."""
+    optimiser: str = "sgd"
+    """sgd; sign (SGD on the gradient's signs, Bernstein et al. 2018's signSGD); adam (Kingma and Ba 2015)."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and of signs; Adam's beta_1."""
     weight_decay: float = 1e-4
     """L2 penalty on all parameters that the loss depends on."""
     schedule: str = "one-cycle"
@@ -37,6 +41,7 @@ class Training:
     def check(self) -> None:
         """Raise BadInput for a value that makes no sense."""
         check_choice("--schedule", self.schedule, SCHEDULES)
+        check_choice("--optimiser", self.optimiser, OPTIMISERS)
         for flag, value, ok in (
             ("--epochs", self.epochs, self.epochs >= 1),
             ("--batch-size", self.batch_size, self.batch_size >= 2),
@@ -62,30 +67,29 @@ def train(
     training: Training,
     *,
     seed: int,
+    backward: Backward = backpropagation,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
-    around: a context for an epoch's forwards and backwards. Raises Diverged at the end of the epoch in which the loss
-    stopped being finite.
+    backward: leaves the update in `.grad`. around: a context for an epoch's forwards and backwards. Raises Diverged at
+    the end of the epoch in which the loss stopped being finite.
     """
     generator = torch.Generator().manual_seed(seed)
     size, batch_size = batches.size("train"), min(training.batch_size, batches.size("train"))
     steps = size // batch_size
-    optimiser = torch.optim.SGD(
-        parameter_groups(model, training.weight_decay), lr=training.learning_rate, momentum=training.momentum
-    )
+    optimiser = make_optimiser(model, training)
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
     for epoch in range(training.epochs):
         model.train()
         losses: list[Tensor] = []
         with around(model):
-            for indices in torch.randperm(size, generator=generator).split(batch_size)[:steps]:
+            for index, indices in enumerate(torch.randperm(size, generator=generator).split(batch_size)[:steps]):
                 images, labels = batches.augmented(indices, generator)
                 loss = F.cross_entropy(model(images), labels)
                 optimiser.zero_grad()
-                loss.backward()
+                backward(model, loss, Moment(step=epoch * steps + index, epoch=epoch))
                 optimiser.step()
                 scheduler.step()
                 losses.append(loss.detach())
@@ -134,6 +138,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         {"params": [p for p in model.parameters() if p not in fixed], "weight_decay": weight_decay},
         {"params": [p for p in model.parameters() if p in fixed], "weight_decay": 0.0},
     ]
+
+
+class SignSGD(torch.optim.SGD):
+    """SGD to which every gradient is its sign (Bernstein et al. 2018, arXiv 1802.04434): no scale is left in it."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.sign_()
+        super().step()
+
+
+def make_optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimiser of a training, at its highest learning rate."""
+    parameters = parameter_groups(model, training.weight_decay)
+    if training.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=training.learning_rate, betas=(training.momentum, 0.999))
+    kind = SignSGD if training.optimiser == "sign" else torch.optim.SGD
+    return kind(parameters, lr=training.learning_rate, momentum=training.momentum)
 
 
 def make_schedule(

@@ -1,0 +1,201 @@
+"""Controls at work on whole networks: coins, schedules, rules, frozen blocks, random feedback."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.engine.block_gradients import block_names, flat, gradients, groups, stages
+from experiments.engine.controls import Control, Cut, Moment, backpropagation, frozen_parameters
+from experiments.engine.networks import make
+from models import ARMS, RESIDUAL, STOP_GRADIENT, Flow, cifar_resnet, random_feedback, residual_blocks, residual_mlp
+from probes import find_junctions
+from tests.networks import images, relative_error
+
+IMAGES, LABELS = images(), torch.arange(4)
+START = Moment(step=0, epoch=0)
+
+
+def network(flow: Flow = RESIDUAL, depth: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return cifar_resnet(depth, flow=flow, width=4).double()
+
+
+def update(model: nn.Module, control: Control, moment: Moment = START, seed: int = 0) -> list[Tensor | None]:
+    backward = control.prepare(model, seed=seed)
+    backward(model, F.cross_entropy(model(IMAGES), LABELS), moment)
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def ordinary(model: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(F.cross_entropy(model(IMAGES), LABELS), list(model.parameters())))
+
+
+def equal(given: list[Tensor | None], wanted: list[Tensor]) -> bool:
+    return all(a is not None and torch.equal(a, b) for a, b in zip(given, wanted, strict=True))
+
+
+def test_without_a_control_it_is_backpropagation() -> None:
+    assert Control().prepare(network(), seed=0) is backpropagation
+    assert equal(update(network(STOP_GRADIENT), Control()), ordinary(network(STOP_GRADIENT)))
+
+
+@pytest.mark.parametrize("name", ["resnet", "mlp", "imagenet"])
+def test_a_cut_of_all_shortcuts_is_the_stop_gradient_arm(name: str) -> None:
+    found = []
+    for arm, control in (("residual", Control(Cut())), ("stop-gradient", Control())):
+        torch.manual_seed(0)
+        depth, width = (18, 64) if name == "imagenet" else (8, 4)
+        model = make(name, depth, flow=ARMS[arm], width=width, shape=(3, 8, 8), num_classes=10)
+        images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        control.prepare(model, seed=0)(model, F.cross_entropy(model(images), LABELS), START)
+        found.append([parameter.grad for parameter in model.parameters()])
+        assert all(block.flow == ARMS[arm] for block in residual_blocks(model))
+    assert equal(*found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("cut", "epoch", "wanted"),
+    [
+        (Cut(weight=0.3), 0, [0.3] * 6),
+        (Cut(begin=2), 1, [None] * 6),
+        (Cut(begin=2), 2, [0.0] * 6),
+        (Cut(end=2), 1, [0.0] * 6),
+        (Cut(end=2), 2, [None] * 6),
+        (Cut(stage=2), 0, [None, None, 0.0, 0.0, None, None]),
+        (Cut(every=3), 0, [None, None, 0.0, None, None, 0.0]),
+        (Cut(stage=1, every=2, end=1), 0, [None, 0.0, None, None, None, None]),
+        (Cut(chance=0.0), 0, [None] * 6),
+        (Cut(chance=0.0, unbiased=True), 0, [1.0] * 6),
+    ],
+)
+def test_where_and_when_a_cut_holds(cut: Cut, epoch: int, wanted: list[float | None]) -> None:
+    assert cut.weights([1, 1, 2, 2, 3, 3], Moment(step=8 * epoch, epoch=epoch), torch.Generator()) == wanted
+
+
+def test_a_schedule_switches_at_its_step() -> None:
+    """Epoch 1 begins: until then the gradient is the residual arm's, from then on stop-gradient's."""
+    model = network()
+    backward = Control(Cut(begin=1)).prepare(model, seed=0)
+    for moment, arm in ((Moment(7, 0), RESIDUAL), (Moment(8, 1), STOP_GRADIENT)):
+        model.zero_grad()
+        backward(model, F.cross_entropy(model(IMAGES), LABELS), moment)
+        assert equal([p.grad for p in model.parameters()], ordinary(network(arm)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_unbiased_coins_average_to_the_true_gradient_by_enumeration(weight: float) -> None:
+    """Over all 2^3 outcomes for three blocks, weighted with their chances; float64 rounding of eight terms."""
+    chance = 0.3
+    mean = [torch.zeros_like(parameter) for parameter in network().parameters()]
+    spared = (1 - chance * weight) / (1 - chance)
+    for cuts in itertools.product((True, False), repeat=3):
+        flows = [Flow(shortcut_gradient=weight if cut else spared) for cut in cuts]
+        torch.manual_seed(0)
+        model = cifar_resnet(8, flow=flows, width=4).double()
+        likely = math.prod(chance if cut else 1 - chance for cut in cuts)
+        mean = [total + likely * each for total, each in zip(mean, ordinary(model), strict=True)]
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(mean, ordinary(network()), strict=True))
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_coins_average_to_the_true_gradient_only_if_unbiased(unbiased: bool) -> None:
+    """The first convolution's mean over 400 draws against the true gradient, in standard errors of a fixed projection
+    (to 4: one in 16,000 by chance; the biased coin misses by far more)."""
+    model, true = network(), ordinary(network())[0]
+    backward = Control(Cut(chance=0.5, unbiased=unbiased)).prepare(model, seed=0)
+    first, found = next(model.parameters()), []
+    for _ in range(400):
+        model.zero_grad()
+        backward(model, F.cross_entropy(model(IMAGES), LABELS), START)
+        assert first.grad is not None
+        found.append((first.grad * true).sum() / true.norm() ** 2)
+    values = torch.stack(found)
+    error = abs(values.mean() - 1) / (values.std() / 20)
+    assert (error < 4) == unbiased
+
+
+@pytest.mark.parametrize("rule", ["true-norm", "own-norm", "noise"])
+def test_rules_act_on_each_block_alone(rule: str) -> None:
+    model = network(STOP_GRADIENT)
+    update(model, Control(rule=rule))  # type: ignore[arg-type]
+    parameters = list(model.parameters())
+    made = {parameter: parameter.grad for parameter in parameters}
+    wanted = [dict(zip(parameters, ordinary(network(flow)), strict=True)) for flow in (RESIDUAL, STOP_GRADIENT)]
+    for group in groups(model).values():
+        (true, own), update_ = (flat(group, each) for each in wanted), flat(group, made)  # type: ignore[arg-type]
+        direction = {"true-norm": own, "own-norm": true}.get(rule)
+        length = true.norm() if rule == "true-norm" else own.norm()
+        assert relative_error(update_.norm(), length) < 1e-12
+        if direction is not None:
+            assert relative_error(update_ / length, direction / direction.norm()) < 1e-12
+        else:
+            cosines = [(each @ true) / each.norm() / true.norm() for each in (update_, own)]
+            assert abs(cosines[0] - cosines[1]) < 1e-12
+            assert relative_error(update_, own) > 0.1 or relative_error(own, true) < 1e-12
+
+
+def test_frozen_blocks_and_what_lies_before_them_get_no_update() -> None:
+    model = network(depth=14)
+    found = update(model, Control(frozen=2 / 3))
+    free = [name for (name, _), each in zip(model.named_parameters(), found, strict=True) if each is not None]
+    assert {name.split(".")[0] for name in free} == {"layer3", "classifier"}
+    assert frozen_parameters(model, 0) == []
+    assert len(frozen_parameters(model, 1)) == len(found) - 2
+
+
+def test_groups_are_blocks_and_what_is_around() -> None:
+    model = network()
+    assert list(groups(model)) == ["stem", *block_names(model), "classifier"]
+    assert block_names(model) == ["layer1.0", "layer2.0", "layer3.0"]
+    assert stages(model) == [1, 2, 3]
+    assert sum(len(group) for group in groups(model).values()) == len(list(model.parameters()))
+    loss = F.cross_entropy(model(IMAGES), LABELS)
+    found = gradients(loss, groups(model)["layer2.0"], retain_graph=False)
+    assert all(torch.equal(found[p], dict(zip(model.parameters(), ordinary(network()), strict=True))[p]) for p in found)
+
+
+def test_random_feedback_keeps_values_and_names_and_leaves_the_gradient_of_the_last_layers() -> None:
+    model, twin = network(STOP_GRADIENT), network(STOP_GRADIENT)
+    names = list(model.state_dict())
+    random_feedback(model, torch.Generator().manual_seed(0))
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(IMAGES), twin(IMAGES))
+    assert len(find_junctions(model, IMAGES)) == 3
+    found, wanted = ordinary(model), ordinary(twin)
+    assert all(torch.equal(a, b) for a, b in zip(found[-2:], wanted[-2:], strict=True))
+    assert relative_error(found[0], wanted[0]) > 0.5
+
+
+def test_random_feedback_on_paper() -> None:
+    """A 1x1 convolution of weight 2 with feedback 5: the value is 2x, x gets 5g, the weight x·g."""
+    model = cifar_resnet(8, width=2)
+    random_feedback(model, torch.Generator().manual_seed(0))
+    convolution = residual_blocks(model)[0].branch.get_submodule("conv1")
+    convolution.weight = nn.Parameter(torch.zeros(1, 1, 3, 3))
+    convolution.feedback = torch.zeros(1, 1, 3, 3)
+    with torch.no_grad():
+        convolution.weight[0, 0, 1, 1], convolution.feedback[0, 0, 1, 1] = 2.0, 5.0
+    x = torch.full((1, 1, 1, 1), 3.0, requires_grad=True)
+    y = convolution(x)
+    y.backward(torch.full_like(y, 7.0))
+    assert (y.item(), x.grad.item(), convolution.weight.grad[0, 0, 1, 1].item()) == (6, 35, 21)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: Cut(chance=1.5), "a chance of 1.5: give 0 to 1"),
+        (lambda: Cut(chance=1.0, unbiased=True), "less than 1 if it is to be unbiased"),
+        (lambda: Cut(begin=3, end=3), "such a cut is nowhere"),
+        (lambda: Control(rule="both"), "rule 'both', frozen 0.0: give one of"),  # type: ignore[arg-type]
+        (lambda: Control(frozen=2), "give one of"),
+        (lambda: random_feedback(residual_mlp(4, in_features=2), torch.Generator()), "needs convolutions inside"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make_it: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_it()  # type: ignore[operator]
