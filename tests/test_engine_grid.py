@@ -85,3 +85,14 @@ def test_a_folder_without_its_report_is_run_again(tmp_path: Path) -> None:
     (half / "outcomes.csv").write_text("value\n0\n")
     tables, _ = run_grid(cells()[:1], outcome, tmp_path, workers=1)
     assert tables["outcomes"]["value"].tolist() == [8.0]
+
+
+def test_experiments_share_a_store_under_labels_of_their_own(tmp_path: Path) -> None:
+    log, store = tmp_path / "log", tmp_path / "store"
+    for folder, budget in (("first", 1), ("second", 3)):
+        labelled = [replace(cell, labels={"budget": budget, "control": name}) for cell in cells() for name in "xy"]
+        tables, _ = run_grid(labelled, Failing(log), tmp_path / folder, workers=1, store=store)
+        assert tables["outcomes"]["budget"].tolist() == [budget] * 16
+        assert tables["outcomes"]["control"].tolist() == ["x", "y"] * 8
+    assert len(log.read_text().split()) == 8
+    assert list((tmp_path / "first").iterdir()) == [tmp_path / "first" / "outcomes.csv"]

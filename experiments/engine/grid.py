@@ -37,6 +37,8 @@ class Cell:
     settings: dict[str, object]
     about: dict[str, object] = field(default_factory=dict)
     """What `run.json` tells beside the settings, such as where the data came from."""
+    labels: dict[str, object] = field(default_factory=dict)
+    """Further columns of its tables, by which an experiment tells cells of one arm, depth and seed apart."""
 
     @property
     def name(self) -> str:
@@ -56,20 +58,23 @@ class Outcome:
 
 
 def run_grid(
-    cells: Sequence[Cell], run: Callable[[Cell], Outcome], folder: Path, *, workers: int
+    cells: Sequence[Cell], run: Callable[[Cell], Outcome], folder: Path, *, workers: int, store: Path | None = None
 ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
-    """Run the cells that are not yet in `folder`/cells, one thread a worker; return all cells' tables, joined by name,
-    and the cells that diverged.
+    """Run the cells that are not yet in `store` (`folder`/cells), one thread a worker; return all cells' tables, joined
+    by name, and the cells that diverged.
 
-    An interrupted run keeps its finished cells. The joined tables are written to `folder` as CSV.
+    An interrupted run keeps its finished cells; experiments may share a store. The joined tables are written to
+    `folder` as CSV.
     """
-    home = make_folder(folder / "cells")
-    missing = sorted((cell for cell in cells if not is_finished(home / cell.name)), key=lambda cell: -cell.depth)
-    with _progress(cells, missing, home) as done, parallel_config(backend="loky", inner_max_num_threads=1):
+    home = make_folder(store or folder / "cells")
+    make_folder(folder)
+    different = list({cell.name: cell for cell in cells}.values())  # some may differ in their labels alone
+    missing = sorted((cell for cell in different if not is_finished(home / cell.name)), key=lambda cell: -cell.depth)
+    with _progress(different, missing, home) as done, parallel_config(backend="loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=min(workers, max(1, len(missing))), return_as="generator_unordered")
         for cell in pool(delayed(_run_cell)(cell, run, home) for cell in missing):
             done(cast(Cell, cell))
-    return join(cells, home)
+    return join(cells, home, folder)
 
 
 def is_finished(cell: Path) -> bool:
@@ -82,21 +87,26 @@ def commit_of(cell: Path) -> str | None:
     return json.loads((cell / "run.json").read_text())["commit"] if is_finished(cell) else None
 
 
-def join(cells: Sequence[Cell], home: Path) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
+def join(cells: Sequence[Cell], home: Path, folder: Path) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
     """The tables of all cells, one under the other, and the diverged cells; the tables also go to disk."""
     parts: dict[str, list[pd.DataFrame]] = {}
     diverged = []
-    for stale in home.parent.glob("*.csv"):
+    for stale in folder.glob("*.csv"):
         stale.unlink()
     for cell in cells:
         for file in sorted((home / cell.name).glob("*.csv")):
-            parts.setdefault(file.stem, []).append(pd.read_csv(file))
+            parts.setdefault(file.stem, []).append(ordered(pd.read_csv(file).assign(**cell.labels)))
         if json.loads((home / cell.name / "run.json").read_text())["outcome"] != "finished":
             diverged.append(cell)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     for name, table in tables.items():
-        write_aside(home.parent / f"{name}.csv", table)
+        write_aside(folder / f"{name}.csv", table)
     return tables, diverged
+
+
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns in the one fixed order."""
+    return table[[column for column in COLUMNS if column in table.columns]]
 
 
 def write_aside(file: Path, table: pd.DataFrame) -> None:
@@ -116,13 +126,11 @@ def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path) -> Cell:
     try:
         identity = {"experiment": cell.experiment, "arm": cell.arm, "depth_total": cell.depth, "seed": cell.seed}
         for name, table in outcome.tables.items():
-            whole = table.assign(**identity)
-            ordered = [column for column in COLUMNS if column in whole.columns]
-            whole[ordered].to_csv(aside / f"{name}.csv", index=False)
+            ordered(table.assign(**identity)).to_csv(aside / f"{name}.csv", index=False)
         if outcome.arrays:
             np.savez_compressed(aside / "arrays.npz", allow_pickle=False, **outcome.arrays)
         report = {
-            "cell": asdict(cell),
+            "cell": {name: value for name, value in asdict(cell).items() if name != "labels"},
             "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",
             "wall_seconds": round(time.monotonic() - start, 2),
             **provenance(str(cell.settings.get("device", "cpu"))),

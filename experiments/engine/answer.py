@@ -1,0 +1,51 @@
+"""Every condition of the answer's experiments, in one place: what is asked is data."""
+
+from experiments.engine.conditions import Condition
+from experiments.engine.controls import Control, Cut
+from models import ARMS
+
+PLAIN, RESIDUAL, STOP, MIRROR = "plain", "residual", "stop-gradient", "gradient-only"
+
+# The arms as they are.
+AS_THEY_ARE = tuple(Condition(arm, arm) for arm in ARMS)
+
+# Is it the gradient's size, its direction, its bias, or that early blocks do not learn?
+MAGNITUDE = (
+    Condition("stop-gradient, true norms", STOP, Control(rule="true-norm")),
+    Condition("true direction, stop-gradient norms", STOP, Control(rule="own-norm")),
+    Condition("true and noise, like stop-gradient", STOP, Control(rule="noise")),
+    Condition("gradient-only, true norms", MIRROR, Control(rule="true-norm")),
+    Condition("stop-gradient, random feedback", STOP, Control(feedback=True)),
+    Condition("residual, first two thirds frozen", RESIDUAL, Control(frozen=2 / 3)),
+)
+SCALE_FREE = tuple(
+    Condition(f"{arm}, {optimiser}", arm, optimiser=optimiser)
+    for optimiser in ("adam", "sign")
+    for arm in (RESIDUAL, STOP, MIRROR, PLAIN)
+)
+
+# How much of the shortcut's gradient, when, where, and how surely? At weight 0 and 1 these are arms.
+DOSES = tuple(
+    Condition(f"weight {weight:g}", RESIDUAL, Control(Cut(weight=weight))) for weight in (0.1, 0.25, 0.5, 0.75)
+)
+COINS = tuple(
+    Condition(f"{kind} coin, {chance:g}", RESIDUAL, Control(Cut(chance=chance, unbiased=kind == "unbiased")))
+    for chance in (0.5, 0.9)
+    for kind in ("biased", "unbiased")
+)
+
+
+def timing(epochs: int) -> tuple[Condition, ...]:
+    """Cut in the first part of training, or after it, the part being a fifth, a half and four fifths of the epochs."""
+    parts = sorted({max(1, round(part * epochs)) for part in (0.2, 0.5, 0.8)} - {epochs})
+    return tuple(
+        Condition(f"{when} epoch {part}", RESIDUAL, Control(cut))
+        for part in parts
+        for when, cut in (("until", Cut(end=part)), ("from", Cut(begin=part)))
+    )
+
+
+PLACES = (
+    *(Condition(f"stage {stage}", RESIDUAL, Control(Cut(stage=stage))) for stage in (1, 2, 3)),
+    *(Condition(f"every {every}. block", RESIDUAL, Control(Cut(every=every))) for every in (2, 3)),
+)

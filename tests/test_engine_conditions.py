@@ -1,0 +1,90 @@
+"""Conditions: what a cell is made of, and how a learning rate is chosen."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiments.engine import conditions as module
+from experiments.engine.command import BadInput
+from experiments.engine.conditions import Bench, Condition, ConditionSettings, beyond, level_of, rate_of, validation
+from experiments.engine.controls import Control, Cut
+from experiments.engine.data import Data, load
+from experiments.engine.grid import Cell, Outcome
+from experiments.engine.training import Training
+
+RESIDUAL = Condition("residual", "residual")
+COIN = Condition("coin", "residual", Control(Cut(chance=0.5)))
+
+
+def bench(out: Path, **changes: Any) -> Bench:
+    given: dict[str, Any] = {"depths": (8,), "seeds": (0, 1), "width": 2, "workers": 1, "out": out}
+    settings = ConditionSettings(**(given | {"training": Training(epochs=1), "data": Data(train_limit=256)} | changes))
+    return Bench(settings, load(settings.data))
+
+
+def test_levels_are_half_decades() -> None:
+    assert [rate_of(level) for level in (-4, -3, -2, -1)] == [0.01, 0.0316, 0.1, 0.316]
+    assert [level_of(rate_of(level)) for level in range(-12, 4)] == list(range(-12, 4))
+
+
+def test_a_best_at_an_end_extends_the_range_but_not_for_ever() -> None:
+    first = range(-4, 0)
+    assert beyond({-4, -3, -2, -1}, -2, first) is None
+    assert beyond({-4, -3, -2, -1}, -1, first) == 0
+    assert beyond({-4, -3, -2, -1}, -4, first) == -5
+    assert beyond({-8, -7, -6, -5, -4}, -8, first) is None
+
+
+def test_a_condition_s_cells_differ_by_whatever_decides_their_outcome(tmp_path: Path) -> None:
+    here = bench(tmp_path)
+    first = here.cell(RESIDUAL, 8, 0, 0.1)
+    assert first.name == here.cell(Condition("another name", "residual"), 8, 0, 0.1).name
+    others = [here.cell(COIN, 8, 0, 0.1), here.cell(RESIDUAL, 8, 0, 0.2), here.cell(RESIDUAL, 8, 0, 0.1, budget=3)]
+    others.append(here.cell(Condition("residual", "residual", optimiser="adam"), 8, 0, 0.1))
+    others.append(here.cell(Condition("residual", "residual", network="skipinit"), 8, 0, 0.1))
+    assert len({cell.name for cell in [first, *others]}) == 6
+    assert others[2].settings["epochs"] == 3
+
+
+def test_the_best_rate_is_found_by_validation_beyond_the_first_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks that are best at 1.0, which only an extended range holds; a rate of 3.16 diverges."""
+
+    def train(cell: Cell, **_: object) -> Outcome:
+        rate = float(str(cell.settings["learning_rate"]))
+        accuracy = 1 - abs(math.log10(rate)) / 10
+        rows = [
+            {"split": split, "quantity": "accuracy", "value": value}
+            for split, value in (("validation", accuracy), ("test", 1 - accuracy))  # test must play no part
+        ]
+        rows.append({"split": "validation", "quantity": "loss", "value": 1.0})
+        return Outcome({"outcomes": pd.DataFrame(rows)}) if rate < 3 else Outcome({}, diverged_at=3)
+
+    monkeypatch.setattr(module, "run_condition", train)
+    assert bench(tmp_path).best_rates([RESIDUAL], [8], tmp_path / "x") == {("residual", 8): 1.0}
+    tried = pd.read_csv(tmp_path / "x" / "tuning.csv")
+    assert sorted(set(tried["learning_rate"])) == [0.01, 0.0316, 0.1, 0.316, 1.0, 3.16]
+    assert set(tried["seed"]) == {100, 101}
+
+
+def test_conditions_train_at_their_own_rate_budget_and_control(tmp_path: Path) -> None:
+    here = bench(tmp_path)
+    cells = [here.cell(c, 8, 0, rate, budget) for c in (RESIDUAL, COIN) for rate in (0.1, 0.01) for budget in (1, 2)]
+    tables, diverged = here.run(cells, [RESIDUAL, COIN], tmp_path / "x")
+    losses = tables["losses"].groupby(["control", "learning_rate", "budget"])["value"].agg(["size", "last"])
+    assert losses["size"].tolist() == [2, 4] * 4
+    assert losses["last"].nunique() == 8
+    assert not diverged
+    assert len(list((tmp_path / "answer" / "cells").iterdir())) == 8
+    found = validation(tables, cells)
+    assert len(found) == 8
+    assert found["accuracy"].between(0, 1).all()
+
+
+def test_a_tuning_seed_is_never_reported(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--tuning-seeds 1: that seed is reported; choose learning rates on others"):
+        bench(tmp_path, tuning_seeds=(1,)).settings.check()
