@@ -29,7 +29,7 @@ def test_the_interval_holds_what_a_paired_t_test_does_not_reject() -> None:
     above, below = np.array([0.5, 0.3, 0.6, 0.35]), PLAIN - RESIDUAL
 
     def rejects(ratio: float) -> float:
-        return stats.ttest_1samp(above - ratio * below, 0).pvalue - 0.05
+        return float(stats.ttest_1samp(above - ratio * below, 0).pvalue) - 0.05
 
     middle = above.mean() / below.mean()
     wanted = optimize.brentq(rejects, middle - 1, middle), optimize.brentq(rejects, middle, middle + 1)

@@ -70,8 +70,8 @@ def train_cell(
         outcome.diverged_at = end.step
     if curves:
         outcome.tables["curves"] = pd.DataFrame(curves)
-        by_step = {"step": range(1, len(losses) + 1), "split": "train", "quantity": "loss", "value": losses}
-        outcome.tables["losses"] = pd.DataFrame(by_step)
+        by_step = pd.DataFrame({"step": range(1, len(losses) + 1), "value": losses})
+        outcome.tables["losses"] = by_step.assign(split="train", quantity="loss")
     for name in dict.fromkeys(name for tables in measured for name in tables):
         outcome.tables[name] = pd.concat([tables[name] for tables in measured if name in tables], ignore_index=True)
     return outcome

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ class Cell:
     settings: dict[str, object]
     about: dict[str, object] = field(default_factory=dict)
     """What `run.json` tells beside the settings, such as where the data came from."""
-    labels: dict[str, object] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
     """Further columns of its tables, by which an experiment tells cells of one arm, depth and seed apart."""
 
     @property
