@@ -2,7 +2,7 @@
 
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet
-from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
+from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, rescale
 from models.imagenet_resnet import imagenet_resnet
 from models.public_weights import rename_public_weights
 from models.residual_blocks import residual_blocks
@@ -22,6 +22,7 @@ __all__ = [
     "cifar_resnet",
     "imagenet_resnet",
     "rename_public_weights",
+    "rescale",
     "residual_blocks",
     "residual_mlp",
 ]
