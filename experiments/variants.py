@@ -15,26 +15,15 @@ from typing import Annotated
 
 import pandas as pd
 import tyro
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 import figures
 from experiments.engine.cells import train_cell
 from experiments.engine.command import check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
-from experiments.engine.ending import clear_figures, mean_sd, show_estimate, show_files, terminal
+from experiments.engine.ending import clear_figures, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.network_effects import (
-    FIRST_TABLE,
-    REFERENCE,
-    Effects,
-    between_arms,
-    effect_table,
-    final_errors,
-    from_reference,
-    sentence,
-)
+from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference
+from experiments.engine.network_ending import sentence, show_against_paper, show_differences, show_errors
 from experiments.engine.networks import NETWORKS, nearest_depth
 from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
 from experiments.engine.training import Training
@@ -115,7 +104,7 @@ def finish(
     found, against = between_arms(errors), from_reference(errors)
     depths = {network: settings.depth_of(network) for network in settings.networks}
     write_aside(folder / "differences.csv", effect_table(found | against, depths))
-    show_errors(console, drawn, settings, depths, diverged)
+    show_errors(console, drawn, settings.arms, depths, diverged)
     show_differences(console, found)
     show_against_paper(console, against)
     show_files(console, folder)
@@ -127,55 +116,6 @@ def measured(outcomes: pd.DataFrame) -> pd.DataFrame:
     test = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
     train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
     return pd.concat([test.assign(quantity="error", value=1 - test["value"]), train], ignore_index=True)
-
-
-def show_errors(
-    console: Console, drawn: pd.DataFrame, settings: Settings, depths: dict[str, int], diverged: list[Cell]
-) -> None:
-    """Network x arm: test error, with training loss in brackets, and how many cells diverged."""
-    title = "Test error (training loss) at the end: mean ± sd, mean, over seeds"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "depth", *settings.arms, "note"):
-        table.add_column(column, no_wrap=True)
-    for network in settings.networks:
-        rows = drawn[drawn["network"] == network]
-        gone = sum(cell.settings["network"] == network for cell in diverged)
-        shown = [error_and_loss(rows[rows["arm"] == arm]) for arm in settings.arms]
-        table.add_row(network, str(depths[network]), *shown, f"{gone} diverged" if gone else "")
-    console.print(table)
-
-
-def error_and_loss(rows: pd.DataFrame) -> str:
-    """`0.039 ± 0.003 (0.0021)`."""
-    error, loss = (rows[rows["quantity"] == quantity]["value"] for quantity in ("error", "loss"))
-    return "-" if error.empty else f"{mean_sd(error)} ({loss.mean():.2g})"
-
-
-def show_differences(console: Console, found: Effects) -> None:
-    """Network x difference of test errors between arms, with intervals."""
-    effects = list(dict.fromkeys(effect for _, effect in found))
-    table = Table(title="Differences of test error: mean [95 % t interval]", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", *effects):
-        table.add_column(column, no_wrap=True)
-    for network in dict.fromkeys(network for network, _ in found):
-        own = [found.get((network, effect)) for effect in effects]
-        table.add_row(network, *(show_estimate(each) if each else "" for each in own))
-    console.print(table)
-
-
-def show_against_paper(console: Console, against: Effects) -> None:
-    """The shortcuts of He et al. 2016, Table 1, against the identity: here and there."""
-    table = Table(title=f"Residual networks against {REFERENCE}", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "difference of test error", f"He et al. 2016: error, % ({REFERENCE}: {FIRST_TABLE[REFERENCE]})"):
-        table.add_column(column, no_wrap=True)
-    for (network, _), each in against.items():
-        if network in FIRST_TABLE:
-            table.add_row(network, show_estimate(each), FIRST_TABLE[network])
-    if table.row_count:
-        console.print(table)
-        console.print(
-            "Theirs: 110 layers, CIFAR-10, 64,000 steps; gates from the best to the worst first bias (here 0)\n"
-        )
 
 
 if __name__ == "__main__":
