@@ -4,6 +4,7 @@ from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
 from models.imagenet_resnet import imagenet_resnet
+from models.inception import inception_resnet
 from models.public_weights import rename_public_weights
 from models.residual_blocks import residual_blocks
 from models.residual_mlp import ResidualMLP, residual_mlp
@@ -21,6 +22,7 @@ __all__ = [
     "ResidualMLP",
     "cifar_resnet",
     "imagenet_resnet",
+    "inception_resnet",
     "rename_public_weights",
     "residual_blocks",
     "residual_mlp",

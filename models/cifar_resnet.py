@@ -86,12 +86,7 @@ def cifar_resnet(
         if given not in options:
             raise ValueError(f"unknown {name} {given!r}: choose {', '.join(options[:-1])} or {options[-1]}")
     branch, layers, expansion = BRANCHES[block]
-    n, rest = divmod(depth - 2, 3 * layers)
-    if n < 1 or rest:
-        near = [3 * layers * k + 2 for k in (max(1, n), max(1, n) + 1)]
-        raise ValueError(
-            f"depth {depth} is not {3 * layers}n + 2, as {block} blocks need: the nearest are {near[0]} and {near[1]}"
-        )
+    n = blocks_a_stage(depth, each=3 * layers, beside=2, kind=block)
     flows = one_a_block(flow, 3 * n)
 
     before_activation = block == "preactivation"
@@ -116,7 +111,23 @@ def cifar_resnet(
             channels = out
         stages.append(nn.Sequential(*blocks))
     after: list[nn.Module] = [nn.BatchNorm2d(channels), nn.ReLU()] if before_activation else []
-    model = CifarResNet(nn.Sequential(*stem), stages, nn.Sequential(*after), nn.Linear(channels, num_classes))
+    classifier = nn.Linear(channels, num_classes)
+    return initialise(CifarResNet(nn.Sequential(*stem), stages, nn.Sequential(*after), classifier))
+
+
+def blocks_a_stage(depth: int, *, each: int, beside: int, kind: str) -> int:
+    """The n of a depth of each * n + beside layers; raises ValueError, with the two nearest, where there is none."""
+    n, rest = divmod(depth - beside, each)
+    if n < 1 or rest:
+        near = [each * k + beside for k in (max(1, n), max(1, n) + 1)]
+        raise ValueError(
+            f"depth {depth} is not {each}n + {beside}, as {kind} blocks need: the nearest are {near[0]} and {near[1]}"
+        )
+    return n
+
+
+def initialise(model: CifarResNet) -> CifarResNet:
+    """The network, its convolutions at He et al.'s normal initialisation (fan-out)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import RESIDUAL, Flow, cifar_resnet, imagenet_resnet, residual_mlp
+from models import RESIDUAL, Flow, cifar_resnet, imagenet_resnet, inception_resnet, residual_mlp
 
 Shape = tuple[int, int, int]  # of an image: channels, height, width
 
@@ -23,6 +23,11 @@ def imagenet(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Modu
     if width != 64:
         raise ValueError(f"an imagenet network begins with 64 channels, not {width}: add --width 64")
     return imagenet_resnet(depth, in_channels=shape[0], **options)
+
+
+def inception(depth: int, *, shape: Shape, **options: Any) -> nn.Module:
+    """An Inception-ResNet, with or without residual scaling."""
+    return inception_resnet(depth, in_channels=shape[0], **options)
 
 
 def mlp(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Module:
@@ -40,6 +45,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dropout-shortcut": partial(cifar, variant="dropout"),
     "shortcut-gate": partial(cifar, variant="shortcut-gate"),
     "exclusive-gate": partial(cifar, variant="exclusive-gate"),
+    "inception": inception,
+    "inception-scaled": partial(inception, scaling=0.2),
     "mlp": mlp,
     "imagenet": imagenet,
 }
