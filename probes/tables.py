@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 COLUMNS = (
-    "experiment", "arm", "depth_total", "seed", "step", "epoch", "split", "outcome", "effect", "lesion", "statistics",
-    "count", "draw", "block", "depth", "path_length", "quantity", "value",
+    "experiment", "network", "arm", "depth_total", "seed", "step", "epoch", "split", "outcome", "target", "effect",
+    "lesion", "statistics", "count", "draw", "block", "depth", "path_length", "quantity", "value",
 )  # fmt: skip
 
 

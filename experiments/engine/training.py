@@ -47,6 +47,10 @@ class Training:
             if not ok:
                 raise BadInput(f"{flag} {value}: out of range; see --help")
 
+    def steps_an_epoch(self, images: int) -> int:
+        """The batches that so many training images fill; one, if they do not fill any."""
+        return max(1, images // self.batch_size)
+
 
 class Diverged(Exception):
     """The loss was not finite at `step` (counted from 0): the end of a cell, and a result."""
@@ -71,8 +75,8 @@ def train(
     stopped being finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    size, batch_size = batches.size("train"), min(training.batch_size, batches.size("train"))
-    steps = size // batch_size
+    size = batches.size("train")
+    steps = training.steps_an_epoch(size)
     optimiser = torch.optim.SGD(
         parameter_groups(model, training.weight_decay), lr=training.learning_rate, momentum=training.momentum
     )
@@ -81,7 +85,7 @@ def train(
         model.train()
         losses: list[Tensor] = []
         with around(model):
-            for indices in torch.randperm(size, generator=generator).split(batch_size)[:steps]:
+            for indices in torch.randperm(size, generator=generator).split(training.batch_size)[:steps]:
                 images, labels = batches.augmented(indices, generator)
                 loss = F.cross_entropy(model(images), labels)
                 optimiser.zero_grad()
