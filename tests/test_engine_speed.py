@@ -97,11 +97,19 @@ def test_comparisons_are_paired_and_need_every_seed() -> None:
     assert rows["target"].tolist()[:3] == [0.3] * 3
     gone = compared((20, 20), (0.1, 0.1))  # the third seed diverged at once: it has no row
     assert (gone.ratios[0.3], gone.error) == (None, None)
+    lost = compared((20, 20, 20), (0.1, 0.1, 0.1), seeds=(0, 1, 2, 3))  # the fourth in both arms
+    assert (lost.ratios[0.3], lost.error) == (None, None)
     assert comparison_table([gone], 20).empty
 
 
 def between(low: float, high: float) -> Estimate:
     return Estimate((), (low + high) / 2, low, high)
+
+
+def test_the_claim_is_judged_at_the_lowest_loss_that_both_reach() -> None:
+    ratios = {1.0: between(1, 2), 0.3: between(2, 3), 0.1: None}
+    assert lowest(Comparison("net", "plain", ratios, None)) == (0.3, between(2, 3))
+    assert lowest(Comparison("net", "plain", {0.1: None}, None)) is None
 
 
 @pytest.mark.parametrize(
