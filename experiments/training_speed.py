@@ -87,7 +87,7 @@ def main(settings: Settings) -> None:
 def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
     """Train a network, and name it in its tables."""
     outcome = train_cell(cell, dataset, training)
-    outcome.tables = {name: each.assign(network=cell.settings["network"]) for name, each in outcome.tables.items()}
+    outcome.tables = {name: each.assign(network=str(cell.settings["network"])) for name, each in outcome.tables.items()}
     return outcome
 
 

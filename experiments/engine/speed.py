@@ -69,8 +69,8 @@ def compare(
     for network in networks:
         for arm in [arm for arm in arms if arm != REFERENCE]:
             ratios = {
-                float(target): ratio(values(of_target, network, arm), values(of_target, network, REFERENCE))
-                for target, of_target in steps.groupby("target", sort=False)
+                target: ratio(*(values(steps[steps["target"] == target], network, each) for each in (arm, REFERENCE)))
+                for target in steps["target"].unique().tolist()
             }
             change = values(errors, network, arm) - values(errors, network, REFERENCE)
             error = None if change.isna().any() else estimate(change.to_numpy(), reach=1)
@@ -80,10 +80,10 @@ def compare(
 
 def ratio(steps: "pd.Series[float]", reference: "pd.Series[float]") -> Estimate | None:
     """steps / reference, paired by seed: geometric mean, and the t interval of the logarithm, taken back."""
-    logs = np.log(steps / reference)
-    if logs.isna().any():
+    logs = np.log((steps / reference).to_numpy())
+    if np.isnan(logs).any():
         return None
-    found = estimate(logs.to_numpy())
+    found = estimate(logs)
     mean, low, high = (float(np.exp(number)) for number in (found.mean, found.low, found.high))
     return Estimate(tuple(float(np.exp(value)) for value in found.values), mean, low, high)
 
