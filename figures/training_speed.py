@@ -1,5 +1,6 @@
 """Do shortcuts change what a network reaches, or only how fast?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -24,30 +25,36 @@ def training_speed(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     keys = ["network", "arm", "depth_total", "seed"]
     losses = select(table, [*keys, "step"], figure="training_speed", split=["train"], quantity=["loss"])
     errors = select(table, keys, figure="training_speed", split=["test"], quantity=["error"])
-    networks, arms = list(losses["network"].unique()), arms_of(losses)
-    grid = panels(axes, len(networks), 2, figure="training_speed", height=1.6, sharex="col", width_ratios=(2.4, 1))
+    networks, arms = list(errors["network"].unique()), arms_of(losses)
+    targets = table["target"].dropna().unique().tolist()
+    share = {"sharex": "col", "sharey": "col", "width_ratios": (2.4, 1)}
+    grid = panels(axes, len(networks), 2, figure="training_speed", height=1.6, **share)
     for (left, right), network in zip(grid, networks, strict=True):
         of_network = losses[losses["network"] == network]
         for arm in arms:
             seed_lines(left, of_network[of_network["arm"] == arm], arm, x="step")
-        _targets(left, table["target"].dropna().unique(), below=of_network["value"].min())
+        _targets(left, targets)
         left.set_ylabel("training loss (nats),\nmean of an epoch's steps")
         _errors(right, errors[errors["network"] == network], arms)
         row_title(right, network)
-    for axis in grid[-1]:
-        axis.set_xlabel("step" if axis is grid[-1, 0] else "arm")
+    for left, right in grid:
+        left.set_ylim(bottom=0.8 * min([losses["value"].min(), *targets]))
+        right.set_ylim(bottom=min(0, right.get_ylim()[0]))
+    grid[-1, 0].set_xlabel("step")
+    grid[-1, 1].set_xlabel("arm")
     whole_numbers(grid[-1, 0])
     depth = ", ".join(map(depth_title, depths_of(losses)))
     finish(grid, arm_handles(arms, marker=True), title=f"{depth}; {seeds_title(losses)}; bar: mean")
     return grid
 
 
-def _targets(axis: Axes, targets: Any, *, below: float) -> None:
-    """A thin line for each loss whose first step is told, with its number."""
+def _targets(axis: Axes, targets: Sequence[float]) -> None:
+    """A thin line, with its number, for each loss whose first step is told."""
     log_axis(axis)
     for target in targets:
-        axis.axhline(target, color=GREY, linewidth=0.6)
-    axis.set_ylim(bottom=0.8 * min([below, *targets]))
+        axis.axhline(target, color=GREY, linewidth=0.5)
+        place = axis.get_yaxis_transform()
+        axis.text(0.995, target, f"{target:g}", transform=place, ha="right", va="bottom", fontsize=SMALL, color=GREY)
 
 
 def _errors(axis: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
@@ -58,8 +65,6 @@ def _errors(axis: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
             mean = seed_points(axis, place, of_arm, arm, width=0.6 * WIDTH)
             axis.hlines(mean, place - WIDTH / 2, place + WIDTH / 2, color=ARMS[arm].colour, linewidth=THICK)
     axis.set_xlim(-0.6, len(arms) - 0.4)
-    axis.set_xticks(range(len(arms)), [ARMS[arm].label for arm in arms], rotation=20, fontsize=SMALL)
-    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    axis.grid(visible=False, axis="x")
+    axis.set_xticks([])  # the legend names the arms
     axis.set_ylabel("test error (%)")
     percent_axis(axis)

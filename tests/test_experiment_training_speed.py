@@ -45,8 +45,7 @@ def test_the_figure_shows_losses_targets_and_errors() -> None:
             close(xy(thick), pick(of_arm, quantity="loss").groupby("step")["value"].mean())
             (points,) = lines_of(right, arm)[1]
             assert drawn_y(points) == pick(of_arm, quantity="error")["value"].tolist()
-        assert network in [text.get_text() for text in right.texts]
-    assert [label.get_text() for label in axes[1, 1].get_xticklabels()] == ["residual", "plain"]
+        assert [text.get_text() for text in (*left.texts, *right.texts)] == ["0.5", "0.05", network]
     assert "depth 20; thick: mean; thin: each of 3 seeds" in texts(axes[0, 0].get_figure(root=True))
 
 

@@ -19,7 +19,7 @@ def trailing_means(losses: pd.DataFrame, *, window: int) -> pd.DataFrame:
     losses: step, split, quantity, value, and whatever else tells runs apart (arm, depth_total, seed, ...), one row a
     step, as `train_cell` writes them.
     """
-    ordered = losses.sort_values("step", ignore_index=True)
+    ordered = losses.sort_values("step", kind="stable", ignore_index=True)
     means = ordered.groupby(_runs(losses), dropna=False)["value"].rolling(window).mean()
     by_row = means.droplevel(list(range(means.index.nlevels - 1)))
     return ordered.assign(value=by_row).dropna(subset="value")
