@@ -5,6 +5,7 @@ from models.cifar_resnet import CifarResNet, cifar_resnet
 from models.feedback import random_feedback
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, rescale
 from models.imagenet_resnet import imagenet_resnet
+from models.inception import inception_resnet
 from models.public_weights import rename_public_weights
 from models.residual_blocks import residual_blocks
 from models.residual_mlp import ResidualMLP, residual_mlp
@@ -22,6 +23,7 @@ __all__ = [
     "ResidualMLP",
     "cifar_resnet",
     "imagenet_resnet",
+    "inception_resnet",
     "random_feedback",
     "rename_public_weights",
     "rescale",

@@ -13,7 +13,7 @@ from models import ARMS, residual_blocks
 from probes import find_junctions, gate
 from tests.test_experiments import print_of, run
 
-DEPTHS = {"bottleneck": 11, "imagenet": 18}
+DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
 SHAPE = (1, 8, 8)
 
 

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import RESIDUAL, Flow, cifar_resnet, imagenet_resnet, rescale, residual_blocks, residual_mlp
+from models import (
+    RESIDUAL,
+    Flow,
+    cifar_resnet,
+    imagenet_resnet,
+    inception_resnet,
+    rescale,
+    residual_blocks,
+    residual_mlp,
+)
 
 Shape = tuple[int, int, int]  # of an image: channels, height, width
 
@@ -34,6 +43,11 @@ def imagenet(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Modu
     return imagenet_resnet(depth, in_channels=shape[0], **options)
 
 
+def inception(depth: int, *, shape: Shape, **options: Any) -> nn.Module:
+    """An Inception-ResNet, with or without residual scaling."""
+    return inception_resnet(depth, in_channels=shape[0], **options)
+
+
 def mlp(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Module:
     """A residual MLP of 8 features for each channel that a convolutional network would have in its first stage."""
     return residual_mlp(depth, in_features=prod(shape), width=8 * width, **options)
@@ -57,6 +71,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "fixup": partial(cifar, block="fixup"),
     "dirac": partial(cifar, block="dirac"),
     "stochastic-depth": partial(cifar, variant="stochastic-depth"),
+    "inception": inception,
+    "inception-scaled": partial(inception, scaling=0.2),
     "mlp": mlp,
     "imagenet": imagenet,
 }
