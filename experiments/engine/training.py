@@ -1,4 +1,4 @@
-"""The one training loop: SGD with momentum on cross-entropy, the same for every arm."""
+"""The one training loop: SGD with momentum, on cross-entropy or another loss, the same for every arm."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +15,8 @@ from experiments.engine.data import Batches
 from models import residual_blocks
 
 SCHEDULES = ("one-cycle", "step")
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of a batch's outputs, images and labels: the mean over the batch."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,18 @@ class Diverged(Exception):
         self.step = step
 
 
+def cross_entropy(outputs: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a classifier."""
+    return F.cross_entropy(outputs, labels)
+
+
 def train(
     model: nn.Module,
     batches: Batches,
     training: Training,
     *,
     seed: int,
+    loss: Loss = cross_entropy,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
@@ -83,12 +91,12 @@ def train(
         with around(model):
             for indices in torch.randperm(size, generator=generator).split(batch_size)[:steps]:
                 images, labels = batches.augmented(indices, generator)
-                loss = F.cross_entropy(model(images), labels)
+                of_batch = loss(model(images), images, labels)
                 optimiser.zero_grad()
-                loss.backward()
+                of_batch.backward()
                 optimiser.step()
                 scheduler.step()
-                losses.append(loss.detach())
+                losses.append(of_batch.detach())
         of_epoch = torch.stack(losses)
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
