@@ -3,9 +3,9 @@
 He et al. (2015) argue that a deeper network could copy a shallower one if its further blocks were identities, so that
 solvers must find it hard to fit an identity by several nonlinear layers, and easier to push a residual to zero.
 
-Copying: stacks of blocks are trained to give back their input, a fixed layer's features of the images. Insertion: blocks
-are inserted into a trained shallow network, as identities or at random weights, and training goes on; beside it, that of
-the shallow network itself.
+Copying: stacks of blocks are trained to give back their input, a fixed layer's features of the images. Insertion:
+blocks are inserted into a trained shallow network, as identities or at random weights, and training goes on; beside it,
+that of the shallow network itself.
 
 Writes tables, figures and every cell's run.json to OUT/identity_mapping, and repeats no cell that is already there.
 """
@@ -59,9 +59,7 @@ class Settings(NetworkSettings):
             raise BadInput(f"--deeper {min(self.deeper)}: give more layers than --depth, {self.depth}")
 
 
-QUICK = Settings(
-    seeds=(0, 1), blocks=(1, 4), copying_epochs=5, rates=(0.1,), deeper=(20,), training=Training(epochs=3)
-)
+QUICK = Settings(seeds=(0, 1), blocks=(1, 4), copying_epochs=5, rates=(0.1,), deeper=(20,), training=Training(epochs=3))
 
 
 def main(settings: Settings) -> None:
@@ -76,8 +74,8 @@ def main(settings: Settings) -> None:
 
 
 def make_cells(settings: Settings, dataset: Dataset) -> list[Cell]:
-    """Copying: a cell for each rate, number of blocks (of two layers), arm and seed. Insertion: for each kind, depth, arm
-    and seed; `none` is the shallow network."""
+    """Copying: a cell for each rate, number of blocks (of two layers), arm and seed. Insertion: for each kind, depth,
+    arm and seed; `none` is the shallow network."""
     cells = []
     for rate in settings.rates:
         recipe = {"epochs": settings.copying_epochs, "learning_rate": rate, "effect": f"learning rate {rate:g}"}

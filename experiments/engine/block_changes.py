@@ -19,9 +19,9 @@ from probes import record, residual_magnitudes
 def block_changes(model: nn.Module, images: Tensor) -> pd.DataFrame:
     """What each block makes of its input, if its shortcut is the identity: block, depth, quantity, value; in eval mode.
 
-    quantity: `distance`, ‖B(x) - x‖ / ‖x‖ of the whole block B with its activation; and where the shortcut's value goes
-    forward, `ratio`, ‖F(x)‖ / ‖x‖. Norms are L2 over all images. On x >= 0 the final ReLU takes only away from F where it
-    would lead below 0: the distance is at most the ratio. nan where the input is all zeros.
+    quantity: `distance`, ‖B(x) - x‖ / ‖x‖ of the whole block B with its activation; and where the shortcut's value
+    goes forward, `ratio`, ‖F(x)‖ / ‖x‖. Norms are L2 over all images. On x >= 0 the final ReLU only takes from F what
+    leads below 0: the distance is at most the ratio. nan where the input is all zeros.
     """
     model.eval()
     names = {module: name for name, module in model.named_modules()}

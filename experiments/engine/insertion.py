@@ -24,7 +24,8 @@ def insert_blocks(shallow: CifarResNet, deep: CifarResNet) -> list[str]:
     unexpected = deep.load_state_dict(shallow.state_dict(), strict=False).unexpected_keys
     if unexpected or len(deep.blocks) <= len(shallow.blocks):
         raise ValueError(
-            f"a network of {len(shallow.blocks)} blocks cannot be continued as one of {len(deep.blocks)}: give a deeper one"
+            f"a network of {len(shallow.blocks)} blocks cannot be continued as one of {len(deep.blocks)}: give a "
+            "deeper one"
         )
     own = {name for name, _ in shallow.named_modules()}
     return [name for name, module in deep.named_modules() if isinstance(module, ResidualBlock) and name not in own]
@@ -69,7 +70,8 @@ def pass_on(branch: nn.Module, x: Tensor) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.copy_(mean)
             module.running_var.copy_(variance)
             module.weight.copy_((variance + module.eps).sqrt())
@@ -81,8 +83,8 @@ def pass_on(branch: nn.Module, x: Tensor) -> None:
 def insert_and_go_on(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
     """Train a network of `shallow` layers, insert what `effect` says, and train for as long again.
 
-    effect: none, identity or random, in the cell's settings beside shallow. Without insertion the shallow network itself
-    goes on. Both trainings see the same batches.
+    effect: none, identity or random, in the cell's settings beside shallow. Without insertion the shallow network
+    itself goes on. Both trainings see the same batches.
     """
     kind, batches = cell.settings["effect"], Batches(dataset, torch.device(str(cell.settings["device"])))
     shallow = first_network(replace(cell, depth=int(str(cell.settings["shallow"]))), dataset)
