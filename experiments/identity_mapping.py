@@ -10,7 +10,8 @@ that of the shallow network itself.
 Writes tables, figures and every cell's run.json to OUT/identity_mapping, and repeats no cell that is already there.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from functools import partial
 
 from experiments.engine.command import BadInput, check_choice, make_folder, run_script
@@ -47,12 +48,15 @@ class Settings(NetworkSettings):
         super().check()
         check_choice("--network", self.network, tuple(BRANCHES))
         check_arms(self.arms)
-        for rate in self.rates:
-            replace(self.training, learning_rate=rate, epochs=self.copying_epochs).check()
-        for flag, values in (("--blocks", self.blocks), ("--rates", self.rates)):
-            check_each_once(flag, values)
-        if min(self.blocks) < 1:
-            raise BadInput(f"--blocks {min(self.blocks)}: give numbers from 1")
+        check_each_once("--blocks", self.blocks)
+        check_each_once("--rates", self.rates)
+        for flag, given, ok in (
+            ("--blocks", min(self.blocks), min(self.blocks) >= 1),
+            ("--rates", min(self.rates), all(0 < rate < math.inf for rate in self.rates)),
+            ("--copying-epochs", self.copying_epochs, self.copying_epochs >= 1),
+        ):
+            if not ok:
+                raise BadInput(f"{flag} {given}: out of range; see --help")
         self.check_depths("--depth", self.depth)
         self.check_depths("--deeper", *self.deeper)
         if min(self.deeper) <= self.depth:

@@ -121,8 +121,8 @@ def copying_sentence(found: dict[int, Estimate]) -> str:
         return "copying needs the arms plain and residual, to be compared"
     parts = [f"{is_harder(of)} at {depth // 2} (error {factor(of)} times)" for depth, of in sorted(found.items())]
     return (
-        f"against residual stacks, the identity is for plain ones, by number of blocks, {', '.join(parts)}; harder if the whole "
-        f"interval lies above {FACTOR:g} times, not harder if below"
+        f"against residual stacks, the identity is for plain ones, by number of blocks, {', '.join(parts)}; harder if "
+        f"the whole interval lies above {FACTOR:g} times, not harder if below"
     )
 
 
