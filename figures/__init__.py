@@ -1,11 +1,13 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
 from figures.accuracy_by_depth import accuracy_by_depth
+from figures.copying import copying
 from figures.degradation import degradation
 from figures.depth_centres import depth_centres
 from figures.ensemble import ensemble
 from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
+from figures.insertion import insertion
 from figures.interaction import interaction
 from figures.layer_responses import layer_responses
 from figures.layer_use import layer_use
@@ -27,11 +29,13 @@ __all__ = [
     "ARMS",
     "Look",
     "accuracy_by_depth",
+    "copying",
     "degradation",
     "depth_centres",
     "ensemble",
     "gradient_norms",
     "gradient_split",
+    "insertion",
     "interaction",
     "layer_responses",
     "layer_use",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.block import ResidualBlock
 from models.flow import RESIDUAL, Flow, one_a_block
-from models.kinds import KINDS, Block, Kind
+from models.kinds import KINDS, Block
 from models.shortcut import Projection, gate_of, shortcut
 from models.variants import VARIANTS, Parts, Variant
 

@@ -142,3 +142,19 @@ def test_schedules_reach_their_rates() -> None:
 def test_settings_that_make_no_sense(training: Training, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         training.check()
+
+
+def test_another_loss_sees_outputs_images_and_labels(batches: Batches) -> None:
+    """The first step's loss is that of the first weights on the first batch, by hand; the gradient is that loss's."""
+
+    def loss(outputs: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return (outputs[:, 0] - images.mean((1, 2, 3)) - labels).square().mean()
+
+    model, twin = network(), network().train()
+    training = Training(epochs=1, batch_size=300, weight_decay=0)
+    (reported,) = train(model, batches, training, seed=0, loss=loss)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    of_batch = loss(twin(batches.get("train", order)[0]), *batches.get("train", order))
+    assert reported.tolist() == [pytest.approx(of_batch.item(), rel=1e-5)]
+    assert torch.equal(model.classifier.weight[1:], twin.classifier.weight[1:])  # outputs that the loss does not read
+    assert not torch.equal(model.classifier.weight[0], twin.classifier.weight[0])

@@ -12,11 +12,20 @@ from experiments.engine.controls import NO_CONTROL, Control
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.networks import make
-from experiments.engine.training import Diverged, Training, evaluate, settle_statistics, train
+from experiments.engine.training import (
+    Diverged,
+    Loss,
+    Training,
+    cross_entropy,
+    evaluate,
+    settle_statistics,
+    train,
+)
 from models import ARMS
 
 Tables = dict[str, pd.DataFrame]
 Measure = Callable[[nn.Module, Batches, int, bool], Tables]
+Evaluate = Callable[[nn.Module, Batches, str], dict[str, float]]
 
 
 def make_network(cell: Cell, dataset: Dataset) -> nn.Module:
@@ -39,23 +48,27 @@ def train_cell(
     training: Training,
     *,
     control: Control = NO_CONTROL,
+    model: nn.Module | None = None,
+    loss: Loss = cross_entropy,
+    evaluate: Evaluate = evaluate,
     measure: Measure = lambda model, batches, epoch, last: {},
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Outcome:
     """Train the cell's network, and give curves, each step's loss, final outcomes, and what `measure` tells.
 
-    control: how each update is made. measure: called as (model, batches, epoch, last) before the first step and after
-    every epoch; its tables are joined by name, with columns step and epoch. around: a context for the training's
-    forwards and backwards.
+    control: how each update is made. model: another network than `make_network` gives; it is trained in place. loss,
+    evaluate: another task than classification; `evaluate` tells quantities of a split by name. measure: called as
+    (model, batches, epoch, last) before the first step and after every epoch; its tables are joined by name, with
+    columns step and epoch. around: a context for the training's forwards and backwards.
     """
-    model = make_network(cell, dataset)
+    model = make_network(cell, dataset) if model is None else model
     backward = control.prepare(model, seed=cell.seed)
     batches = Batches(dataset, torch.device(str(cell.settings["device"])))
     measured = [at(measure(model, batches, 0, False), step=0, epoch=0)]
     curves: list[dict[str, object]] = []
     losses: list[float] = []
     outcome = Outcome()
-    learning = train(model, batches, training, seed=cell.seed, backward=backward, around=around)
+    learning = train(model, batches, training, seed=cell.seed, loss=loss, backward=backward, around=around)
     try:
         for epoch, of_epoch in enumerate(learning, 1):
             losses += of_epoch.tolist()
@@ -65,7 +78,7 @@ def train_cell(
             for quantity, value in evaluate(model, batches, "validation").items():
                 curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
             measured.append(at(measure(model, batches, epoch, epoch == training.epochs), step=step, epoch=epoch))
-        outcome.tables["outcomes"] = evaluations(model, batches)
+        outcome.tables["outcomes"] = evaluations(model, batches, evaluate)
     except Diverged as end:
         outcome.diverged_at = end.step
     if curves:
@@ -82,8 +95,8 @@ def at(tables: Tables, *, step: int, epoch: int) -> Tables:
     return {name: table.assign(step=step, epoch=epoch) for name, table in tables.items()}
 
 
-def evaluations(model: nn.Module, batches: Batches) -> pd.DataFrame:
-    """Loss and accuracy on every split: split, quantity, value."""
+def evaluations(model: nn.Module, batches: Batches, evaluate: Evaluate) -> pd.DataFrame:
+    """Loss and accuracy (or what else `evaluate` tells) on every split: split, quantity, value."""
     return pd.DataFrame(
         {"split": split, "quantity": quantity, "value": value}
         for split in ("train", "validation", "test")

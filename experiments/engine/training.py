@@ -1,4 +1,4 @@
-"""The one training loop, on cross-entropy, the same for every arm."""
+"""The one training loop, the same for every arm, on cross-entropy or another loss."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +17,8 @@ from models import residual_blocks
 
 SCHEDULES = ("one-cycle", "step")
 OPTIMISERS = ("sgd", "sign", "adam")
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of a batch's outputs, images and labels: the mean over the batch."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Diverged(Exception):
         self.step = step
 
 
+def cross_entropy(outputs: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a classifier."""
+    return F.cross_entropy(outputs, labels)
+
+
 def train(
     model: nn.Module,
     batches: Batches,
@@ -72,6 +79,7 @@ def train(
     *,
     seed: int,
     backward: Backward = backpropagation,
+    loss: Loss = cross_entropy,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
@@ -92,12 +100,12 @@ def train(
             order = torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
             for index, indices in enumerate(order):
                 images, labels = batches.augmented(indices, generator)
-                loss = F.cross_entropy(model(images), labels)
+                of_batch = loss(model(images), images, labels)
                 optimiser.zero_grad()
-                backward(model, loss, Moment(step=epoch * steps + index, epoch=epoch))
+                backward(model, of_batch, Moment(step=epoch * steps + index, epoch=epoch))
                 optimiser.step()
                 scheduler.step()
-                losses.append(loss.detach())
+                losses.append(of_batch.detach())
         of_epoch = torch.stack(losses)
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
