@@ -48,7 +48,8 @@ def test_inception_resnet_v2_has_its_forty_junctions_with_scaled_residuals() -> 
     wide = norms.pivot(index="depth", columns="quantity", values="value")
     assert len(wide) == 40
     assert (wide[["total", "shortcut", "branch"]] > 0).all(axis=None)
-    assert (wide["other"] == 0).all()
+    # A branch's towers each pass a gradient to the fork: what is left is the rounding of their sum (float32's 6e-8).
+    assert (wide["other"] < 1e-6 * wide["total"]).all()
 
 
 def test_gating_inception_resnet_v2_changes_gradients_alone() -> None:
