@@ -48,11 +48,14 @@ def test_inception_resnet_v2_has_its_forty_junctions_with_scaled_residuals() -> 
     wide = norms.pivot(index="depth", columns="quantity", values="value")
     assert len(wide) == 40
     assert (wide[["total", "shortcut", "branch"]] > 0).all(axis=None)
-    assert (wide["other"] == 0).all()
+    # A branch's towers each pass a gradient to the fork: what is left is the rounding of their sum (float32's 6e-8).
+    assert (wide["other"] < 1e-6 * wide["total"]).all()
 
 
 def test_gating_inception_resnet_v2_changes_gradients_alone() -> None:
+    """In float64: the longest path alone leads through forty residuals, each scaled down, and float32 ends in zeros."""
     model, images, labels = made("inception_resnet_v2")
+    model, images = model.double(), images.double()
     outputs, first = [], []
     for weight in (1.0, 0.0):
         model.zero_grad()
@@ -64,7 +67,7 @@ def test_gating_inception_resnet_v2_changes_gradients_alone() -> None:
         outputs.append(output.detach())
         first.append(next(model.parameters()).grad)
     assert torch.equal(*outputs)
-    assert first[0].norm() > 1e3 * first[1].norm()  # all but the longest path is gone
+    assert 0 < first[1].norm() < 1e-20 * first[0].norm()
 
 
 def test_inception_v4_has_no_junctions_and_its_named_blocks_have_gradients() -> None:

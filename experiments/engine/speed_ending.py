@@ -18,7 +18,7 @@ FASTER, ALIKE = 1.1, 0.02
 CLAIM = "Szegedy et al. (2016): shortcuts speed training up, and hardly change the final accuracy"
 RULE = (
     f"That holds if the whole 95 % interval of the ratio of steps lies above {FASTER} and that of the difference of "
-    f"test errors within {ALIKE}, and does not if one lies wholly on the other side. They compared Inception-v4 with "
+    f"test errors within ±{ALIKE}, and does not if one lies wholly outside. They compared Inception-v4 with "
     "Inception-ResNet-v2, of like cost and trained by RMSProp on ImageNet; the twins here are of like weights, trained "
     "by SGD with a schedule of fixed length, so that steps are steps of that schedule."
 )
