@@ -94,7 +94,7 @@ def make_cells(settings: Settings, dataset: Dataset) -> list[Cell]:
 def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
     """Run a cell of either part; its tables tell the rate, or the kind of insertion, as effect."""
     outcome = (copy_input if cell.experiment == "copying" else insert_and_go_on)(cell, dataset, settings.training)
-    effect = cell.settings["effect"]
+    effect = str(cell.settings["effect"])
     outcome.tables = {name: rows.assign(effect=effect) for name, rows in outcome.tables.items()}
     return outcome
 

@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
 def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
     """Train a network; its tables say which it was."""
     outcome = train_cell(cell, dataset, training)
-    outcome.tables = {name: each.assign(network=cell.settings["network"]) for name, each in outcome.tables.items()}
+    outcome.tables = {name: each.assign(network=str(cell.settings["network"])) for name, each in outcome.tables.items()}
     return outcome
 
 

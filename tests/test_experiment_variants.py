@@ -1,5 +1,6 @@
 """The networks compared: differences on paper, the figure against plain pandas, equal draws, and a run at toy size."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 import figures
@@ -146,17 +147,22 @@ def test_a_width_that_no_depth_suits_leaves_the_depth() -> None:
     assert nearest_depth("imagenet", 32, width=8) == 32
 
 
+def keep_random_state(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    return lambda module, args: seen.append(torch.get_rng_state())
+
+
 def test_all_arms_of_a_seed_draw_the_same_dropped_branches() -> None:
     """The random state before every draw of a training, statistics settled after each epoch as `train_cell` does."""
     dataset = load(Data(train_limit=64))
-    batches, drawn = Batches(dataset, torch.device("cpu")), {}
+    batches = Batches(dataset, torch.device("cpu"))
+    drawn: dict[str, Tensor] = {}
     for arm in ("residual", "stop-gradient", "plain"):
         torch.manual_seed(3)
         model = make("stochastic-depth", 8, flow=ARMS[arm], width=2, shape=dataset.shape, num_classes=10)
         states: list[Tensor] = []
         for module in model.modules():
             if isinstance(module, StochasticDepth):
-                module.register_forward_pre_hook(lambda module, args, seen=states: seen.append(torch.get_rng_state()))
+                module.register_forward_pre_hook(keep_random_state(states))
         for _ in train(model, batches, Training(epochs=2, batch_size=32), seed=3):
             settle_statistics(model, batches)
         drawn[arm] = torch.stack(states)

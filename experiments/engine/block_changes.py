@@ -25,7 +25,9 @@ def block_changes(model: nn.Module, images: Tensor) -> pd.DataFrame:
     """
     model.eval()
     names = {module: name for name, module in model.named_modules()}
-    blocks = {names[block]: block for block in residual_blocks(model) if isinstance(block.shortcut, nn.Identity)}
+    blocks: dict[str, nn.Module] = {
+        names[block]: block for block in residual_blocks(model) if isinstance(block.shortcut, nn.Identity)
+    }
     with watch_distances(blocks) as distances, record(model) as recording:
         model(images)
     sizes = residual_magnitudes(recording)

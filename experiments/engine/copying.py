@@ -13,7 +13,7 @@ from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.training import Training
 from models import ARMS, Flow, ResidualBlock, residual_blocks
-from models.block import Scalar, basic_branch, skipinit_branch
+from models.branches import Scalar, basic_branch, skipinit_branch
 
 BRANCHES = {"resnet": basic_branch, "skipinit": skipinit_branch}  # by the name of the network that has them
 

@@ -22,8 +22,8 @@ def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
     The mean over seeds is that of the logarithms. Where a seed diverged, a rate is left to those with more seeds.
     """
     rows = outcomes[(outcomes["split"] == "validation") & (outcomes["quantity"] == "error")]
-    logs = np.log10(rows["value"].clip(lower=FLOOR))
-    of_rate = logs.groupby([rows[key] for key in KEYS]).agg(["mean", "count"]).reset_index()
+    logs = rows.assign(value=np.log10(rows["value"].clip(lower=FLOOR)))
+    of_rate = logs.groupby(KEYS)["value"].agg(["mean", "count"]).reset_index()
     ordered = of_rate.sort_values(["count", "mean"], ascending=[False, True])
     return ordered.drop_duplicates(KEYS[:2])[KEYS].sort_values(KEYS[:2]).reset_index(drop=True)
 
@@ -61,7 +61,7 @@ def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estima
     wide = logs.pivot_table(index=["depth_total", "seed"], columns="arm", values="value")
     paired = wide.reindex(columns=["plain", than]).dropna()
     return {
-        int(depth): estimate((of_depth["plain"] - of_depth[than]).to_numpy())
+        int(str(depth)): estimate((of_depth["plain"] - of_depth[than]).to_numpy())
         for depth, of_depth in paired.groupby(level="depth_total")
     }
 
@@ -83,8 +83,9 @@ def insertions(outcomes: pd.DataFrame, test_size: int) -> dict[Insertion, Compar
     for arm, of_arm in rows.groupby("arm", sort=False):
         control = outcome_table(of_arm[of_arm["effect"] == "none"], test_size).assign(arm="none")
         for (kind, depth), deep in of_arm[of_arm["effect"] != "none"].groupby(["effect", "depth_total"]):
-            cells = pd.concat([control, outcome_table(deep, test_size).assign(arm=kind)])
-            found[str(arm), str(kind), int(depth)] = compare(cells, str(kind), int(depth), ordinary="none")
+            cells = pd.concat([control, outcome_table(deep, test_size).assign(arm=str(kind))])
+            layers = int(str(depth))
+            found[str(arm), str(kind), layers] = compare(cells, str(kind), layers, ordinary="none")
     return found
 
 
@@ -96,7 +97,7 @@ def inserted_changes(blocks: pd.DataFrame) -> dict[Insertion, tuple[Estimate, Es
         wide = of_network.pivot_table(index="seed", columns="epoch", values="value").dropna()
         if len(wide.columns) == 2 and len(wide):
             first, last = (estimate(wide[epoch].to_numpy()) for epoch in sorted(wide.columns))
-            found[str(arm), str(kind), int(depth)] = first, last
+            found[str(arm), str(kind), int(str(depth))] = first, last
     return found
 
 

@@ -13,7 +13,7 @@ from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.training import Diverged, Training, evaluate, settle_statistics, train
 from models import CifarResNet, ResidualBlock
-from models.block import Scalar
+from models.branches import Scalar
 
 
 def insert_blocks(shallow: CifarResNet, deep: CifarResNet) -> list[str]:
