@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.block import ResidualBlock
 from models.flow import RESIDUAL, Flow, one_a_block
-from models.kinds import KINDS, Block, Kind
+from models.kinds import KINDS, Block
 from models.shortcut import Projection, gate_of, shortcut
 from models.variants import VARIANTS, Parts, Variant
 
@@ -75,7 +75,7 @@ def cifar_resnet(
         if given not in options:
             raise ValueError(f"unknown {name} {given!r}: choose {', '.join(options[:-1])} or {options[-1]}")
     kind = KINDS[block]
-    n = blocks_a_stage(depth, kind, block)
+    n = blocks_a_stage(depth, each=3 * kind.layers, beside=2, kind=block)
     flows = one_a_block(flow, 3 * n)
     stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), *kind.after_stem(width))
     channels, blocks = width, []
@@ -93,26 +93,25 @@ def cifar_resnet(
         blocks.append(VARIANTS[variant](parts, activation=kind.after_sum(channels), flow=each))
     after, classifier = nn.Sequential(*kind.after_blocks(channels)), nn.Linear(channels, num_classes)
     stages = [nn.Sequential(*blocks[stage * n : (stage + 1) * n]) for stage in range(3)]
-    model = CifarResNet(stem, stages, after, classifier)
-    first_weights(model, kind)
+    model = initialise(CifarResNet(stem, stages, after, classifier))
+    kind.first_weights(model.blocks, model.classifier)
     return model
 
 
-def blocks_a_stage(depth: int, kind: Kind, name: str) -> int:
-    """The n of a depth 6n + 2 or 9n + 2; ValueError where there is none."""
-    n, rest = divmod(depth - 2, 3 * kind.layers)
-    if n >= 1 and not rest:
-        return n
-    each, (first, second) = 3 * kind.layers, (max(1, n), max(1, n) + 1)
-    raise ValueError(
-        f"depth {depth} is not {each}n + 2, as {name} blocks need: the nearest are {each * first + 2} and "
-        f"{each * second + 2}"
-    )
+def blocks_a_stage(depth: int, *, each: int, beside: int, kind: str) -> int:
+    """The n of a depth of each * n + beside layers; raises ValueError, with the two nearest, where there is none."""
+    n, rest = divmod(depth - beside, each)
+    if n < 1 or rest:
+        near = [each * k + beside for k in (max(1, n), max(1, n) + 1)]
+        raise ValueError(
+            f"depth {depth} is not {each}n + {beside}, as {kind} blocks need: the nearest are {near[0]} and {near[1]}"
+        )
+    return n
 
 
-def first_weights(model: CifarResNet, kind: Kind) -> None:
-    """Convolutions begin as He et al.'s do; then what the kind has to say."""
+def initialise(model: CifarResNet) -> CifarResNet:
+    """The network, its convolutions at He et al.'s normal initialisation (fan-out)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    kind.first_weights(model.blocks, model.classifier)
+    return model
