@@ -121,7 +121,12 @@ def test_the_figure_has_a_row_for_each_network_with_every_seed() -> None:
         assert next(drawn, None) is None
 
 
-def test_zeros_stand_at_the_left_edge_and_the_title_says_so() -> None:
+def title(table: pd.DataFrame) -> str:
+    return figures.variants(table)[0, 0].get_figure().legends[0].get_title().get_text().replace("\n", " ")
+
+
+def test_what_stands_at_the_edges_is_said() -> None:
+    assert title(toy()) == "depth 8, or as in brackets; bar: mean; points: each of 3 seeds"
     table = toy()
     table.loc[(table["arm"] == "plain") & (table["seed"] == 0), "value"] = 0.0
     axes = figures.variants(table)
@@ -129,8 +134,16 @@ def test_zeros_stand_at_the_left_edge_and_the_title_says_so() -> None:
     assert 0 < left < table.loc[table["value"] > 0, "value"].min()
     drawn = np.concatenate([line.get_xdata() for line in axes[0, 0].lines if line.get_marker() == "D"])
     assert (drawn == left).sum() == 3
-    assert "at the left edge: 0" in axes[0, 0].get_figure().legends[0].get_title().get_text()
-    assert "left edge" not in figures.variants(toy())[0, 0].get_figure().legends[0].get_title().get_text()
+    assert "at the left edge: 0" in title(table)
+    high = toy()
+    high.loc[(high["arm"] == "plain") & (high["quantity"] == "loss"), "value"] = 1e7
+    assert "at the right edge: above 10" in title(high)
+    (line, *_) = [line for line in figures.variants(high)[0, 1].lines if line.get_marker() == "D"]
+    assert (line.get_xdata() == 10).all()
+    lost = toy()[lambda rows: (rows["network"] != "mlp") | (rows["arm"] != "plain")]
+    assert "×: no value" in title(lost)
+    crosses = [line for line in figures.variants(lost)[0, 0].lines if line.get_marker() == "x"]
+    assert [(line.get_color(), round(line.get_ydata()[0])) for line in crosses] == [(figures.ARMS["plain"].colour, 2)]
 
 
 @pytest.mark.parametrize(
