@@ -87,7 +87,8 @@ def main(settings: Settings) -> None:
 def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
     """Train a network; its tables say which it was."""
     outcome = train_cell(cell, dataset, training)
-    outcome.tables = {name: each.assign(network=cell.settings["network"]) for name, each in outcome.tables.items()}
+    network = str(cell.settings["network"])
+    outcome.tables = {name: each.assign(network=network) for name, each in outcome.tables.items()}
     return outcome
 
 

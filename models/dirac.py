@@ -29,8 +29,8 @@ class DiracConv2d(nn.Conv2d):
         alpha, beta = (scale.view(-1, 1, 1, 1) for scale in (self.alpha, self.beta))
         return alpha * self.delta + beta * F.normalize(self.weight.flatten(1)).view_as(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.filters, stride=self.stride, padding=self.padding)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.filters, stride=self.stride, padding=self.padding)
 
 
 def dirac_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """The networks compared: differences on paper, the figure against plain pandas, equal draws, and a run at toy size."""
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 import figures
@@ -140,7 +141,7 @@ def test_what_stands_at_the_edges_is_said() -> None:
     assert "at the right edge: above 10" in title(high)
     (line, *_) = [line for line in figures.variants(high)[0, 1].lines if line.get_marker() == "D"]
     assert (line.get_xdata() == 10).all()
-    lost = toy()[lambda rows: (rows["network"] != "mlp") | (rows["arm"] != "plain")]
+    lost = toy().query("network != 'mlp' or arm != 'plain'")
     assert "×: no value" in title(lost)
     crosses = [line for line in figures.variants(lost)[0, 0].lines if line.get_marker() == "x"]
     assert [(line.get_color(), round(line.get_ydata()[0])) for line in crosses] == [(figures.ARMS["plain"].colour, 2)]
@@ -159,17 +160,23 @@ def test_a_width_that_no_depth_suits_leaves_the_depth() -> None:
     assert nearest_depth("imagenet", 32, width=8) == 32
 
 
+def keep_random_state(states: list[Tensor], module: nn.Module, args: object) -> None:
+    states.append(torch.get_rng_state())
+
+
 def test_all_arms_of_a_seed_draw_the_same_dropped_branches() -> None:
     """The random state before every draw of a training, statistics settled after each epoch as `train_cell` does."""
     dataset = load(Data(train_limit=64))
-    batches, drawn = Batches(dataset, torch.device("cpu")), {}
+    batches = Batches(dataset, torch.device("cpu"))
+    drawn: dict[str, Tensor] = {}
     for arm in ("residual", "stop-gradient", "plain"):
         torch.manual_seed(3)
         model = make("stochastic-depth", 8, flow=ARMS[arm], width=2, shape=dataset.shape, num_classes=10)
         states: list[Tensor] = []
+        keep = partial(keep_random_state, states)
         for module in model.modules():
             if isinstance(module, StochasticDepth):
-                module.register_forward_pre_hook(lambda module, args, seen=states: seen.append(torch.get_rng_state()))
+                module.register_forward_pre_hook(keep)
         for _ in train(model, batches, Training(epochs=2, batch_size=32), seed=3):
             settle_statistics(model, batches)
         drawn[arm] = torch.stack(states)

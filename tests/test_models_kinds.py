@@ -24,6 +24,11 @@ def stream() -> Tensor:
     return torch.rand(2, 4, 6, 6, dtype=FLOAT64)
 
 
+def part(block: nn.Module, name: str) -> Any:
+    """A module inside a block, whose type is known to the test alone."""
+    return block.get_submodule(name)
+
+
 NORMS = 32 + 3 * 2 * (32 + 64 + 128)  # parameters of ResNet-20's BatchNorms: the stem's, and two a block
 
 
@@ -70,10 +75,11 @@ def test_fixup_begins_as_its_shortcuts_with_scaled_convolutions(depth: int) -> N
     model, basic, x = network(depth, block="fixup"), network(depth), stream()
     assert torch.equal(model.blocks[0](x), x)
     for block, twin in zip(model.blocks, basic.blocks, strict=True):
-        given = torch.rand(2, block.branch.conv1.in_channels, 6, 6, dtype=FLOAT64)
+        first = part(block, "branch.conv1")
+        given = torch.rand(2, first.in_channels, 6, 6, dtype=FLOAT64)
         assert not block.branch(given).any()
-        wanted = twin.branch.conv1.weight / math.sqrt(len(model.blocks))
-        torch.testing.assert_close(block.branch.conv1.weight, wanted, rtol=1e-6, atol=0)  # made in float32
+        wanted = part(twin, "branch.conv1").weight / math.sqrt(len(model.blocks))
+        torch.testing.assert_close(first.weight, wanted, rtol=1e-6, atol=0)  # made in float32
     assert torch.equal(model.stem[0].weight, basic.stem[0].weight)  # type: ignore[index]
     assert not model(images()).any()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -136,15 +142,16 @@ def test_a_dropped_branch_is_whole_on_average() -> None:
     """Both draws of each block, weighted by their probabilities, give the branch; its survival is 1 - l / 2L."""
     model, survival = network(20, variant="stochastic-depth"), []
     for block in model.blocks:
-        x = torch.randn(2, block.branch.conv1.in_channels, 6, 6, dtype=FLOAT64)
-        drop: StochasticDepth = block.branch.survival
+        *rest, drop = block.branch.children()
+        x = torch.randn(2, part(block, "branch.conv1").in_channels, 6, 6, dtype=FLOAT64)
+        assert isinstance(drop, StochasticDepth)
         draws = {bool(y.any()): y for y in (block.branch(x) for _ in range(200))}
-        whole = nn.Sequential(*list(block.branch)[:-1])(x)  # in train mode: BatchNorm as in the draws
+        whole = nn.Sequential(*rest)(x)  # in train mode: BatchNorm as in the draws
         survival.append(1 - drop.p)
         expected = survival[-1] * draws[True] + (1 - survival[-1]) * draws[False]
         torch.testing.assert_close(expected, whole, rtol=1e-14, atol=1e-14)
         block.eval()
-        assert torch.equal(block.branch(x), nn.Sequential(*list(block.branch)[:-1])(x))
+        assert torch.equal(block.branch(x), nn.Sequential(*rest)(x))
     assert survival == pytest.approx([1 - block / 18 for block in range(1, 10)])
 
 
