@@ -12,7 +12,7 @@ from figures.points import points_title
 from figures.style import ARMS, Axes2D, panels, style
 from figures.table import arms_of, select
 
-PANELS = {("test", "error"): "test error (%)", ("train", "loss"): "training loss (nats)"}
+PANELS = {("test", "error"): ("test error (%)", 1.0), ("train", "loss"): ("training loss (nats)", 10.0)}
 ROW = 0.23  # inches
 PERCENT = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 
@@ -20,7 +20,8 @@ PERCENT = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 @style()
 def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Final test error (%) and training loss of each network, a row for each in the table's order, on log axes; a point
-    for every seed, a bar for their mean. A value of 0 stands at the left edge.
+    for every seed, a bar for their mean. A value of 0 stands at the left edge, a loss above 10 at the right one; a
+    cross there marks an arm without a value.
 
     table: network, arm, depth_total, seed, split and quantity ("test", "error", from 0 to 1; "train", "loss", in nats),
     value. A network whose depth is not the most common one is named with it.
@@ -30,21 +31,19 @@ def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     networks, arms = list(dict.fromkeys(rows["network"])), arms_of(rows)
     height = ROW * len(networks) + 0.3
     grid = panels(axes, 1, len(PANELS), figure="variants", height=height, sharey=True)
-    for axis, ((split, quantity), label) in zip(grid[0], PANELS.items(), strict=True):
+    for axis, ((split, quantity), (label, most)) in zip(grid[0], PANELS.items(), strict=True):
         part = rows[(rows["split"] == split) & (rows["quantity"] == quantity)]
-        left = edge(part["value"])
+        limits = edge(part["value"]), most
         for place, network in enumerate(networks):
             for arm in arms:
                 of_arm = part[(part["network"] == network) & (part["arm"] == arm)]
-                seeds_and_mean(axis, place + offset(arm, arms), of_arm, arm, left=left)
-        log_rows(axis, len(networks), left=left)
+                seeds_and_mean(axis, place + offset(arm, arms), of_arm, arm, limits)
+        log_rows(axis, len(networks), limits)
         axis.set_xlabel(label)
     grid[0, 0].xaxis.set_major_locator(FixedLocator(PERCENT))
     grid[0, 0].xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     grid[0, 0].set_yticks(range(len(networks)), row_labels(rows, networks))
-    usual = f"depth {usual_depth(rows)}, or as in brackets; "
-    zeros = "; at the left edge: 0" if (rows["value"] == 0).any() else ""
-    finish(grid, arm_handles(arms, marker=True), title=usual + points_title(rows, mean="bar: mean") + zeros)
+    finish(grid, arm_handles(arms, marker=True), title=explained(rows, networks, arms))
     return grid
 
 
@@ -59,27 +58,43 @@ def edge(values: "pd.Series[float]") -> float:
     return 0.6 * float(positive.min()) if len(positive) else 0.1
 
 
-def seeds_and_mean(axis: Axes, y: float, rows: pd.DataFrame, arm: str, *, left: float) -> None:
-    """The arm's points of one row, and a bar at their mean."""
+def seeds_and_mean(axis: Axes, y: float, rows: pd.DataFrame, arm: str, limits: tuple[float, float]) -> None:
+    """The arm's points of one row and a bar at their mean, within the axis; a cross at its end where there are none."""
+    look, options = ARMS[arm], dict[str, Any](EDGE) | {"clip_on": False, "zorder": 3}
     if rows.empty:
+        axis.plot(limits[1], y, marker="x", color=look.colour, clip_on=False)
         return
-    look, options = ARMS[arm], dict[str, Any](EDGE)
-    values, mean = np.maximum(rows["value"], left), max(float(rows["value"].mean()), left)
+    mean = np.clip(rows["value"].mean(), *limits)
     axis.vlines(mean, y - 0.17, y + 0.17, color=look.colour, linewidth=THICK)
+    values = np.clip(rows["value"], *limits)
     axis.plot(values, np.full(len(values), y), linestyle="", marker=look.marker, color=look.colour, **options)
 
 
-def log_rows(axis: Axes, count: int, *, left: float) -> None:
-    """A log axis from `left` on, over rows that hairlines divide, the first at the top."""
+def log_rows(axis: Axes, count: int, limits: tuple[float, float]) -> None:
+    """A log axis over rows that hairlines divide, the first at the top."""
+    low, high = limits
     axis.set_xscale("log")
-    axis.set_xlim(left=left)
-    low, high = axis.get_xlim()
+    axis.set_xlim(low, high)
     axis.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(count - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     for between in np.arange(count - 1) + 0.5:
         axis.axhline(between, color="0.85", linewidth=0.4, zorder=0)
+
+
+def explained(rows: pd.DataFrame, networks: list[str], arms: list[str]) -> str:
+    """What the figure's title says: depth, seeds, and what stands at the edges, of what there is."""
+    (_, most) = PANELS["train", "loss"]
+    have = rows.groupby(["network", "arm"])["quantity"].nunique()
+    edges = (
+        ((rows["value"] == 0).any(), "at the left edge: 0"),
+        ((rows["value"] > most).any(), f"at the right edge: above {most:g}"),
+        (have.sum() < len(PANELS) * len(networks) * len(arms), "×: no value"),
+    )
+    first = f"depth {usual_depth(rows)}, or as in brackets; {points_title(rows, mean='bar: mean')}"
+    return f"{first}\n{'; '.join(text for said, text in edges if said)}".strip()
 
 
 def usual_depth(rows: pd.DataFrame) -> int:

@@ -1,5 +1,6 @@
 """Every network that --network names: the question can be asked of it."""
 
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +53,19 @@ def test_what_the_loss_does_not_depend_on_gets_no_weight_decay(name: str) -> Non
     _, fixed = parameter_groups(network(name, "plain"), 0.1)
     shortcuts = [p for block in residual_blocks(network(name, "plain")) for p in block.shortcut.parameters()]
     assert len(fixed["params"]) == len(shortcuts)  # type: ignore[arg-type]
+
+
+def test_no_two_names_are_one_network() -> None:
+    """Away from the first weights, where some are alike, all names give other outputs in training."""
+    images, outputs = torch.randn(4, *SHAPE), {}
+    for name in NETWORKS:
+        model = network(name, "residual")
+        for parameter in model.parameters():
+            parameter.data += 0.1
+        torch.manual_seed(1)  # dropout, stochastic depth
+        outputs[name] = model(images)
+    equal = [(one, other) for one, other in combinations(outputs, 2) if torch.equal(outputs[one], outputs[other])]
+    assert equal == []
 
 
 def test_an_outline_holds_no_weights() -> None:

@@ -6,10 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from experiments.engine.command import BadInput
 from experiments.engine.data import Batches, Data, load
-from experiments.engine.training import Diverged, Training, evaluate, make_schedule, parameter_groups, train
+from experiments.engine.training import (
+    Diverged,
+    Training,
+    evaluate,
+    make_schedule,
+    parameter_groups,
+    settle_statistics,
+    train,
+)
 from models import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, CifarResNet, Flow, cifar_resnet
 
 
@@ -96,6 +105,19 @@ def test_evaluation_is_the_mean_over_the_split_and_changes_nothing(batches: Batc
     assert found["loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)  # float32
     assert found["accuracy"] == int((outputs.argmax(1) == labels).sum()) / 360
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_settled_statistics_are_those_of_the_network_in_which_nothing_is_dropped(batches: Batches) -> None:
+    """As torch's update_bn gives them to the twin that drops nothing, to the last bit."""
+    dropping, twin = network(variant="dropout"), network()
+    settle_statistics(dropping, batches)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    update_bn((batches.get("train", indices)[0] for indices in order.split(128)), twin)
+    wanted = dict(twin.named_buffers())
+    assert all(torch.equal(value, wanted[name]) for name, value in dropping.named_buffers())
+    assert wanted["stem.1.num_batches_tracked"] == 3
+    assert not any(module.training for module in dropping.modules())
+    assert dropping.stem[1].momentum == 0.1  # type: ignore[index]
 
 
 @pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY])

@@ -1,6 +1,6 @@
 """The networks compared: differences on paper, the figure against plain pandas, equal draws, and a run at toy size."""
 
-from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -122,7 +122,12 @@ def test_the_figure_has_a_row_for_each_network_with_every_seed() -> None:
         assert next(drawn, None) is None
 
 
-def test_zeros_stand_at_the_left_edge_and_the_title_says_so() -> None:
+def title(table: pd.DataFrame) -> str:
+    return figures.variants(table)[0, 0].get_figure().legends[0].get_title().get_text().replace("\n", " ")
+
+
+def test_what_stands_at_the_edges_is_said() -> None:
+    assert title(toy()) == "depth 8, or as in brackets; bar: mean; points: each of 3 seeds"
     table = toy()
     table.loc[(table["arm"] == "plain") & (table["seed"] == 0), "value"] = 0.0
     axes = figures.variants(table)
@@ -130,8 +135,16 @@ def test_zeros_stand_at_the_left_edge_and_the_title_says_so() -> None:
     assert 0 < left < table.loc[table["value"] > 0, "value"].min()
     drawn = np.concatenate([line.get_xdata() for line in axes[0, 0].lines if line.get_marker() == "D"])
     assert (drawn == left).sum() == 3
-    assert "at the left edge: 0" in axes[0, 0].get_figure().legends[0].get_title().get_text()
-    assert "left edge" not in figures.variants(toy())[0, 0].get_figure().legends[0].get_title().get_text()
+    assert "at the left edge: 0" in title(table)
+    high = toy()
+    high.loc[(high["arm"] == "plain") & (high["quantity"] == "loss"), "value"] = 1e7
+    assert "at the right edge: above 10" in title(high)
+    (line, *_) = [line for line in figures.variants(high)[0, 1].lines if line.get_marker() == "D"]
+    assert (line.get_xdata() == 10).all()
+    lost = toy().query("network != 'mlp' or arm != 'plain'")
+    assert "×: no value" in title(lost)
+    crosses = [line for line in figures.variants(lost)[0, 0].lines if line.get_marker() == "x"]
+    assert [(line.get_color(), round(line.get_ydata()[0])) for line in crosses] == [(figures.ARMS["plain"].colour, 2)]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +160,8 @@ def test_a_width_that_no_depth_suits_leaves_the_depth() -> None:
     assert nearest_depth("imagenet", 32, width=8) == 32
 
 
-def keep_random_state(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    return lambda module, args: seen.append(torch.get_rng_state())
+def keep_random_state(states: list[Tensor], module: nn.Module, args: object) -> None:
+    states.append(torch.get_rng_state())
 
 
 def test_all_arms_of_a_seed_draw_the_same_dropped_branches() -> None:
@@ -160,9 +173,10 @@ def test_all_arms_of_a_seed_draw_the_same_dropped_branches() -> None:
         torch.manual_seed(3)
         model = make("stochastic-depth", 8, flow=ARMS[arm], width=2, shape=dataset.shape, num_classes=10)
         states: list[Tensor] = []
+        keep = partial(keep_random_state, states)
         for module in model.modules():
             if isinstance(module, StochasticDepth):
-                module.register_forward_pre_hook(keep_random_state(states))
+                module.register_forward_pre_hook(keep)
         for _ in train(model, batches, Training(epochs=2, batch_size=32), seed=3):
             settle_statistics(model, batches)
         drawn[arm] = torch.stack(states)

@@ -24,6 +24,11 @@ def stream() -> Tensor:
     return torch.rand(2, 4, 6, 6, dtype=FLOAT64)
 
 
+def part(block: nn.Module, name: str) -> Any:
+    """A module inside a block, whose type is known to the test alone."""
+    return block.get_submodule(name)
+
+
 NORMS = 32 + 3 * 2 * (32 + 64 + 128)  # parameters of ResNet-20's BatchNorms: the stem's, and two a block
 
 
@@ -63,10 +68,6 @@ def test_skipinit_begins_as_its_shortcuts_and_learns_from_the_gate_on() -> None:
     assert all(gradient is not None and not gradient.any() for gradient in gradients.values())
 
 
-def first_convolution(block: nn.Module) -> nn.Conv2d:
-    return next(module for module in block.get_submodule("branch").modules() if isinstance(module, nn.Conv2d))
-
-
 @pytest.mark.parametrize("depth", [8, 20])
 def test_fixup_begins_as_its_shortcuts_with_scaled_convolutions(depth: int) -> None:
     """L = 3 or 9 branches of m = 2 convolutions: the first has L^(-1 / (2m - 2)) = L^(-1/2) of He et al.'s weights,
@@ -74,9 +75,10 @@ def test_fixup_begins_as_its_shortcuts_with_scaled_convolutions(depth: int) -> N
     model, basic, x = network(depth, block="fixup"), network(depth), stream()
     assert torch.equal(model.blocks[0](x), x)
     for block, twin in zip(model.blocks, basic.blocks, strict=True):
-        first, ordinary = first_convolution(block), first_convolution(twin)
-        assert not block.branch(torch.rand(2, first.in_channels, 6, 6, dtype=FLOAT64)).any()
-        wanted = ordinary.weight / math.sqrt(len(model.blocks))
+        first = part(block, "branch.conv1")
+        given = torch.rand(2, first.in_channels, 6, 6, dtype=FLOAT64)
+        assert not block.branch(given).any()
+        wanted = part(twin, "branch.conv1").weight / math.sqrt(len(model.blocks))
         torch.testing.assert_close(first.weight, wanted, rtol=1e-6, atol=0)  # made in float32
     assert torch.equal(model.stem[0].weight, basic.stem[0].weight)  # type: ignore[index]
     assert not model(images()).any()
@@ -140,16 +142,16 @@ def test_a_dropped_branch_is_whole_on_average() -> None:
     """Both draws of each block, weighted by their probabilities, give the branch; its survival is 1 - l / 2L."""
     model, survival = network(20, variant="stochastic-depth"), []
     for block in model.blocks:
-        x = torch.randn(2, first_convolution(block).in_channels, 6, 6, dtype=FLOAT64)
-        *layers, drop = block.branch.children()
+        *rest, drop = block.branch.children()
+        x = torch.randn(2, part(block, "branch.conv1").in_channels, 6, 6, dtype=FLOAT64)
         assert isinstance(drop, StochasticDepth)
         draws = {bool(y.any()): y for y in (block.branch(x) for _ in range(200))}
-        whole = nn.Sequential(*layers)(x)  # in train mode: BatchNorm as in the draws
+        whole = nn.Sequential(*rest)(x)  # in train mode: BatchNorm as in the draws
         survival.append(1 - drop.p)
         expected = survival[-1] * draws[True] + (1 - survival[-1]) * draws[False]
         torch.testing.assert_close(expected, whole, rtol=1e-14, atol=1e-14)
         block.eval()
-        assert torch.equal(block.branch(x), nn.Sequential(*layers)(x))
+        assert torch.equal(block.branch(x), nn.Sequential(*rest)(x))
     assert survival == pytest.approx([1 - block / 18 for block in range(1, 10)])
 
 

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.engine.ending import mean_sd, show_estimate
+from experiments.engine.ending import show_estimate
 from experiments.engine.grid import Cell
 from experiments.engine.network_effects import FIRST_TABLE, MARGIN, REFERENCE, Effects, verdict
 
@@ -16,7 +16,7 @@ def show_errors(
     console: Console, drawn: pd.DataFrame, arms: Sequence[str], depths: dict[str, int], diverged: Sequence[Cell]
 ) -> None:
     """Network x arm: test error, with training loss in brackets, and how many cells diverged."""
-    title = "Test error (training loss) at the end: mean ± sd, mean, over seeds"
+    title = "Test error, %: mean ± sd over seeds (mean training loss)"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", "depth", *arms, "note"):
         table.add_column(column, no_wrap=True)
@@ -29,9 +29,12 @@ def show_errors(
 
 
 def error_and_loss(rows: pd.DataFrame) -> str:
-    """`0.039 ± 0.003 (0.0021)`."""
+    """`3.9 ± 0.3 (0.0021)`, the error in percent."""
     error, loss = (rows[rows["quantity"] == quantity]["value"] for quantity in ("error", "loss"))
-    return "-" if error.empty else f"{mean_sd(error)} ({loss.mean():.2g})"
+    if error.empty:
+        return "-"
+    spread = f" ± {100 * error.std():.1f}" if len(error) > 1 else ""
+    return f"{100 * error.mean():.1f}{spread} ({loss.mean():.2g})"
 
 
 def show_differences(console: Console, found: Effects) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from experiments.engine.command import BadInput, check_choice
 from experiments.engine.controls import Backward, Moment, backpropagation
@@ -114,14 +113,26 @@ def train(
         yield of_epoch
 
 
+@torch.no_grad()
 def settle_statistics(model: nn.Module, batches: Batches, *, batch_size: int = 128, most: int = 16) -> None:
-    """Take BatchNorm's running statistics anew from training images (at most 16 batches, always the same ones).
+    """Take BatchNorm's running statistics anew from training images (at most 16 batches, always the same ones), of the
+    network that is evaluated: nothing is dropped meanwhile. Leaves it in eval mode.
 
     In a short training the running averages lag behind the weights, more in some arms than in others; without this, an
     evaluation would measure that lag.
     """
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None  # the plain average over batches
     order = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))
-    update_bn((batches.get("train", indices)[0] for indices in order.split(batch_size)[:most]), model)
+    for indices in order.split(batch_size)[:most] if norms else ():
+        model(batches.get("train", indices)[0])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 @torch.no_grad()
