@@ -19,7 +19,7 @@ from experiments.engine.cells import Tables, train_cell
 from experiments.engine.command import make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.effects import Estimate, estimate, flags, outcome_table
-from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
+from experiments.engine.ending import nothing_came_out, show_estimate, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
 from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training, evaluate
@@ -79,10 +79,7 @@ def finish(
 ) -> None:
     """Draw the figures, and print what came out."""
     console = terminal()
-    clear_figures(folder)
-    if "outcomes" not in tables:
-        show_files(console, folder)
-        console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+    if nothing_came_out(console, tables, folder):
         return
     figures.save(figures.degradation(tables["errors"]), tables["errors"], folder / "figures", "degradation")
     responses = tables["responses"]

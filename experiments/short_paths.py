@@ -29,7 +29,7 @@ from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.data import Dataset, load
 from experiments.engine.effects import flags, outcome_table
-from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
+from experiments.engine.ending import nothing_came_out, show_estimate, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
 from experiments.engine.networks import outline
 from experiments.engine.recovery import DEFINITION, MARGINS, Comparison, compare, comparison_table, sentence
@@ -142,10 +142,7 @@ def finish(
 ) -> None:
     """Draw the figure, and print what came out."""
     console = terminal()
-    clear_figures(folder)
-    if "outcomes" not in tables:
-        show_files(console, folder)
-        console.print("Every cell diverged: there are no outcomes. A lower --learning-rate may help.")
+    if nothing_came_out(console, tables, folder):
         return
     outcomes = tables["outcomes"]
     limits = sorted(settings.limits(), key=lambda each: (LIMITS.index(each[0]), each[1]))

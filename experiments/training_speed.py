@@ -17,7 +17,7 @@ import figures
 from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput, check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
-from experiments.engine.ending import clear_figures, show_files, terminal
+from experiments.engine.ending import nothing_came_out, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
 from experiments.engine.networks import NETWORKS
 from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
@@ -96,10 +96,7 @@ def finish(
 ) -> None:
     """Draw the figure, and print what came out."""
     console = terminal()
-    clear_figures(folder)
-    if "outcomes" not in tables:
-        show_files(console, folder)
-        console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+    if nothing_came_out(console, tables, folder):
         return
     window = settings.training.steps_an_epoch(len(dataset.splits["train"][1]))
     steps = steps_to_loss(tables["losses"], settings.losses, window=window)

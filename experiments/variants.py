@@ -20,7 +20,7 @@ import figures
 from experiments.engine.cells import train_cell
 from experiments.engine.command import check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
-from experiments.engine.ending import clear_figures, show_files, terminal
+from experiments.engine.ending import nothing_came_out, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
 from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference
 from experiments.engine.network_ending import sentence, show_against_paper, show_differences, show_errors
@@ -37,8 +37,7 @@ class Settings(NetworkSettings):
 
     network: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "resnet"
     networks: tuple[str, ...] = (
-        "resnet", "preactivation", "projection-c", "halved-shortcut", "dropout-shortcut", "shortcut-gate",
-        "exclusive-gate", "norm-after-sum", "depth-scaled", "fixup", "dirac", "stochastic-depth",
+        "resnet", "projection-c", "halved-shortcut", "dropout-shortcut", "shortcut-gate", "exclusive-gate",
     )  # fmt: skip
     """The networks, by the names of the README's list, which has more."""
     depth: int = 32
@@ -97,10 +96,7 @@ def finish(
 ) -> None:
     """Draw the figure, and print what came out."""
     console = terminal()
-    clear_figures(folder)
-    if "outcomes" not in tables:
-        show_files(console, folder)
-        console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+    if nothing_came_out(console, tables, folder):
         return
     drawn = measured(tables["outcomes"])
     figures.save(figures.variants(drawn), drawn, folder / "figures", "variants")

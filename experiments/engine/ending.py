@@ -72,6 +72,16 @@ def clear_figures(folder: Path) -> None:
         stale.unlink()
 
 
+def nothing_came_out(console: Console, tables: dict[str, pd.DataFrame], folder: Path) -> bool:
+    """Whether every cell diverged, which is then said; an earlier run's figures are gone in either case."""
+    clear_figures(folder)
+    if "outcomes" in tables:
+        return False
+    show_files(console, folder)
+    console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+    return True
+
+
 def show_files(console: Console, folder: Path) -> None:
     """Where everything was written."""
     console.print(f"Written to {folder}:", soft_wrap=True)
