@@ -35,13 +35,13 @@ class Settings(NetworkSettings):
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
     blocks: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Copying: blocks in a stack."""
-    copying_epochs: int = 15
+    copying_epochs: int = 10
     """Copying: passes through the training images."""
     rates: tuple[float, ...] = (0.01, 0.1)
     """Copying: highest learning rates, of which each arm and number of blocks takes the best on validation images."""
     depth: int = 8
     """Insertion: layers of the shallow network, 6n + 2."""
-    deeper: tuple[int, ...] = (20, 38)
+    deeper: tuple[int, ...] = (20, 32)
     """Insertion: layers with the inserted blocks. Training before and after has the budget of --epochs each."""
 
     def check(self) -> None:
@@ -51,8 +51,8 @@ class Settings(NetworkSettings):
         check_each_once("--blocks", self.blocks)
         check_each_once("--rates", self.rates)
         for flag, given, ok in (
-            ("--blocks", min(self.blocks), min(self.blocks) >= 1),
-            ("--rates", min(self.rates), all(0 < rate < math.inf for rate in self.rates)),
+            *(("--blocks", blocks, blocks >= 1) for blocks in self.blocks),
+            *(("--rates", rate, 0 < rate < math.inf) for rate in self.rates),
             ("--copying-epochs", self.copying_epochs, self.copying_epochs >= 1),
         ):
             if not ok:

@@ -11,7 +11,7 @@ from figures.points import seed_points
 from figures.style import ARMS, Axes2D, panels, style
 from figures.table import arms_of, seeds_text, select
 
-SPREAD = 0.5  # of the gap between two numbers of blocks, taken by the arms side by side
+SPREAD = 0.75  # of the gap between two numbers of blocks, taken by the arms side by side
 
 
 @style()

@@ -8,16 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from figures.lines import EDGE, arm_handles, finish, handle
-from figures.style import ARMS, GREY, Axes2D, panels, style
+from figures.style import ARMS, GREY, SMALL, Axes2D, panels, style
 from figures.table import arms_of, select
 
 OUTCOMES = {
     "log train loss": "training loss,\ntimes the shallow one's",
     "test accuracy": "test accuracy,\nchange (points)",
-    "change last": "change by an inserted block\n(of its input's norm)",
+    "change last": "change by a block\n(of its input's norm)",
 }
 QUANTITIES = ("mean", "low", "high", "n", "margin", "seed")
-SPREAD = 0.6  # of the gap between two insertions, taken by the arms side by side
+SPREAD = 0.75  # of the gap between two insertions, taken by the arms side by side
 
 
 @style()
@@ -40,10 +40,12 @@ def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         if outcome == "change last":
             _first(axis, rows[rows["outcome"] == "change first"], arms, places)
         axis.set_ylabel(OUTCOMES[outcome])
-        axis.set_xticks(range(len(places)), [f"{kind}\n{depth}" for kind, depth in places])
+        axis.set_xticks(range(len(places)), [f"{depth}" for _, depth in places])
+        for kind in dict.fromkeys(kind for kind, _ in places):
+            _name(axis, kind, [place for place, (its_kind, _) in enumerate(places) if its_kind == kind])
         axis.set_xlim(-0.5, len(places) - 0.5)
         axis.grid(visible=False, axis="x")
-        axis.set_xlabel("inserted blocks, layers with them")
+        axis.set_xlabel("depth (layers)", labelpad=14)
     counts = sorted({int(n) for n in rows[rows["quantity"] == "n"]["value"]})
     bars = ", bars 95 % t intervals" if (rows["quantity"] == "low").any() else ", no intervals"
     hollow = handle(
@@ -53,9 +55,18 @@ def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         grid,
         [*arm_handles(arms, marker=True), hollow],
         title=f"large: mean of n = {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}{bars}; small: each seed"
-        "\nshaded: within the margin",
+        "\nidentity, random: how the inserted blocks began; shaded: within the margin",
     )
     return grid
+
+
+def _name(axis: Axes, kind: str, places: list[int]) -> None:
+    """Name a kind of inserted blocks below its depths."""
+    centre = sum(places) / len(places)
+    axis.annotate(
+        kind, (centre, 0), (0, -17), xycoords=axis.get_xaxis_transform(), textcoords="offset points", ha="center",
+        va="top", fontsize=SMALL,
+    )  # fmt: skip
 
 
 def _x(arms: list[str], arm: str, place: int) -> float:

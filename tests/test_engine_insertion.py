@@ -133,7 +133,10 @@ def test_changes_against_a_slow_twin(batches: Batches) -> None:
     model = network(14, RESIDUAL)
     settle_statistics(model, batches)
     images = some_images(batches, 64)
-    found = block_changes(model, images).set_index(["block", "quantity"])["value"]
+    before = [buffer.clone() for buffer in model.buffers()]
+    found = block_changes(model.train(), images).set_index(["block", "quantity"])["value"]
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before, strict=True))
+    model.eval()
     with torch.no_grad():
         x = model.stem(images)
         for name, block in model.named_modules():

@@ -74,8 +74,8 @@ def finish(
 def show_copying(console: Console, copying: pd.DataFrame, arms: Sequence[str]) -> None:
     """Of each arm and number of blocks: test error and what a block changes, first and last; the rate."""
     shown = Table(title="Copying the input: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "blocks", "error first", "error last", "a block changes, first", "last", "at", "n"):
-        shown.add_column(column)
+    for column in ("", "blocks", "error, first", "last", "a block changes, first", "last", "rate", "n"):
+        shown.add_column(column, no_wrap=True)
     last = copying["epoch"].max()
     for arm in arms:
         for depth in sorted(copying.loc[copying["arm"] == arm, "depth_total"].unique()):
@@ -85,7 +85,9 @@ def show_copying(console: Console, copying: pd.DataFrame, arms: Sequence[str]) -
             numbers = [
                 mean_sd(part.loc[part["epoch"] == at, "value"]) for part in (errors, changes) for at in (0, last)
             ]
-            shown.add_row(arm, f"{depth // 2}", *numbers, rows["effect"].iloc[0], str(rows["seed"].nunique()))
+            shown.add_row(
+                arm, f"{depth // 2}", *numbers, rows["effect"].iloc[0].split()[-1], str(rows["seed"].nunique())
+            )
     console.print(shown)
     console.print(
         "error: mean squared, relative to the target's variance, on test images; a block changes: ‖F(x)‖/‖x‖ where the "
@@ -99,18 +101,17 @@ def show_insertions(
     changes: dict[Insertion, tuple[Estimate, Estimate]],
 ) -> None:
     """Each deeper network against the shallow one, and what its inserted blocks change."""
-    shown = Table(
-        title="Insertion: change from the shallow network that went on, mean [95 % t interval], paired by seed",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("", "to depth", "blocks", *MARGINS, "n", "it", "a block changes, first", "last"):
-        shown.add_column(column)
-    for (arm, kind, depth), each in found.items():
-        numbers = [show_estimate(each.changes[outcome], digits=3) if each.changes else "-" for outcome in MARGINS]
-        both = changes.get((arm, kind, depth))
-        sizes = [show_estimate(of, digits=3, sign=False) for of in both] if both else ["-", "-"]
-        shown.add_row(arm, f"{depth}", kind, *numbers, str(each.pairs), WORDS[each.verdict], *sizes)
+    title = "Insertion: change from the shallow network that went on, mean [95 % t interval], paired by seed"
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("", *MARGINS, "n", "it", "a block changes"):
+        shown.add_column(column, no_wrap=True)
+    for arm in dict.fromkeys(arm for arm, _, _ in found):
+        shown.add_row(arm, style="bold")
+        for (_, kind, depth), each in ((key, each) for key, each in found.items() if key[0] == arm):
+            numbers = [show_estimate(each.changes[outcome]) if each.changes else "-" for outcome in MARGINS]
+            both = changes.get((arm, kind, depth))
+            sizes = f"{both[0].mean:.3f} to {both[1].mean:.3f}" if both else "-"
+            shown.add_row(f"{kind}, {depth}", *numbers, str(each.pairs), WORDS[each.verdict], sizes)
     console.print(shown)
     console.print(f"{DEFINITION}.\nIntervals are not corrected for their number\n")
 
@@ -137,17 +138,16 @@ def insertion_sentence(found: dict[Insertion, Comparison], changes: dict[Inserti
     """Which networks insertion harms, and whether what inserted blocks change in residual ones is near zero."""
     parts = []
     for arm in dict.fromkeys(arm for arm, _, _ in found):
-        verdicts = [
-            f"{WORDS[of.verdict]} with {kind} blocks at {depth}" for (a, kind, depth), of in found.items() if a == arm
-        ]
+        depths: dict[tuple[str, str], list[str]] = {}
+        for (_, kind, depth), of in ((key, of) for key, of in found.items() if key[0] == arm):
+            depths.setdefault((WORDS[of.verdict], kind), []).append(str(depth))
+        verdicts = [f"{word} with {kind} blocks at {' and '.join(at)}" for (word, kind), at in depths.items()]
         parts.append(f"{arm} {', '.join(verdicts)}")
     ends = [
         f"{judge(last, NEAR_ZERO, ('not near zero', 'near zero'))} with {kind} blocks at {depth} "
-        f"({show_estimate(first, sign=False)} to {show_estimate(last, sign=False)})"
+        f"({show_estimate(last, sign=False)} of their input's norm, {first.mean:.2f} at first)"
         for (arm, kind, depth), (first, last) in changes.items()
         if arm == "residual"
     ]
-    residuals = (
-        f"; residuals of inserted blocks end {', '.join(ends)} of their input's norm, near zero if below {NEAR_ZERO}"
-    )
-    return f"with inserted blocks a network, against its shallow one, {', '.join(parts)}" + residuals * bool(ends)
+    residuals = f"; residuals of inserted blocks end {', '.join(ends)}, near zero if below {NEAR_ZERO}"
+    return f"against the shallow network, by layers with inserted blocks, {', '.join(parts)}" + residuals * bool(ends)
