@@ -22,8 +22,8 @@ def alignment(
     """Of each residual block's parameters: cosine and norm ratio of a control's update, before the optimiser, with the
     true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value.
 
-    A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are. Coins
-    and noise are those of the first step.
+    A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
+    Coins and noise are those of the first step.
     """
     with torch.random.fork_rng():
         true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
@@ -53,9 +53,7 @@ def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradient
     return dict(zip(model.parameters(), found.values(), strict=True))
 
 
-def updates(
-    model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment
-) -> Gradients:
+def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment) -> Gradients:
     """What a control leaves in `.grad`, by the model's own parameters; zeros where it leaves nothing.
 
     The network has the control's random feedback already, if there is any: it is not drawn anew.

@@ -20,6 +20,7 @@ MARGIN = 0.02  # of test accuracy: a smaller difference is none
 NONE = Estimate((), math.nan, math.nan, math.nan)
 NOTHING = Recovery(math.nan, math.nan, math.nan, NONE, "no seed finished")
 Key = tuple[str, int, str]  # condition, depth, outcome
+Answer = Literal["yes", "no", "undecided"]
 Side = Literal["above", "below", "within", "undecided"]
 
 
@@ -95,6 +96,11 @@ def difference(cells: pd.DataFrame, depth: int, more: str, less: str, outcome: s
     if more == less or values.size == 0:
         return NONE
     return estimate(values[0] - values[1], reach=1)
+
+
+def exceeds(found: Estimate, margin: float = MARGIN) -> Answer:
+    """Whether the whole 95 % interval of a difference lies above the margin, or below it."""
+    return "yes" if found.low > margin else "no" if found.high < margin else "undecided"
 
 
 def side(found: Estimate, margin: float = MARGIN) -> Side:
