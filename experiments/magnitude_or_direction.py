@@ -121,9 +121,7 @@ def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
             found["minus stop-gradient"][condition.name] = stop[0].name
         if condition.optimiser == "sgd" and FROZEN in {c.name for c in conditions}:
             found["minus frozen"][condition.name] = FROZEN
-    return {
-        title: {more: less for more, less in pairs.items() if more != less} for title, pairs in found.items() if pairs
-    }
+    return {title: pairs for title, pairs in found.items() if pairs}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from figures.accuracy_by_depth import accuracy_by_depth
 from figures.conditions import conditions, recovery_scores
 from figures.degradation import degradation
 from figures.depth_centres import depth_centres
+from figures.dose_and_timing import dose_and_timing
 from figures.ensemble import ensemble
 from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
@@ -29,6 +30,7 @@ __all__ = [
     "conditions",
     "degradation",
     "depth_centres",
+    "dose_and_timing",
     "ensemble",
     "gradient_norms",
     "gradient_split",

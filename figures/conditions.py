@@ -57,17 +57,17 @@ def recovery_scores(table: pd.DataFrame, *, groups: Groups | None = None, axes: 
         at_depth = rows[rows["depth_total"] == depth]
         for shift, (outcome, fill) in zip((-0.17, 0.17), OUTCOMES.items(), strict=True):
             _scores(axis, at_depth[at_depth["outcome"] == outcome], places, shift, fill)
-        if not (at_depth["quantity"] == "R").any():
-            box = {"facecolor": "white", "edgecolor": "none"}
-            axis.text(0.5, 0.5, "no degradation\nto explain", transform=axis.transAxes, ha="center", bbox=box)
         for edge in (0, 1):
             axis.axvline(edge, color=GREY, linewidth=0.8, zorder=0.5)
         axis.set_xlim(-1.05, 2.05)
         axis.set_xlabel("R (0: plain, 1: residual)")
     counts = sorted({int(count) for count in rows[rows["quantity"] == "n"]["value"]} - {0})
     n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
-    fills = "filled: of the test error; hollow: of the log train loss"
-    finish(grid, _marks(arms_of(rows)), title=f"{fills}; bars: 95 % intervals over n = {n} seeds")
+    title = f"filled: of the test error; hollow: of the log train loss; bars: 95 % intervals over n = {n} seeds"
+    ends = rows[rows["quantity"].str.startswith("R")]["value"]
+    cut = ["cut at -1 and 2"] * (not ends.between(-1, 2).all())
+    notes = "; ".join(cut + ["no mark: no degradation to explain, or too few seeds"] * _lacking(rows))
+    finish(grid, _marks(arms_of(rows)), title=title + f"\n{notes}" * bool(notes))
     return grid
 
 
@@ -127,6 +127,12 @@ def _scores(axis: Axes, rows: pd.DataFrame, places: Mapping[str, float], shift: 
         axis.hlines(y, low, high, color=colour, linewidth=0.9)
         marker = {"marker": ARMS[arm].marker, "fillstyle": fill, "markersize": 3.5, "markeredgewidth": 0.8}
         axis.plot(np.clip(found["R"], -1, 2), y, color=colour, linestyle="", **marker)
+
+
+def _lacking(rows: pd.DataFrame) -> bool:
+    """Whether some condition has no R at some depth, of some outcome."""
+    keys = ["control", "depth_total", "outcome"]
+    return len(rows[rows["quantity"] == "R"]) < len(rows.drop_duplicates(keys))
 
 
 def _values(rows: pd.DataFrame) -> Iterator[tuple[str, str, "pd.Series[float]"]]:

@@ -69,7 +69,7 @@ def show_differences(
             table.add_row(name, *shown)
         table.add_section()
     console.print(table)
-    count = len(depths) * sum(map(len, minus.values()))
+    count = len(depths) * sum(more != other for less in minus.values() for more, other in less.items())
     console.print(
         f"mean [95 % t interval], (seeds' values) where there is none; not corrected for their number, {count}\n"
     )
@@ -106,7 +106,7 @@ def block_range(rows: pd.DataFrame) -> str:
 
 def show_recovery(found: Recovery) -> str:
     """`0.55 [0.40, 0.70]`, or why there is none."""
-    return found.note or f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return found.note.removesuffix(" to explain") or f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def show_difference(cells: pd.DataFrame, depth: int, more: str, less: str | None) -> str:
