@@ -3,8 +3,8 @@
 Trains residual networks whose shortcuts carry the value forward in full and the gradient back in part: with a weight
 between that of stop-gradient, 0, and that of residual, 1; all or nothing, by a coin for each block and step (h-detach:
 Arpit et al. 2018, arXiv 1810.03023), biased, or unbiased by what spared shortcuts pass more; nothing until an epoch, or
-from it on; nothing in one stage, or in every k-th block. Each condition is trained at its own best learning rate, chosen
-by validation on other seeds.
+from it on; nothing in one stage, or in every k-th block. Each condition is trained at its own best learning rate,
+chosen by validation on other seeds.
 
 Writes tables, figures and the search to OUT/dose_and_timing, cells to OUT/answer, and repeats none of them.
 """

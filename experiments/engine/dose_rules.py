@@ -49,7 +49,8 @@ def sentence(
     return (
         f"{title}, depth {depth}, n = {n}: {dose(found)}; {early_or_late(cells, timing, depth, epochs)}; "
         f"{biased_or_not(cells, found, coins, depth)}. Differences are of test accuracy, against {MARGIN}; "
-        f"intervals are not corrected for their number, {counted}. One data set, one budget, each condition's best learning rate."
+        f"intervals are not corrected for their number, {counted}. One data set, one budget, each "
+        "condition's best learning rate."
     )
 
 
