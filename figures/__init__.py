@@ -20,6 +20,7 @@ from figures.save import save
 from figures.short_path_changes import short_path_changes
 from figures.short_paths import short_paths
 from figures.style import ARMS, Look
+from figures.variants import variants
 
 __all__ = [
     "ARMS",
@@ -44,4 +45,5 @@ __all__ = [
     "save",
     "short_path_changes",
     "short_paths",
+    "variants",
 ]

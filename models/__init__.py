@@ -3,7 +3,7 @@
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet
 from models.feedback import random_feedback
-from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow
+from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, rescale
 from models.imagenet_resnet import imagenet_resnet
 from models.public_weights import rename_public_weights
 from models.residual_blocks import residual_blocks
@@ -24,6 +24,7 @@ __all__ = [
     "imagenet_resnet",
     "random_feedback",
     "rename_public_weights",
+    "rescale",
     "residual_blocks",
     "residual_mlp",
 ]

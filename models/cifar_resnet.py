@@ -1,30 +1,15 @@
 """The CIFAR ResNet of He et al. 2015 (arXiv 1512.03385, sec. 4.2), at any depth and with any flow."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
-from models.block import (
-    ExclusiveGateBlock,
-    ResidualBlock,
-    basic_branch,
-    bottleneck_branch,
-    preactivation_branch,
-    skipinit_branch,
-)
+from models.block import ResidualBlock
 from models.flow import RESIDUAL, Flow, one_a_block
-from models.shortcut import Projection, ShortcutGate, gate_of, shortcut
-
-BRANCHES = {  # its layers, its expansion
-    "basic": (basic_branch, 2, 1),
-    "bottleneck": (bottleneck_branch, 3, 4),
-    "preactivation": (preactivation_branch, 2, 1),
-    "skipinit": (skipinit_branch, 2, 1),
-}
-Block = Literal["basic", "bottleneck", "preactivation", "skipinit"]
-Variant = Literal["identity", "dropout", "shortcut-gate", "exclusive-gate"]
-VARIANTS = ("identity", "dropout", "shortcut-gate", "exclusive-gate")
+from models.kinds import KINDS, Block, Kind
+from models.shortcut import Projection, gate_of, shortcut
+from models.variants import VARIANTS, Parts, Variant
 
 
 class CifarResNet(nn.Module):
@@ -71,72 +56,63 @@ def cifar_resnet(
     under one random seed all flows begin with the same parameters. Convolutions begin with He et al.'s normal
     initialisation (2015, arXiv 1502.01852; fan-out), all other parameters with PyTorch's.
 
-    block: "preactivation" normalises before each convolution, and not after the sum (He et al. 2016, arXiv 1603.05027).
-    "skipinit" normalises nowhere (but in projections B and C), and multiplies each branch by a learned number that
-    begins at 0 (De and Smith 2020, arXiv 2002.10444): without the shortcut's value such a network begins, and stays, at
-    zero.
-    variant: what else is done to the shortcut, as in Table 1 there: dropout (half), shortcut-gate ((1 - g) x + F) or
-    exclusive-gate ((1 - g) x + g F); g is a 1x1 convolution's sigmoid, whose bias begins at gate_bias. Its constant
-    scaling is `Flow(shortcut=0.5)`, its 1x1 convolutions are projection="C".
+    block: "preactivation" normalises before each convolution, and not after the sum (He et al. 2016, arXiv 1603.05027);
+    "norm-after-sum" behind the sum, and not at the branch's end (there, "BN after addition"). "dirac" convolves by the
+    identity and a small change (Zagoruyko and Komodakis 2017, arXiv 1706.00388). Two kinds normalise nowhere (but in
+    projections B and C) and begin as their shortcuts: "skipinit" multiplies each branch by a learned number, first 0
+    (De and Smith 2020, arXiv 2002.10444); "fixup" begins with zeros in each branch's last convolution and in the
+    classifier (Zhang et al. 2019, arXiv 1901.09321). Without the shortcut's value these two begin, and stay, at zero.
+    variant: what else is done to the shortcut, as in Table 1 of He et al. 2016: dropout (half), shortcut-gate
+    ((1 - g) x + F) or exclusive-gate ((1 - g) x + g F); g is a 1x1 convolution's sigmoid, whose bias begins at
+    gate_bias. Its constant scaling is `Flow(shortcut=0.5)`, its 1x1 convolutions are projection="C". Or to the branch:
+    stochastic-depth keeps that of block l of L with probability 1 - l / 2L in training (Huang et al. 2016, arXiv
+    1603.09382).
 
     Raises ValueError for a depth that does not fit, a width that option A cannot pad, an unknown option, or a wrong
     number of flows.
     """
-    for name, given, options in (("block", block, tuple(BRANCHES)), ("variant", variant, VARIANTS)):
+    for name, given, options in (("block", block, tuple(KINDS)), ("variant", variant, tuple(VARIANTS))):
         if given not in options:
             raise ValueError(f"unknown {name} {given!r}: choose {', '.join(options[:-1])} or {options[-1]}")
-    branch, layers, expansion = BRANCHES[block]
-    n, rest = divmod(depth - 2, 3 * layers)
-    if n < 1 or rest:
-        near = [3 * layers * k + 2 for k in (max(1, n), max(1, n) + 1)]
-        raise ValueError(
-            f"depth {depth} is not {3 * layers}n + 2, as {block} blocks need: the nearest are {near[0]} and {near[1]}"
-        )
+    kind = KINDS[block]
+    n = blocks_a_stage(depth, kind, block)
     flows = one_a_block(flow, 3 * n)
-
-    before_activation = block == "preactivation"
-    stem: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
-    if not before_activation:
-        stem += [nn.ReLU()] if block == "skipinit" else [nn.BatchNorm2d(width), nn.ReLU()]
-    stages, channels = [], width
-    for stage in range(3):
-        blocks = []
-        for index in range(n):
-            out, stride = width * 2**stage * expansion, 2 if stage and not index else 1
-            activation = nn.Identity() if before_activation else nn.ReLU()
-            connected = connect(
-                branch(channels, out, stride),
-                shortcut(channels, out, stride=stride, projection=projection),
-                variant=variant,
-                gate=lambda size=(channels, out), stride=stride: gate_of(*size, stride=stride, bias=gate_bias),
-                activation=activation,
-                flow=flows[stage * n + index],
-            )
-            blocks.append(connected)
-            channels = out
-        stages.append(nn.Sequential(*blocks))
-    after: list[nn.Module] = [nn.BatchNorm2d(channels), nn.ReLU()] if before_activation else []
-    model = CifarResNet(nn.Sequential(*stem), stages, nn.Sequential(*after), nn.Linear(channels, num_classes))
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), *kind.after_stem(width))
+    channels, blocks = width, []
+    for index, each in enumerate(flows):
+        stage, within = divmod(index, n)
+        size = {"in_channels": channels, "out_channels": width * 2**stage * kind.expansion}
+        size["stride"] = 2 if stage and not within else 1
+        channels = size["out_channels"]
+        parts = Parts(
+            kind.branch(**size),
+            shortcut(**size, projection=projection),
+            gate=partial(gate_of, **size, bias=gate_bias),
+            survival=1 - (index + 1) / (2 * len(flows)),
+        )
+        blocks.append(VARIANTS[variant](parts, activation=kind.after_sum(channels), flow=each))
+    after, classifier = nn.Sequential(*kind.after_blocks(channels)), nn.Linear(channels, num_classes)
+    stages = [nn.Sequential(*blocks[stage * n : (stage + 1) * n]) for stage in range(3)]
+    model = CifarResNet(stem, stages, after, classifier)
+    first_weights(model, kind)
     return model
 
 
-def connect(
-    branch: nn.Module,
-    shortcut: nn.Module,
-    *,
-    variant: Variant,
-    gate: Callable[[], nn.Module],
-    activation: nn.Module,
-    flow: Flow,
-) -> ResidualBlock:
-    """A block of that branch and that shortcut, with the variant's gate or dropout on them."""
-    if variant == "exclusive-gate":
-        return ExclusiveGateBlock(branch, gate(), shortcut=shortcut, activation=activation, flow=flow)
-    if variant == "shortcut-gate":
-        shortcut = ShortcutGate(shortcut, gate())
-    if variant == "dropout":
-        shortcut = nn.Sequential(shortcut, nn.Dropout(0.5))
-    return ResidualBlock(branch, shortcut=shortcut, activation=activation, flow=flow)
+def blocks_a_stage(depth: int, kind: Kind, name: str) -> int:
+    """The n of a depth 6n + 2 or 9n + 2; ValueError where there is none."""
+    n, rest = divmod(depth - 2, 3 * kind.layers)
+    if n >= 1 and not rest:
+        return n
+    each, (first, second) = 3 * kind.layers, (max(1, n), max(1, n) + 1)
+    raise ValueError(
+        f"depth {depth} is not {each}n + 2, as {name} blocks need: the nearest are {each * first + 2} and "
+        f"{each * second + 2}"
+    )
+
+
+def first_weights(model: CifarResNet, kind: Kind) -> None:
+    """Convolutions begin as He et al.'s do; then what the kind has to say."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    kind.first_weights(model.blocks, model.classifier)

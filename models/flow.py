@@ -59,6 +59,16 @@ def one_a_block(flow: Flow | Sequence[Flow], blocks: int) -> list[Flow]:
     return flows
 
 
+def rescale(flow: Flow, *, shortcut: float = 1.0, branch: float = 1.0) -> Flow:
+    """The flow of a sum whose addends are multiplied by these numbers, forwards and backwards: a cut stays a cut."""
+    return Flow(
+        shortcut=shortcut * flow.shortcut,
+        branch=branch * flow.branch,
+        shortcut_gradient=shortcut * flow.shortcut_gradient,
+        branch_gradient=branch * flow.branch_gradient,
+    )
+
+
 def addend(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[], float]) -> Tensor:
     """`value * function(x)`; a gradient g at it reaches x as `gradient() * J^T g`, parameters as `value * J^T g`.
 

@@ -130,7 +130,7 @@ def test_repr_shows_each_block_s_flow() -> None:
         ({"depth": 21}, "depth 21 is not 6n + 2, .*basic blocks.* nearest are 20 and 26"),
         ({"depth": 2}, "depth 2 is not 6n + 2, .*basic blocks.* nearest .*8"),
         ({"depth": 30, "block": "bottleneck"}, "depth 30 is not 9n + 2, .*bottleneck blocks.* nearest are 29 and 38"),
-        ({"depth": 20, "block": "wide"}, "unknown block 'wide': choose basic, bottleneck, preactivation or skipinit"),
+        ({"depth": 20, "block": "wide"}, "unknown block 'wide': choose basic, bottleneck, .* or dirac"),
         ({"depth": 20, "projection": "D"}, "unknown projection 'D': choose A .zero-padding., B or C"),
         ({"depth": 20, "flow": [RESIDUAL] * 4}, "got 4 flows for 9 blocks: give one Flow for all, or one for each"),
         ({"depth": 8, "width": 5}, "projection A pads channels equally on both sides, which 5 -> 10 does not allow"),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine.networks import NETWORKS
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -31,3 +33,9 @@ def test_links_and_pictures_exist() -> None:
 
 def test_skip_connection_is_named_once_for_searchers() -> None:
     assert len(re.findall(r"skip connection", TEXT, re.IGNORECASE)) == 1
+
+
+def test_the_list_of_networks_is_complete() -> None:
+    (rows,) = re.findall(r"\| name \| what it is \| source \|\n\| --- .*\n((?:\|.*\n)+)", TEXT)
+    names = [name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(names) == sorted(NETWORKS)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
+from math import prod, sqrt
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import RESIDUAL, Flow, cifar_resnet, imagenet_resnet, residual_mlp
+from models import RESIDUAL, Flow, cifar_resnet, imagenet_resnet, rescale, residual_blocks, residual_mlp
 
 Shape = tuple[int, int, int]  # of an image: channels, height, width
 
@@ -16,6 +16,15 @@ Shape = tuple[int, int, int]  # of an image: channels, height, width
 def cifar(depth: int, *, shape: Shape, **options: Any) -> nn.Module:
     """A CIFAR ResNet of some block, projection and variant."""
     return cifar_resnet(depth, in_channels=shape[0], **options)
+
+
+def rescaled(depth: int, *, flow: Flow, factors: Callable[[int], dict[str, float]], **options: Any) -> nn.Module:
+    """A CIFAR ResNet whose shortcuts and branches are multiplied by the factors that belong to its number of blocks."""
+    model = cifar(depth, **options)
+    blocks = residual_blocks(model)
+    for block in blocks:
+        block.flow = rescale(flow, **factors(len(blocks)))
+    return model
 
 
 def imagenet(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Module:
@@ -34,12 +43,20 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet": cifar,
     "bottleneck": partial(cifar, block="bottleneck"),
     "preactivation": partial(cifar, block="preactivation"),
-    "skipinit": partial(cifar, block="skipinit"),
     "projection-b": partial(cifar, projection="B"),
     "projection-c": partial(cifar, projection="C"),
+    "halved-shortcut": partial(rescaled, factors=lambda blocks: {"shortcut": 0.5}),
+    "halved-sum": partial(rescaled, factors=lambda blocks: {"shortcut": 0.5, "branch": 0.5}),
     "dropout-shortcut": partial(cifar, variant="dropout"),
     "shortcut-gate": partial(cifar, variant="shortcut-gate"),
     "exclusive-gate": partial(cifar, variant="exclusive-gate"),
+    "norm-after-sum": partial(cifar, block="norm-after-sum"),
+    "rescaled-sum": partial(rescaled, factors=lambda blocks: {"shortcut": sqrt(0.5), "branch": sqrt(0.5)}),
+    "depth-scaled": partial(rescaled, factors=lambda blocks: {"branch": 1 / sqrt(blocks)}),
+    "skipinit": partial(cifar, block="skipinit"),
+    "fixup": partial(cifar, block="fixup"),
+    "dirac": partial(cifar, block="dirac"),
+    "stochastic-depth": partial(cifar, variant="stochastic-depth"),
     "mlp": mlp,
     "imagenet": imagenet,
 }
@@ -54,3 +71,19 @@ def outline(name: str, depth: int, *, width: int) -> nn.Module:
     """A network's modules without memory for their weights; raises ValueError as `make` does."""
     with torch.device("meta"):
         return make(name, depth, flow=RESIDUAL, width=width, shape=(3, 32, 32), num_classes=10)
+
+
+def nearest_depth(name: str, depth: int, *, width: int) -> int:
+    """The depth nearest to this one that the network can have, of two the smaller; the depth itself where there is none
+    within 200 layers, for `make` to say why."""
+    near = sorted(range(depth - 200, depth + 200), key=lambda other: (abs(other - depth), other))
+    return next((other for other in near if can_have(name, other, width=width)), depth)
+
+
+def can_have(name: str, depth: int, *, width: int) -> bool:
+    """Whether the network can have that depth, at that width."""
+    try:
+        outline(name, depth, width=width)
+    except ValueError:
+        return False
+    return True

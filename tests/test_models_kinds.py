@@ -1,0 +1,182 @@
+"""Kinds of block, variants and rescaled sums on paper: sizes, first weights, what is normalised and what is dropped."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from experiments.engine.networks import make
+from models import ARMS, PLAIN, CifarResNet, Flow, cifar_resnet, rescale, residual_blocks
+from models.dirac import DiracConv2d
+from tests.networks import FLOAT64, images
+
+
+def network(depth: int = 8, **options: Any) -> CifarResNet:
+    torch.manual_seed(0)
+    return cifar_resnet(depth, width=4, **options).double()
+
+
+def stream() -> Tensor:
+    """An input of a first block, not negative: ReLU leaves it as it is."""
+    return torch.rand(2, 4, 6, 6, dtype=FLOAT64)
+
+
+NORMS = 32 + 3 * 2 * (32 + 64 + 128)  # parameters of ResNet-20's BatchNorms: the stem's, and two a block
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "parameters"),
+    [
+        (110, {"block": "preactivation"}, 1_727_962),  # He et al. 2016: 1.7 M
+        (110, {"block": "norm-after-sum"}, 1_727_962),
+        (110, {"variant": "stochastic-depth"}, 1_727_962),  # Huang et al. 2016: as ResNet-110
+        (164, {"block": "bottleneck"}, 1_661_274),  # He et al. 2016: 1.7 M
+        (20, {"block": "fixup"}, 269_722 - NORMS + 9 * 5 + 2),  # 4 biases and a factor a block; two biases around
+        (20, {"block": "dirac"}, 269_722 + 3 * 2 * 2 * (16 + 32 + 64)),  # alpha and beta of each filter
+    ],
+)
+def test_sizes(depth: int, options: Any, parameters: int) -> None:
+    assert sum(p.numel() for p in cifar_resnet(depth, **options).parameters()) == parameters
+
+
+def test_preactivation_has_nothing_behind_the_sum() -> None:
+    model = network(block="preactivation")
+    assert all(isinstance(block.activation, nn.Identity) for block in model.blocks)
+    assert [type(module) for module in model.pool][:2] == [nn.BatchNorm2d, nn.ReLU]
+    assert len(model.stem) == 1  # type: ignore[arg-type]
+
+
+def test_skipinit_begins_as_its_shortcuts_and_learns_from_the_gate_on() -> None:
+    """At alpha = 0 a branch adds nothing, and its convolutions get zeros: only alpha moves in the first step."""
+    model, x = network(block="skipinit"), stream()
+    block = model.blocks[0]
+    assert torch.equal(block(x), x)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    nn.functional.cross_entropy(model(images()), torch.arange(4)).backward()
+    gradients = {name: parameter.grad for name, parameter in block.branch.named_parameters()}
+    alpha = gradients.pop("scale.alpha")
+    assert alpha is not None
+    assert alpha.item() != 0
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_fixup_begins_as_its_shortcuts_with_scaled_convolutions(depth: int) -> None:
+    """L = 3 or 9 branches of m = 2 convolutions: the first has L^(-1 / (2m - 2)) = L^(-1/2) of He et al.'s weights,
+    which are those of the basic blocks under the same seed; the last has zeros."""
+    model, basic, x = network(depth, block="fixup"), network(depth), stream()
+    assert torch.equal(model.blocks[0](x), x)
+    for block, twin in zip(model.blocks, basic.blocks, strict=True):
+        given = torch.rand(2, block.branch.conv1.in_channels, 6, 6, dtype=FLOAT64)
+        assert not block.branch(given).any()
+        wanted = twin.branch.conv1.weight / math.sqrt(len(model.blocks))
+        torch.testing.assert_close(block.branch.conv1.weight, wanted, rtol=1e-6, atol=0)  # made in float32
+    assert torch.equal(model.stem[0].weight, basic.stem[0].weight)  # type: ignore[index]
+    assert not model(images()).any()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_fixup_s_numbers_stand_where_the_paper_has_them() -> None:
+    """scale * conv2(relu(conv1(x + b1) + b2) + b3) + b4, in plain functions."""
+    branch, x = network(block="fixup").blocks[0].branch, stream()
+    with torch.no_grad():
+        for value, parameter in enumerate(branch.parameters(), 1):
+            parameter.copy_(value / 10 * torch.randn_like(parameter))
+    b1, w1, b2, b3, w2, scale, b4 = branch.parameters()
+    inner = torch.conv2d(x + b1, w1, padding=1) + b2
+    wanted = scale * torch.conv2d(inner.clamp(min=0) + b3, w2, padding=1) + b4
+    torch.testing.assert_close(branch(x), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels_in", "channels_out", "stride"), [(4, 4, 1), (4, 8, 2), (4, 4, 2)])
+def test_a_dirac_convolution_without_w_is_the_identity(channels_in: int, channels_out: int, stride: int) -> None:
+    layer, x = DiracConv2d(channels_in, channels_out, stride=stride).double(), stream()
+    nn.init.zeros_(layer.weight)
+    y = layer(x)
+    assert torch.equal(y[:, :channels_in], x[:, :, ::stride, ::stride])
+    assert not y[:, channels_in:].any()
+
+
+def test_a_dirac_convolution_s_filters_on_paper() -> None:
+    """Each filter of W has norm 1 whatever its size: the filter is alpha at the centre of its own channel, and beta at
+    a W that has one entry, 7."""
+    layer = DiracConv2d(2, 2).double()
+    with torch.no_grad():
+        layer.weight.zero_()[:, 0, 0, 0] = 7
+        layer.alpha.copy_(torch.tensor([2.0, 3.0]))
+        layer.beta.copy_(torch.tensor([0.5, -0.25]))
+    wanted = torch.zeros(2, 2, 3, 3, dtype=FLOAT64)
+    wanted[0, 0, 1, 1], wanted[1, 1, 1, 1] = 2, 3
+    wanted[0, 0, 0, 0], wanted[1, 0, 0, 0] = 0.5, -0.25
+    torch.testing.assert_close(layer.filters, wanted, rtol=0, atol=1e-15)
+    layer(torch.randn(1, 2, 5, 5, dtype=FLOAT64)).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in layer.parameters())
+
+
+def test_norm_after_sum_normalises_the_sum_and_its_plain_network_is_resnet_s() -> None:
+    model = network(block="norm-after-sum")
+    block, x = model.blocks[1], torch.randn(4, 4, 6, 6, dtype=FLOAT64) * 5 + 3
+    sums: list[Tensor] = []
+    block.activation[0].register_forward_hook(lambda module, args, out: sums.append(out))  # type: ignore[index]
+    y = block(x)
+    (normalised,) = sums
+    total = block.shortcut(x) + block.branch(x)
+    centred = total - total.mean((0, 2, 3), keepdim=True)
+    wanted = centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(normalised, wanted, rtol=1e-9, atol=1e-9)
+    assert torch.equal(y, normalised.clamp(min=0))
+    pictures = images()
+    assert torch.equal(network(block="norm-after-sum", flow=PLAIN)(pictures), network(flow=PLAIN)(pictures))
+
+
+def test_a_dropped_branch_is_whole_on_average() -> None:
+    """Both draws of each block, weighted by their probabilities, give the branch; its survival is 1 - l / 2L."""
+    model, survival = network(20, variant="stochastic-depth"), []
+    for block in model.blocks:
+        x = torch.randn(2, block.branch.conv1.in_channels, 6, 6, dtype=FLOAT64)
+        drop: StochasticDepth = block.branch.survival
+        draws = {bool(y.any()): y for y in (block.branch(x) for _ in range(200))}
+        whole = nn.Sequential(*list(block.branch)[:-1])(x)  # in train mode: BatchNorm as in the draws
+        survival.append(1 - drop.p)
+        expected = survival[-1] * draws[True] + (1 - survival[-1]) * draws[False]
+        torch.testing.assert_close(expected, whole, rtol=1e-14, atol=1e-14)
+        block.eval()
+        assert torch.equal(block.branch(x), nn.Sequential(*list(block.branch)[:-1])(x))
+    assert survival == pytest.approx([1 - block / 18 for block in range(1, 10)])
+
+
+def test_a_rescaled_flow_keeps_its_cuts() -> None:
+    flow = Flow(shortcut=0.0, branch=3.0, shortcut_gradient=1.0, branch_gradient=0.0)
+    assert rescale(flow, shortcut=0.5, branch=2.0) == Flow(0.0, 6.0, 0.5, 0.0)
+    assert rescale(flow) == flow
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcut", "branch"),
+    [
+        ("halved-shortcut", 1 / 2, 1),
+        ("halved-sum", 1 / 2, 1 / 2),
+        ("rescaled-sum", 1 / math.sqrt(2), 1 / math.sqrt(2)),
+        ("depth-scaled", 1, 1 / 3),  # of 9 blocks
+    ],
+)
+def test_rescaled_networks_on_paper(name: str, shortcut: float, branch: float) -> None:
+    def made(arm: str) -> nn.Module:
+        torch.manual_seed(0)
+        return make(name, 20, flow=ARMS[arm], width=4, shape=(3, 8, 8), num_classes=10).double()
+
+    block, x = residual_blocks(made("residual"))[1].eval(), stream()
+    wanted = (shortcut * x + branch * block.branch(x)).clamp(min=0)
+    torch.testing.assert_close(block(x), wanted, rtol=1e-14, atol=1e-14)
+    for arm, flow in ARMS.items():
+        got = residual_blocks(made(arm))[8].flow
+        wanted_flow = (
+            shortcut * flow.shortcut,
+            branch * flow.branch,
+            shortcut * flow.shortcut_gradient,
+            branch * flow.branch_gradient,
+        )
+        assert (got.shortcut, got.branch, got.shortcut_gradient, got.branch_gradient) == pytest.approx(wanted_flow)
