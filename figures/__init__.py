@@ -1,6 +1,7 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
 from figures.accuracy_by_depth import accuracy_by_depth
+from figures.conditions import conditions, recovery_scores
 from figures.degradation import degradation
 from figures.depth_centres import depth_centres
 from figures.ensemble import ensemble
@@ -26,6 +27,7 @@ __all__ = [
     "ARMS",
     "Look",
     "accuracy_by_depth",
+    "conditions",
     "degradation",
     "depth_centres",
     "ensemble",
@@ -39,6 +41,7 @@ __all__ = [
     "lesions_by_count",
     "path_lengths",
     "profiles",
+    "recovery_scores",
     "residual_magnitudes",
     "saliency_maps",
     "sampled_paths",

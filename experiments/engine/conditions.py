@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.engine.alignment import measure_alignment
 from experiments.engine.cells import Measure, train_cell
 from experiments.engine.command import BadInput
 from experiments.engine.controls import NO_CONTROL, Control
@@ -126,10 +127,13 @@ class Bench:
 def run_condition(
     cell: Cell, *, dataset: Dataset, training: Training, controls: dict[str, Control], **options: Measure
 ) -> Outcome:
-    """Train one cell as its settings say."""
+    """Train one cell as its settings say, and measure how its updates lie to the true gradient: always, since a cell
+    that the store has is not measured again."""
     keys = ("optimiser", "learning_rate", "epochs")
     own = replace(training, **{key: cell.settings[key] for key in keys})  # type: ignore[arg-type]
-    return train_cell(cell, dataset, own, control=controls[str(cell.labels["control"])], **options)  # type: ignore[arg-type]
+    control = controls[str(cell.labels["control"])]
+    measured = {"measure": partial(measure_alignment, control=control, seed=cell.seed)} | options
+    return train_cell(cell, dataset, own, control=control, **measured)  # type: ignore[arg-type]
 
 
 def rate_of(level: int) -> float:

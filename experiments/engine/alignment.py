@@ -1,0 +1,83 @@
+"""Does an update point where the true gradient does, and how long is it beside it? Block by block."""
+
+import copy
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.engine.block_gradients import Gradients, block_names, flat, gradients, groups, set_flows, true_flow
+from experiments.engine.cells import Tables, probing
+from experiments.engine.controls import Control, Moment
+from experiments.engine.data import Batches
+from models import residual_blocks
+from models.feedback import FeedbackConv2d
+from probes.tables import table
+
+
+def alignment(
+    model: nn.Module, control: Control, images: Tensor, labels: Tensor, *, seed: int, moment: Moment
+) -> pd.DataFrame:
+    """Of each residual block's parameters: cosine and norm ratio of a control's update, before the optimiser, with the
+    true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value.
+
+    A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
+    Coins and noise are those of the first step.
+    """
+    with torch.random.fork_rng():
+        true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
+    rows = []
+    by_name, names = groups(model), block_names(model)
+    for depth, name in enumerate(names):
+        for quantity, value in compare(flat(by_name[name], true), flat(by_name[name], made)).items():
+            rows.append({"block": name, "depth": depth, "quantity": quantity, "value": value})
+    return table(rows)
+
+
+def compare(true: Tensor, made: Tensor) -> dict[str, float]:
+    """Cosine and norm ratio of two vectors of float64."""
+    norms = true.norm(), made.norm()
+    cosine = (made / norms[1]) @ (true / norms[0])
+    return {"cosine": cosine.item(), "norm ratio": (norms[1] / norms[0]).item() if norms[0] > 0 else float("nan")}
+
+
+def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
+    """The gradient of what the network computes, by the model's own parameters, whatever its flows and feedback are."""
+    twin = copy.deepcopy(model)
+    set_flows(twin, [true_flow(block.flow) for block in residual_blocks(twin)])
+    for module in twin.modules():
+        if isinstance(module, FeedbackConv2d):
+            module.feedback = module.weight.detach()
+    found = gradients(loss_of(twin, images, labels), list(twin.parameters()), retain_graph=False)
+    return dict(zip(model.parameters(), found.values(), strict=True))
+
+
+def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment) -> Gradients:
+    """What a control leaves in `.grad`, by the model's own parameters; zeros where it leaves nothing.
+
+    The network has the control's random feedback already, if there is any: it is not drawn anew.
+    """
+    twin = copy.deepcopy(model)
+    twin.zero_grad()
+    control.without_feedback().prepare(twin, seed=seed)(twin, loss_of(twin, images, labels), moment)
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in twin.parameters()]
+    return dict(zip(model.parameters(), found, strict=True))
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, with the same draws (of dropout, say) in every call."""
+    torch.manual_seed(0)
+    return F.cross_entropy(model(images), labels)
+
+
+def measure_alignment(
+    model: nn.Module, batches: Batches, epoch: int, last: bool, *, control: Control, seed: int
+) -> Tables:
+    """`alignment` before the first step and in the end, on one fixed batch, in train mode; in the end, under the last
+    epoch's control."""
+    if epoch and not last:
+        return {}
+    copied, images, labels = probing(model, batches)
+    moment = Moment(step=0, epoch=max(epoch - 1, 0))
+    return {"alignment": alignment(copied, control, images, labels, seed=seed, moment=moment)}
