@@ -1,6 +1,7 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
 from figures.accuracy_by_depth import accuracy_by_depth
+from figures.alignment import alignment, alignment_over_epochs
 from figures.conditions import conditions, recovery_scores
 from figures.degradation import degradation
 from figures.depth_centres import depth_centres
@@ -27,6 +28,8 @@ __all__ = [
     "ARMS",
     "Look",
     "accuracy_by_depth",
+    "alignment",
+    "alignment_over_epochs",
     "conditions",
     "degradation",
     "depth_centres",

@@ -15,23 +15,30 @@ from models import residual_blocks
 from models.feedback import FeedbackConv2d
 from probes.tables import table
 
+NETWORK = "network"  # the block that is all of it
+
 
 def alignment(
     model: nn.Module, control: Control, images: Tensor, labels: Tensor, *, seed: int, moment: Moment
 ) -> pd.DataFrame:
     """Of each residual block's parameters: cosine and norm ratio of a control's update, before the optimiser, with the
-    true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value.
+    true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
+    of all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
 
     A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
     Coins and noise are those of the first step.
     """
     with torch.random.fork_rng():
         true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
-    rows = []
-    by_name, names = groups(model), block_names(model)
-    for depth, name in enumerate(names):
-        for quantity, value in compare(flat(by_name[name], true), flat(by_name[name], made)).items():
-            rows.append({"block": name, "depth": depth, "quantity": quantity, "value": value})
+    by_name, whole = groups(model), list(model.parameters())
+    parts = [({"block": name, "depth": depth}, by_name[name]) for depth, name in enumerate(block_names(model))]
+    parts.append(({"block": NETWORK, "depth": None}, whole))
+    rows = [
+        {**about, "quantity": quantity, "value": value}
+        for about, group in parts
+        for quantity, value in compare(flat(group, true), flat(group, made)).items()
+    ]
+    rows.append({"block": NETWORK, "quantity": "true norm", "value": flat(whole, true).norm().item()})
     return table(rows)
 
 
@@ -72,11 +79,11 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure_alignment(
-    model: nn.Module, batches: Batches, epoch: int, last: bool, *, control: Control, seed: int
+    model: nn.Module, batches: Batches, epoch: int, last: bool, *, control: Control, seed: int, throughout: bool = False
 ) -> Tables:
-    """`alignment` before the first step and in the end, on one fixed batch, in train mode; in the end, under the last
-    epoch's control."""
-    if epoch and not last:
+    """`alignment` before the first step and in the end (throughout: after every epoch), on one fixed batch, in train
+    mode, under the control of the epoch that has ended."""
+    if epoch and not last and not throughout:
         return {}
     copied, images, labels = probing(model, batches)
     moment = Moment(step=0, epoch=max(epoch - 1, 0))

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiments.engine.alignment import measure_alignment
-from experiments.engine.cells import Measure, train_cell
+from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput
 from experiments.engine.controls import NO_CONTROL, Control
 from experiments.engine.data import Dataset
@@ -80,7 +81,7 @@ class Bench:
         return Cell(FAMILY, condition.arm, depth, seed, recipe, settings.about(self.dataset), labels)
 
     def run(
-        self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path, **options: Measure
+        self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path, **options: Any
     ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
         """Train what the store lacks; all tables, which also go to `folder`, and the cells that diverged."""
         run = partial(
@@ -125,15 +126,19 @@ class Bench:
 
 
 def run_condition(
-    cell: Cell, *, dataset: Dataset, training: Training, controls: dict[str, Control], **options: Measure
+    cell: Cell, *, dataset: Dataset, training: Training, controls: dict[str, Control], **options: Any
 ) -> Outcome:
     """Train one cell as its settings say, and measure how its updates lie to the true gradient: always, since a cell
     that the store has is not measured again."""
-    keys = ("optimiser", "learning_rate", "epochs")
-    own = replace(training, **{key: cell.settings[key] for key in keys})  # type: ignore[arg-type]
     control = controls[str(cell.labels["control"])]
     measured = {"measure": partial(measure_alignment, control=control, seed=cell.seed)} | options
-    return train_cell(cell, dataset, own, control=control, **measured)  # type: ignore[arg-type]
+    return train_cell(cell, dataset, training_of(cell, training), control=control, **measured)
+
+
+def training_of(cell: Cell, training: Training) -> Training:
+    """The training, as the cell's settings have it."""
+    keys = ("optimiser", "learning_rate", "epochs")
+    return replace(training, **{key: cell.settings[key] for key in keys})  # type: ignore[arg-type]
 
 
 def rate_of(level: int) -> float:
