@@ -22,7 +22,7 @@ from experiments.engine.command import check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
 from experiments.engine.ending import clear_figures, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference
+from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference, measured
 from experiments.engine.network_ending import sentence, show_against_paper, show_differences, show_errors
 from experiments.engine.networks import NETWORKS, nearest_depth
 from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
@@ -109,13 +109,6 @@ def finish(
     show_against_paper(console, against)
     show_files(console, folder)
     console.print(sentence(found, against, dataset.title))
-
-
-def measured(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The final test error (0..1) and training loss of every cell."""
-    test = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
-    train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
-    return pd.concat([test.assign(quantity="error", value=1 - test["value"]), train], ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     grid[0, 0].set_yticks(range(len(networks)), row_labels(rows, networks))
     usual = f"depth {usual_depth(rows)}, or as in brackets; "
     zeros = "; at the left edge: 0" if (rows["value"] == 0).any() else ""
+    lacking = rows.groupby("network")["arm"].nunique().min() < len(arms)
+    zeros += "; no mark: not trained, or diverged" * bool(lacking)
     finish(grid, arm_handles(arms, marker=True), title=usual + points_title(rows, mean="bar: mean") + zeros)
     return grid
 

@@ -12,11 +12,18 @@ from torchvision.ops import StochasticDepth
 
 import figures
 from experiments.engine.data import Batches, Data, load
-from experiments.engine.network_effects import MARGIN, between_arms, effect_table, final_errors, from_reference, verdict
+from experiments.engine.network_effects import (
+    MARGIN,
+    between_arms,
+    effect_table,
+    final_errors,
+    from_reference,
+    measured,
+    verdict,
+)
 from experiments.engine.network_ending import sentence
 from experiments.engine.networks import NETWORKS, make, nearest_depth
 from experiments.engine.training import Training, settle_statistics, train
-from experiments.variants import measured
 from models import ARMS
 from tests.test_experiments import print_of, run
 from tests.test_figures import number, pick

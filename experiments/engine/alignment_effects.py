@@ -105,7 +105,8 @@ def sentence(found: Effects, arms: Sequence[str], depth: int, title: str) -> str
     return (
         f"{title}, depth {depth}. {' '.join(of_arm(found, arm, depth) for arm in arms)} The whole 95 % interval "
         f"counts: of a change of the cosine against {TURN}, of a share of steps against {OFTEN}, of a train loss "
-        f"against twice as much; not corrected for their number, {4 * len(arms)}. One data set, one budget, each arm's best rate."
+        f"against twice as much; not corrected for their number, {4 * len(arms)}. One data set, one budget, each "
+        "arm's best rate."
     )
 
 
