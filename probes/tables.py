@@ -6,8 +6,8 @@ import pandas as pd
 
 COLUMNS = (
     "experiment", "network", "arm", "control", "learning_rate", "budget", "depth_total", "seed", "step", "epoch",
-    "split", "outcome", "effect", "lesion", "statistics", "count", "draw", "block", "depth", "path_length", "quantity",
-    "value",
+    "split", "outcome", "target", "effect", "lesion", "statistics", "count", "draw", "block", "depth", "path_length",
+    "quantity", "value",
 )  # fmt: skip
 
 

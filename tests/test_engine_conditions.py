@@ -85,6 +85,26 @@ def test_conditions_train_at_their_own_rate_budget_and_control(tmp_path: Path) -
     assert found["accuracy"].between(0, 1).all()
 
 
+def test_cells_have_the_rate_of_their_condition_and_depth(tmp_path: Path) -> None:
+    here = bench(tmp_path)
+    rates = {("residual", 8): 0.1, ("coin", 8): 0.2, ("residual", 14): 0.3, ("coin", 14): 0.4}
+    made = here.cells([RESIDUAL, COIN], [8, 14], [0, 7], rates, budget=3)
+    one_by_one = [
+        here.cell(c, depth, seed, rates[c.name, depth], 3)
+        for depth in (8, 14)
+        for c in (RESIDUAL, COIN)
+        for seed in (0, 7)
+    ]
+    assert made == one_by_one
+    assert made[2].labels["budget"] == 3
+    assert here.cells([COIN], [14], [0], rates)[0].settings["epochs"] == 1
+
+
+def test_a_tuning_seed_that_no_generator_takes(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--tuning-seeds -1: give numbers from 0 to 4294967295"):
+        bench(tmp_path, tuning_seeds=(-1,)).settings.check()
+
+
 def test_a_tuning_seed_is_never_reported(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--tuning-seeds 1: that seed is reported; choose learning rates on others"):
         bench(tmp_path, tuning_seeds=(1,)).settings.check()

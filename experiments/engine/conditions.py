@@ -14,7 +14,7 @@ from experiments.engine.command import BadInput
 from experiments.engine.controls import NO_CONTROL, Control
 from experiments.engine.data import Dataset
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_each_once
+from experiments.engine.settings import NetworkSettings, check_seeds
 from experiments.engine.training import Training
 from probes.tables import table
 
@@ -48,8 +48,12 @@ class ConditionSettings(NetworkSettings):
     def check(self) -> None:
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_each_once("--tuning-seeds", self.tuning_seeds)
-        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
+        check_seeds("--tuning-seeds", self.tuning_seeds)
+        self.check_untuned(self.seeds)
+
+    def check_untuned(self, seeds: Sequence[int]) -> None:
+        """Raise BadInput if a seed that is reported chooses learning rates too."""
+        if both := sorted(set(seeds) & set(self.tuning_seeds)):
             raise BadInput(f"--tuning-seeds {both[0]}: that seed is reported; choose learning rates on others")
 
     @property
@@ -78,6 +82,22 @@ class Bench:
         recipe = settings.recipe(self.dataset) | {"control": asdict(condition.control)}
         labels = {"network": network, "control": condition.name, "learning_rate": rate, "budget": budget}
         return Cell(FAMILY, condition.arm, depth, seed, recipe, settings.about(self.dataset), labels)
+
+    def cells(
+        self,
+        conditions: Sequence[Condition],
+        depths: Sequence[int],
+        seeds: Sequence[int],
+        rates: Rates,
+        budget: int = 1,
+    ) -> list[Cell]:
+        """A cell for each depth, condition and seed, at the condition's learning rate there."""
+        return [
+            self.cell(condition, depth, seed, rates[condition.name, depth], budget)
+            for depth in depths
+            for condition in conditions
+            for seed in seeds
+        ]
 
     def run(
         self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path, **options: Measure

@@ -52,6 +52,10 @@ class Training:
             if not ok:
                 raise BadInput(f"{flag} {value}: out of range; see --help")
 
+    def steps_an_epoch(self, images: int) -> int:
+        """The batches that so many training images fill; one, if they do not fill any."""
+        return max(1, images // self.batch_size)
+
 
 class Diverged(Exception):
     """The loss was not finite at `step` (counted from 0): the end of a cell, and a result."""
@@ -77,15 +81,17 @@ def train(
     the end of the epoch in which the loss stopped being finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    size, batch_size = batches.size("train"), min(training.batch_size, batches.size("train"))
-    steps = size // batch_size
+    size = batches.size("train")
+    steps = training.steps_an_epoch(size)
     optimiser = make_optimiser(model, training)
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
     for epoch in range(training.epochs):
         model.train()
         losses: list[Tensor] = []
         with around(model):
-            for index, indices in enumerate(torch.randperm(size, generator=generator).split(batch_size)[:steps]):
+            for index, indices in enumerate(
+                torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
+            ):
                 images, labels = batches.augmented(indices, generator)
                 loss = F.cross_entropy(model(images), labels)
                 optimiser.zero_grad()
