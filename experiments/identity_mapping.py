@@ -41,7 +41,7 @@ class Settings(NetworkSettings):
     """Copying: highest learning rates, of which each arm and number of blocks takes the best on validation images."""
     depth: int = 8
     """Insertion: layers of the shallow network, 6n + 2."""
-    deeper: tuple[int, ...] = (20, 32)
+    deeper: tuple[int, ...] = (20,)
     """Insertion: layers with the inserted blocks. Training before and after has the budget of --epochs each."""
 
     def check(self) -> None:
