@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 import figures
+from experiments.engine import identity_ending as ending
 from experiments.engine.effects import Estimate, estimate
+from experiments.engine.ending import terminal
 from experiments.engine.identity_effects import (
     best_rates,
     copying_table,
@@ -20,7 +22,6 @@ from experiments.engine.identity_effects import (
     judge,
     mean_changes,
 )
-from experiments.engine.identity_ending import copying_sentence, factor, insertion_sentence
 from tests.test_experiments import print_of, run
 from tests.test_figures import pick
 
@@ -76,9 +77,19 @@ def test_harder_on_paper() -> None:
     assert is_harder(Estimate((0.1, 0.1, 0.1), 0.1, 0.0, 0.2)) == "not harder"  # a factor of 1.6 at the most
     assert is_harder(estimate(np.array([0.0, 0.3, 0.9]))) == "undecided"
     assert is_harder(estimate(np.array([2.0, 2.0]))) == "undecided"  # two seeds have no interval
-    assert "harder at 1 (error 46.4 [" in copying_sentence(found)
-    assert factor(estimate(np.array([1.0, 2.0]))) == "31.6 (10, 100)"
-    assert copying_sentence({}).startswith("copying needs the arms plain and residual")
+    assert "harder at 1 (error 46.4 [" in ending.copying_sentence(found)
+    assert ending.factor(estimate(np.array([1.0, 2.0]))) == "31.6 (10, 100)"
+    assert ending.copying_sentence({}).startswith("copying needs the arms plain and residual")
+
+
+def test_the_tables_are_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = insertion_tables()
+    ending.show_copying(terminal(), copying_table(copying_tables()), ["residual", "plain"])
+    ending.show_insertions(terminal(), insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"]))
+    shown = capsys.readouterr().out
+    assert "…" not in shown  # cut
+    for text in ("0.567 ± 0.404", "0.0567 ± 0.0404", "1.600 ± 0.000", "identity, 20", "0.001 to 0.061"):
+        assert text in shown
 
 
 def test_an_error_of_exactly_0_is_the_smallest_that_is_told() -> None:
@@ -126,7 +137,7 @@ def test_insertions_on_paper() -> None:
     assert found["plain", "identity", 20].changes["test accuracy"].mean == pytest.approx(-0.1)
     first, last = changes["residual", "identity", 20]
     assert (first.mean, last.mean) == (pytest.approx(0.001), pytest.approx(0.061))
-    said = insertion_sentence(found, changes)
+    said = ending.insertion_sentence(found, changes)
     assert "residual keeps up with identity blocks at 20, plain is worse with identity blocks at 20" in said
     assert "residuals of inserted blocks end near zero with identity blocks at 20 (0.06 [" in said
     assert judge(Estimate((), 0.5, 0.4, 0.6), 0.1, ("not near zero", "near zero")) == "not near zero"

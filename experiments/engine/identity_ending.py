@@ -74,10 +74,11 @@ def finish(
 def show_copying(console: Console, copying: pd.DataFrame, arms: Sequence[str]) -> None:
     """Of each arm and number of blocks: test error and what a block changes, first and last; the rate."""
     shown = Table(title="Copying the input: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "blocks", "error, first", "last", "a block changes, first", "last", "rate", "n"):
+    for column in ("blocks", "error first", "error last", "change first", "change last", "rate", "n"):
         shown.add_column(column, no_wrap=True)
     last = copying["epoch"].max()
     for arm in arms:
+        shown.add_row(arm, style="bold")
         for depth in sorted(copying.loc[copying["arm"] == arm, "depth_total"].unique()):
             rows = copying[(copying["arm"] == arm) & (copying["depth_total"] == depth)]
             errors = rows[(rows["quantity"] == "error") & (rows["split"] == "test")]
@@ -85,13 +86,12 @@ def show_copying(console: Console, copying: pd.DataFrame, arms: Sequence[str]) -
             numbers = [
                 mean_sd(part.loc[part["epoch"] == at, "value"]) for part in (errors, changes) for at in (0, last)
             ]
-            shown.add_row(
-                arm, f"{depth // 2}", *numbers, rows["effect"].iloc[0].split()[-1], str(rows["seed"].nunique())
-            )
+            rate = rows["effect"].iloc[0].split()[-1]
+            shown.add_row(f"{depth // 2}", *numbers, rate, str(rows["seed"].nunique()))
     console.print(shown)
     console.print(
-        "error: mean squared, relative to the target's variance, on test images; a block changes: ‖F(x)‖/‖x‖ where the "
-        "shortcut's value goes forward, else ‖B(x)-x‖/‖x‖, mean over blocks; rates are chosen on validation images\n"
+        "error: mean squared, relative to the target's variance, on test images; change: by a block, ‖F(x)‖/‖x‖ where "
+        "the shortcut's value goes forward, else ‖B(x)-x‖/‖x‖; mean over blocks; rates chosen on validation images\n"
     )
 
 
