@@ -124,7 +124,7 @@ def finish(
     mixed = [condition for condition in alive if condition.arm in MIXED]
     write_aside(folder / "scores.csv", of_all := score_table(found, alive))
     of_mixed = of_all[of_all["control"].isin([condition.name for condition in mixed])]
-    if (of_mixed["quantity"] == "R").any() and of_mixed["value"].notna().any():
+    if of_mixed[of_mixed["quantity"] == "R"]["value"].notna().any():
         figures.save(figures.recovery_scores(of_mixed), of_mixed, folder / "figures", "recovery_scores")
     show_conditions(console, outcomes, cells, alive, diverged, len(dataset.classes))
     show_scores(console, found, rates)

@@ -28,7 +28,7 @@ from tests.test_figures import pick
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))
 ERRORS = {  # test errors by seed
     "residual": (0.10, 0.11, 0.12),
-    "stop-gradient": (0.20, 0.22, 0.21),
+    "stop-gradient": (0.18, 0.20, 0.19),
     "gradient-only": (0.80, 0.81, 0.79),
     "plain": (0.90, 0.92, 0.91),
 }
@@ -90,23 +90,23 @@ def reading(errors: dict[str, tuple[float, ...]]) -> str:
 
 def test_the_sentence_counts_networks_by_whole_intervals() -> None:
     said = reading(ERRORS)
-    assert "Of 1 networks, stop-gradient recovers more than half on 1 (resnet (0.88 [0.8" in said
+    assert "Of 1 networks, stop-gradient recovers more than half on 1 (resnet (0.90 [0.8" in said
     assert "Of 1 networks, gradient-only recovers less than half on 1 (resnet (0.14 [" in said
     assert "their number, 2." in said
-    assert "stop-gradient recovers undecided on 1" in reading(ERRORS | {"stop-gradient": (0.10, 0.50, 0.90)})
+    assert "stop-gradient is undecided on 1" in reading(ERRORS | {"stop-gradient": (0.10, 0.50, 0.90)})
     alike = reading(ERRORS | {"plain": ERRORS["residual"]})
-    assert "stop-gradient recovers without degradation to explain on 1 (resnet)" in alike
-    assert "recovers undecided on 1" in reading({arm: two[:2] for arm, two in ERRORS.items()})
+    assert "stop-gradient has no degradation to explain on 1 (resnet)" in alike
+    assert "is undecided on 1" in reading({arm: two[:2] for arm, two in ERRORS.items()})
 
 
 def test_verdicts() -> None:
     plain, residual = np.array([0.90, 0.92, 0.91]), np.array([0.10, 0.11, 0.12])
     halfway = recovery(plain, np.array([0.45, 0.55, 0.50]), residual)
-    assert verdict(halfway) == "undecided"
-    assert verdict(recovery(plain, plain, residual)) == "less than half"
-    assert verdict(recovery(plain, residual, residual)) == "more than half"
+    assert verdict(halfway) == "is undecided"
+    assert verdict(recovery(plain, plain, residual)) == "recovers less than half"
+    assert verdict(recovery(plain, residual, residual)) == "recovers more than half"
     none = recovery(residual, residual, residual)
-    assert (none.note, verdict(none)) == (NONE_TO_EXPLAIN, "without degradation to explain")
+    assert (none.note, verdict(none)) == (NONE_TO_EXPLAIN, "has no degradation to explain")
 
 
 def test_where_plain_is_dead_there_is_no_r() -> None:
@@ -117,7 +117,7 @@ def test_where_plain_is_dead_there_is_no_r() -> None:
     said = sentence(cells, found, {"resnet": 8, "fixup": 8}, dead, title="paper")  # type: ignore[arg-type]
     assert "Of 1 networks, stop-gradient" in said
     assert "fixup: gradient-only and plain are dead by construction, so there is no R; stop-gradient against" in said
-    assert "residual: worse (test error +0.100 [+0.075, +0.125], margin 0.02)" in said
+    assert "residual: worse (test error +0.080 [+0.055, +0.105], margin 0.02)" in said
 
 
 def test_the_figure_names_what_it_lacks() -> None:
@@ -179,7 +179,7 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     for control, rate in used.items():
         assert best.loc[control, rate] == best.loc[control].max()
     assert {file.suffix for file in (folder / "figures").glob("forward_statistics.*")} == {".csv", ".pdf", ".png"}
-    assert "fixup: gradient-only and plain are dead by construction" in done.stdout.replace("\n", " ")
+    assert "fixup: gradient-only and plain are dead by construction" in " ".join(done.stdout.split())
     again = run("forward_statistics", *arguments, cwd=tmp_path)
     assert "18 of 18 cells are already done" in again.stderr
     assert again.stdout == done.stdout

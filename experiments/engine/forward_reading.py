@@ -17,7 +17,7 @@ from experiments.engine.score import Recovery
 
 MIXED = (STOP, MIRROR)
 OUTCOME = "test error"
-VERDICTS = ("more than half", "less than half", "undecided", "without degradation to explain")
+VERDICTS = ("recovers more than half", "recovers less than half", "is undecided", "has no degradation to explain")
 
 
 def sentence(
@@ -63,7 +63,7 @@ def arm_reading(found: Mapping[Key, Recovery], depths: Mapping[str, int], networ
             f"{name} ({show_recovery(r)})" if not r.note else name for name, r in each.items() if verdict(r) == word
         ]
         parts += [f"{word} on {len(names)} ({', '.join(names)})"] * bool(names)
-    return f"Of {len(networks)} networks, {arm} recovers {'; '.join(parts)}." if parts else ""
+    return f"Of {len(networks)} networks, {arm} {'; '.join(parts)}." if parts else ""
 
 
 def shown(found: Recovery) -> str:
