@@ -111,7 +111,7 @@ def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], bench: Ben
     clear_figures(folder)
     own = drawn[drawn["arm"].isin(settings.arms)]
     figures.save(figures.alignment(own), own, folder / "figures", "alignment")
-    course = over_epochs(drawn, tables["steps"])
+    course = over_epochs(own, tables["steps"])
     figures.save(figures.alignment_over_epochs(course), course, folder / "figures", "alignment_over_epochs")
     found = effects_of(tables, settings.arms, sorted(settings.depths))
     write_aside(folder / "effects.csv", effect_table(found))

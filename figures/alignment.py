@@ -38,6 +38,8 @@ def alignment(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         whole_numbers(axis)
         axis.set_xlabel("block")
     column_titles(grid[0], [f"{depth_title(depth)},\n{moment}" for depth, moment in columns])
+    for axis in grid[0]:
+        axis.title.set_linespacing(1.1)
     finish(grid, arm_handles(arms_of(rows), marker=True), title=seeds_title(rows, mean="mean (of ratios, geometric)"))
     return grid
 

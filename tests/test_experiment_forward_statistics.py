@@ -26,6 +26,7 @@ from tests.test_experiments import print_of, run
 from tests.test_figures import pick
 
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))
+SAME = ("resnet", "norm-after-sum", "preactivation")
 ERRORS = {  # test errors by seed
     "residual": (0.10, 0.11, 0.12),
     "stop-gradient": (0.18, 0.20, 0.19),
@@ -68,6 +69,14 @@ def test_skipinit_under_stop_gradient_begins_with_its_last_factor(bench: Bench) 
     F.cross_entropy(model(images), labels).backward()
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"layer3.0.branch.scale.alpha", "classifier.weight", "classifier.bias"}
+
+
+def test_without_shortcuts_three_of_the_networks_are_the_same(bench: Bench) -> None:
+    images, _ = Batches(bench.dataset, torch.device("cpu")).get("train", slice(0, 64))
+    outputs = [make_network(cell(bench, network, "plain"), bench.dataset)(images) for network in SAME]
+    assert all(torch.equal(outputs[0], each) for each in outputs[1:])
+    residual = [make_network(cell(bench, network, "residual"), bench.dataset)(images) for network in SAME]
+    assert not any(torch.allclose(residual[0], each) for each in residual[1:])
 
 
 def outcomes(errors: dict[str, tuple[float, ...]], conditions: tuple[Condition, ...]) -> pd.DataFrame:
