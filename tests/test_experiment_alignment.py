@@ -138,7 +138,7 @@ def test_the_figure_shows_every_block_at_first_and_at_last() -> None:
                 rows = pick(table, arm=arm, depth_total=depth, epoch=epoch, quantity=quantity)
                 logs = rows.assign(value=np.log(rows["value"])) if row else rows
                 means = logs.groupby("depth")["value"].mean()
-                close(xy(line), np.exp(means) if row else means)
+                close(xy(line), means.apply(np.exp) if row else means)
                 assert line.get_color() == figures.ARMS[arm].colour
 
 

@@ -5,6 +5,7 @@ The rules and their margins were fixed before any result was seen.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ def numbers(tables: dict[str, pd.DataFrame], arm: str) -> pd.DataFrame:
     rows = tables["alignment"][tables["alignment"]["block"] == NETWORK]
     moments = {"first": 0, "last": rows["epoch"].max()}
     wide = rows.set_index([*CELL, "epoch", "quantity"])["value"].unstack(["quantity", "epoch"])
-    found = {"uphill": uphill(tables["steps"], *CELL).set_index(CELL)["value"]}
+    found: dict[str, Any] = {"uphill": uphill(tables["steps"], *CELL).set_index(CELL)["value"]}
     with np.errstate(divide="ignore"):
         for word, epoch in moments.items():
             found[f"cosine, {word}"] = wide["cosine", epoch]

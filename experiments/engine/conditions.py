@@ -131,8 +131,8 @@ def run_condition(
     """Train one cell as its settings say, and measure how its updates lie to the true gradient: always, since a cell
     that the store has is not measured again."""
     control = controls[str(cell.labels["control"])]
-    measured = {"measure": partial(measure_alignment, control=control, seed=cell.seed)} | options
-    return train_cell(cell, dataset, training_of(cell, training), control=control, **measured)
+    options = {"measure": partial(measure_alignment, control=control, seed=cell.seed)} | options
+    return train_cell(cell, dataset, training_of(cell, training), control=control, **options)
 
 
 def training_of(cell: Cell, training: Training) -> Training:
