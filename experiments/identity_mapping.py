@@ -79,24 +79,21 @@ def main(settings: Settings) -> None:
 
 def make_cells(settings: Settings, dataset: Dataset) -> list[Cell]:
     """Copying: a cell for each rate, number of blocks (of two layers), arm and seed. Insertion: for each kind, depth,
-    arm and seed; `none` is the shallow network."""
+    arm and seed; `none` is the shallow network. Their tables tell the rate, or the kind, as effect."""
     cells = []
     for rate in settings.rates:
         recipe = {"epochs": settings.copying_epochs, "learning_rate": rate, "effect": f"learning rate {rate:g}"}
         layers = [2 * blocks for blocks in settings.blocks]
-        cells += settings.cells("copying", dataset, arms=settings.arms, depths=layers, **recipe)
+        cells += settings.cells("copying", dataset, arms=settings.arms, depths=layers, labels=("effect",), **recipe)
     for kind, depths in (("none", (settings.depth,)), *((kind, settings.deeper) for kind in KINDS)):
         recipe = {"shallow": settings.depth, "effect": kind}
-        cells += settings.cells("insertion", dataset, arms=settings.arms, depths=depths, **recipe)
+        cells += settings.cells("insertion", dataset, arms=settings.arms, depths=depths, labels=("effect",), **recipe)
     return cells
 
 
 def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
-    """Run a cell of either part; its tables tell the rate, or the kind of insertion, as effect."""
-    outcome = (copy_input if cell.experiment == "copying" else insert_and_go_on)(cell, dataset, settings.training)
-    effect = str(cell.settings["effect"])
-    outcome.tables = {name: rows.assign(effect=effect) for name, rows in outcome.tables.items()}
-    return outcome
+    """Run a cell of either part."""
+    return (copy_input if cell.experiment == "copying" else insert_and_go_on)(cell, dataset, settings.training)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ import figures
 from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput, check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
+from experiments.engine.effects import errors_on_test
 from experiments.engine.ending import nothing_came_out, show_files, terminal
-from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
+from experiments.engine.grid import Cell, ordered, run_grid, write_aside
 from experiments.engine.networks import NETWORKS
 from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
 from experiments.engine.speed import REFERENCE, compare, comparison_table, steps_to_loss, trailing_means
 from experiments.engine.speed_ending import sentence, show_comparisons, show_speed
 from experiments.engine.training import Training
-from probes.tables import COLUMNS
 
 EXPERIMENT = "training_speed"
 
@@ -77,18 +77,11 @@ def main(settings: Settings) -> None:
     cells = [
         cell
         for each in settings.each()
-        for cell in each.cells(EXPERIMENT, dataset, arms=settings.arms, depths=(settings.depth,))
+        for cell in each.cells(EXPERIMENT, dataset, arms=settings.arms, depths=(settings.depth,), labels=("network",))
     ]
-    run = partial(run_cell, dataset=dataset, training=settings.training)
+    run = partial(train_cell, dataset=dataset, training=settings.training)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, dataset, settings, folder)
-
-
-def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
-    """Train a network, and name it in its tables."""
-    outcome = train_cell(cell, dataset, training)
-    outcome.tables = {name: each.assign(network=str(cell.settings["network"])) for name, each in outcome.tables.items()}
-    return outcome
 
 
 def finish(
@@ -100,9 +93,9 @@ def finish(
         return
     window = settings.training.steps_an_epoch(len(dataset.splits["train"][1]))
     steps = steps_to_loss(tables["losses"], settings.losses, window=window)
-    errors = test_errors(tables["outcomes"])
-    write_aside(folder / "steps.csv", in_order(steps))
-    drawn = in_order(pd.concat([trailing_means(tables["losses"], window=window), errors, steps], ignore_index=True))
+    errors = errors_on_test(tables["outcomes"])
+    write_aside(folder / "steps.csv", ordered(steps))
+    drawn = ordered(pd.concat([trailing_means(tables["losses"], window=window), errors, steps], ignore_index=True))
     figures.save(figures.training_speed(drawn), drawn, folder / "figures", "training_speed")
     compared = compare(steps, errors, networks=settings.networks, arms=settings.arms, seeds=settings.seeds)
     write_aside(folder / "comparisons.csv", comparison_table(compared, settings.depth))
@@ -114,17 +107,6 @@ def finish(
     console.print(
         sentence(compared, errors, seeds=len(settings.seeds), title=f"{dataset.title}, depth {settings.depth}")
     )
-
-
-def test_errors(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Each run's error on test images (from 0 to 1), in the end."""
-    rows = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
-    return rows.assign(quantity="error", value=1 - rows["value"])
-
-
-def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """The table, its columns in the one fixed order."""
-    return rows[[column for column in COLUMNS if column in rows.columns]]
 
 
 if __name__ == "__main__":

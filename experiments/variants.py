@@ -20,8 +20,9 @@ import figures
 from experiments.engine.cells import train_cell
 from experiments.engine.command import check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
+from experiments.engine.effects import errors_on_test
 from experiments.engine.ending import nothing_came_out, show_files, terminal
-from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
+from experiments.engine.grid import Cell, run_grid, write_aside
 from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference
 from experiments.engine.network_ending import sentence, show_against_paper, show_differences, show_errors
 from experiments.engine.networks import NETWORKS, nearest_depth
@@ -75,20 +76,16 @@ def main(settings: Settings) -> None:
         cell
         for network in settings.networks
         for cell in settings.of(network).cells(
-            EXPERIMENT, dataset, arms=settings.arms, depths=(settings.depth_of(network),)
+            EXPERIMENT,
+            dataset,
+            arms=settings.arms,
+            depths=(settings.depth_of(network),),
+            labels=("network",),
         )
     ]
-    run = partial(run_cell, dataset=dataset, training=settings.training)
+    run = partial(train_cell, dataset=dataset, training=settings.training)
     tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
     finish(tables, diverged, dataset, settings, folder)
-
-
-def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
-    """Train a network; its tables say which it was."""
-    outcome = train_cell(cell, dataset, training)
-    network = str(cell.settings["network"])
-    outcome.tables = {name: each.assign(network=network) for name, each in outcome.tables.items()}
-    return outcome
 
 
 def finish(
@@ -113,9 +110,8 @@ def finish(
 
 def measured(outcomes: pd.DataFrame) -> pd.DataFrame:
     """The final test error (0..1) and training loss of every cell."""
-    test = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
     train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
-    return pd.concat([test.assign(quantity="error", value=1 - test["value"]), train], ignore_index=True)
+    return pd.concat([errors_on_test(outcomes), train], ignore_index=True)
 
 
 if __name__ == "__main__":

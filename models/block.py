@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.flow import RESIDUAL, Flow, addend
+from models.flow import RESIDUAL, Flow, addends
 from probes import scale_gradient
 
 
@@ -31,14 +31,8 @@ class ResidualBlock(nn.Module):
         self.flow = flow
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, branch = self.addends(x)
+        shortcut, branch = addends(self, x)
         return self.activation(shortcut + branch)
-
-    def addends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two weighted addends, (shortcut, branch)."""
-        flow = self.flow
-        shortcut = addend(self.shortcut, x, value=flow.shortcut, gradient=lambda: self.flow.shortcut_gradient)
-        return shortcut, addend(self.branch, x, value=flow.branch, gradient=lambda: self.flow.branch_gradient)
 
     def extra_repr(self) -> str:
         return repr(self.flow)
@@ -58,6 +52,6 @@ class ExclusiveGateBlock(ResidualBlock):
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, branch = self.addends(x)
+        shortcut, branch = addends(self, x)
         g = torch.sigmoid(self.gate(scale_gradient(x, lambda: self.flow.shortcut_gradient)))
         return self.activation((1 - g) * shortcut + g * branch)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -79,3 +79,22 @@ def addend(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[
         return function(x)
     parameters = {name: scale_gradient(p, value) for name, p in function.named_parameters()}
     return scale_gradient(functional_call(function, parameters, (x,)), 1.0, value=value)
+
+
+class Switched(Protocol):
+    """A block whose shortcut and branch are weighted by its flow."""
+
+    @property
+    def flow(self) -> Flow: ...
+    @property
+    def shortcut(self) -> nn.Module: ...
+    @property
+    def branch(self) -> nn.Module: ...
+
+
+def addends(block: Switched, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A block's two weighted addends, (shortcut, branch). Forward weights are read now, gradient weights when the
+    backward runs."""
+    flow = block.flow
+    shortcut = addend(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
+    return shortcut, addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)

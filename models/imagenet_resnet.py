@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.flow import RESIDUAL, Flow, addend, one_a_block
+from models.flow import RESIDUAL, Flow, addends, one_a_block
 
 
 class SwitchedBasicBlock(BasicBlock):
@@ -23,7 +23,8 @@ class SwitchedBasicBlock(BasicBlock):
         return nn.Sequential(self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(_sum(self, x))
+        shortcut, branch = addends(self, x)
+        return self.relu(shortcut + branch)
 
 
 class SwitchedBottleneck(Bottleneck):
@@ -41,13 +42,8 @@ class SwitchedBottleneck(Bottleneck):
         return nn.Sequential(*reduce, self.conv2, self.bn2, self.relu, self.conv3, self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(_sum(self, x))
-
-
-def _sum(block: SwitchedBasicBlock | SwitchedBottleneck, x: Tensor) -> Tensor:
-    flow = block.flow
-    shortcut = addend(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
-    return shortcut + addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
+        shortcut, branch = addends(self, x)
+        return self.relu(shortcut + branch)
 
 
 LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {

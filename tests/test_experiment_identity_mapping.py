@@ -9,7 +9,7 @@ import pytest
 
 import figures
 from experiments.engine import identity_ending as ending
-from experiments.engine.effects import Estimate, estimate
+from experiments.engine.effects import Estimate, decide, estimate
 from experiments.engine.ending import terminal
 from experiments.engine.identity_effects import (
     best_rates,
@@ -19,7 +19,6 @@ from experiments.engine.identity_effects import (
     insertion_table,
     insertions,
     is_harder,
-    judge,
     mean_changes,
 )
 from tests.test_experiments import print_of, run
@@ -140,7 +139,7 @@ def test_insertions_on_paper() -> None:
     said = ending.insertion_sentence(found, changes)
     assert "residual keeps up with identity blocks at 20, plain is worse with identity blocks at 20" in said
     assert "residuals of inserted blocks end near zero with identity blocks at 20 (0.06 [" in said
-    assert judge(Estimate((), 0.5, 0.4, 0.6), 0.1, ("not near zero", "near zero")) == "not near zero"
+    assert decide(Estimate((), 0.5, 0.4, 0.6), 0.1, ("not near zero", "near zero")) == "not near zero"
     lost = (tables["outcomes"]["effect"] == "identity") & (tables["outcomes"]["seed"] == 1)
     assert insertions(tables["outcomes"][~lost], 100)["residual", "identity", 20].verdict == "falls short"  # diverged
 

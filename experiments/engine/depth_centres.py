@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from experiments.engine.effects import FLOOR, Estimate, estimate
+from experiments.engine.effects import FLOOR, Estimate, decide, estimate
 from probes.tables import table
 
 DEFINITION = (
@@ -112,7 +112,7 @@ def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.Dat
 
 def lean(found: Estimate) -> str:
     """shallow or deep, if the whole interval lies on one side of 0.5."""
-    return "shallow" if found.high < 0.5 else "deep" if found.low > 0.5 else "undecided"
+    return decide(found, 0.5, ("deep", "shallow"))
 
 
 def sentence(found: dict[tuple[str, str], Estimate], arms: Sequence[str], *, title: str, depth: int) -> str:

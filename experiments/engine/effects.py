@@ -50,6 +50,17 @@ def estimate(values: np.ndarray, reach: float = math.inf) -> Estimate:
     return Estimate(tuple(map(float, values)), mean, low, high)
 
 
+def decide(found: Estimate, margin: float, words: tuple[str, str]) -> str:
+    """The first word if the whole interval lies above the margin, the second if it lies below, else undecided."""
+    return words[0] if found.low > margin else words[1] if found.high < margin else "undecided"
+
+
+def errors_on_test(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Each run's error on test images (from 0 to 1), in the end: the outcomes' columns."""
+    rows = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
+    return rows.assign(quantity="error", value=1 - rows["value"])
+
+
 def outcome_table(outcomes: pd.DataFrame, test_size: int) -> pd.DataFrame:
     """One row a cell (arm, depth_total, seed): the outcomes on which effects are measured, as columns.
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from experiments.engine.effects import Estimate, estimate, outcome_table
+from experiments.engine.effects import Estimate, decide, estimate, outcome_table
 from experiments.engine.recovery import Comparison, compare, comparison_table
 from probes.tables import table
 
@@ -66,14 +66,9 @@ def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estima
     }
 
 
-def judge(found: Estimate, margin: float, words: tuple[str, str]) -> str:
-    """The first word if the whole interval lies above the margin, the second if it lies below, else undecided."""
-    return words[0] if found.low > margin else words[1] if found.high < margin else "undecided"
-
-
 def is_harder(found: Estimate) -> str:
     """What the interval of one depth says."""
-    return judge(found, math.log10(FACTOR), ("harder", "not harder"))
+    return decide(found, math.log10(FACTOR), ("harder", "not harder"))
 
 
 def insertions(outcomes: pd.DataFrame, test_size: int) -> dict[Insertion, Comparison]:

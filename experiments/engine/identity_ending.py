@@ -11,7 +11,7 @@ from rich.table import Table
 
 import figures
 from experiments.engine.data import Dataset
-from experiments.engine.effects import Estimate
+from experiments.engine.effects import Estimate, decide
 from experiments.engine.ending import clear_figures, mean_sd, show_estimate, show_files, terminal
 from experiments.engine.grid import Cell, write_aside
 from experiments.engine.identity_effects import (
@@ -24,7 +24,6 @@ from experiments.engine.identity_effects import (
     insertion_table,
     insertions,
     is_harder,
-    judge,
 )
 from experiments.engine.recovery import MARGINS, Comparison
 
@@ -144,7 +143,7 @@ def insertion_sentence(found: dict[Insertion, Comparison], changes: dict[Inserti
         verdicts = [f"{word} with {kind} blocks at {' and '.join(at)}" for (word, kind), at in depths.items()]
         parts.append(f"{arm} {', '.join(verdicts)}")
     ends = [
-        f"{judge(last, NEAR_ZERO, ('not near zero', 'near zero'))} with {kind} blocks at {depth} "
+        f"{decide(last, NEAR_ZERO, ('not near zero', 'near zero'))} with {kind} blocks at {depth} "
         f"({show_estimate(last, sign=False)} of their input's norm, {first.mean:.2f} at first)"
         for (arm, kind, depth), (first, last) in changes.items()
         if arm == "residual"

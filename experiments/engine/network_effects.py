@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from experiments.engine.effects import Estimate, estimate
+from experiments.engine.effects import Estimate, decide, errors_on_test, estimate
 from probes.tables import table
 
 MARGIN = 0.02  # of the test error: a smaller difference is none
@@ -22,8 +22,7 @@ Effects = dict[tuple[str, str], Estimate]  # by network and difference
 
 def final_errors(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Test errors (0..1): a row for each network and seed, a column for each arm."""
-    rows = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
-    return 1 - rows.pivot_table(index=["network", "seed"], columns="arm", values="value", sort=False)
+    return errors_on_test(outcomes).pivot_table(index=["network", "seed"], columns="arm", values="value", sort=False)
 
 
 def between_arms(errors: pd.DataFrame) -> Effects:
@@ -68,4 +67,4 @@ def effect_table(found: Effects, depths: dict[str, int]) -> pd.DataFrame:
 
 def verdict(found: Estimate) -> str:
     """Whether the whole interval of a difference lies above the margin, or below it."""
-    return "above" if found.low > MARGIN else "below" if found.high < MARGIN else "undecided"
+    return decide(found, MARGIN, ("above", "below"))

@@ -59,12 +59,24 @@ class NetworkSettings:
         return {"title": dataset.title, **asdict(self.data)}
 
     def cells(
-        self, experiment: str, dataset: Dataset, *, arms: Sequence[str], depths: Sequence[int], **recipe: object
+        self,
+        experiment: str,
+        dataset: Dataset,
+        *,
+        arms: Sequence[str],
+        depths: Sequence[int],
+        labels: Sequence[str] = (),
+        **recipe: object,
     ) -> list[Cell]:
-        """A cell for each depth, arm and seed. recipe: what else decides their outcome."""
+        """A cell for each depth, arm and seed. recipe: what else decides their outcome. labels: the settings of a cell
+        that its tables tell, too."""
         whole, about = self.recipe(dataset) | recipe, self.about(dataset)
+        told = {label: whole[label] for label in labels}
         return [
-            Cell(experiment, arm, depth, seed, whole, about) for depth in depths for arm in arms for seed in self.seeds
+            Cell(experiment, arm, depth, seed, whole, about, told)
+            for depth in depths
+            for arm in arms
+            for seed in self.seeds
         ]
 
     def check_depths(self, flag: str, *depths: int) -> None:
