@@ -10,7 +10,6 @@ A step costs about one more backward for each length below the limit. Writes tab
 to OUT/short_paths, and repeats no cell that is already there.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +18,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import figures
@@ -29,10 +25,11 @@ from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput, make_folder, run_script
 from experiments.engine.data import Dataset, load
 from experiments.engine.effects import flags, outcome_table
-from experiments.engine.ending import nothing_came_out, show_estimate, show_files, show_outcomes, terminal
+from experiments.engine.ending import nothing_came_out, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
 from experiments.engine.networks import outline
-from experiments.engine.recovery import DEFINITION, MARGINS, Comparison, compare, comparison_table, sentence
+from experiments.engine.recovery import compare, comparison_table, sentence
+from experiments.engine.recovery_ending import show_changes
 from experiments.engine.settings import NetworkSettings, check_each_once
 from experiments.engine.training import Training
 from models import residual_blocks
@@ -160,20 +157,6 @@ def finish(
     show_files(console, folder)
     at_most = [found for (limit, _), found in comparisons.items() if limit == "at_most"]
     console.print(sentence(at_most, title=dataset.title, depth=settings.depth, blocks=settings.blocks))
-
-
-def show_changes(console: Console, comparisons: Sequence[Comparison]) -> None:
-    """Every limit against ordinary training."""
-    table = Table(
-        title="Change from ordinary training: mean [95 % t interval], paired by seed", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for column in ("", *MARGINS, "n", "ordinary training is"):
-        table.add_column(column)
-    for found in comparisons:
-        changes = [show_estimate(found.changes[outcome], digits=3) if found.changes else "-" for outcome in MARGINS]
-        table.add_row(found.arm, *changes, str(found.pairs), found.verdict)
-    console.print(table)
-    console.print(f"{DEFINITION}.\nIntervals are not corrected for their number\n")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ import figures
 from experiments.engine.cells import train_cell
 from experiments.engine.command import check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
-from experiments.engine.effects import errors_on_test
 from experiments.engine.ending import nothing_came_out, show_files, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference
+from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference, measured
 from experiments.engine.network_ending import sentence, show_against_paper, show_differences, show_errors
 from experiments.engine.networks import NETWORKS, nearest_depth
 from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
@@ -106,12 +105,6 @@ def finish(
     show_against_paper(console, against)
     show_files(console, folder)
     console.print(sentence(found, against, dataset.title))
-
-
-def measured(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The final test error (0..1) and training loss of every cell."""
-    train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
-    return pd.concat([errors_on_test(outcomes), train], ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
 from figures.accuracy_by_depth import accuracy_by_depth
+from figures.alignment import alignment, alignment_over_epochs
+from figures.conditions import conditions, recovery_scores
 from figures.copying import copying
 from figures.degradation import degradation
 from figures.depth_centres import depth_centres
+from figures.dose_and_timing import dose_and_timing
 from figures.ensemble import ensemble
 from figures.gradient_norms import gradient_norms
 from figures.gradient_split import gradient_split
@@ -29,9 +32,13 @@ __all__ = [
     "ARMS",
     "Look",
     "accuracy_by_depth",
+    "alignment",
+    "alignment_over_epochs",
+    "conditions",
     "copying",
     "degradation",
     "depth_centres",
+    "dose_and_timing",
     "ensemble",
     "gradient_norms",
     "gradient_split",
@@ -44,6 +51,7 @@ __all__ = [
     "lesions_by_count",
     "path_lengths",
     "profiles",
+    "recovery_scores",
     "residual_magnitudes",
     "saliency_maps",
     "sampled_paths",

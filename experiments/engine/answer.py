@@ -1,7 +1,10 @@
 """Every condition of the answer's experiments, in one place: what is asked is data."""
 
+from collections.abc import Sequence
+
 from experiments.engine.conditions import Condition
 from experiments.engine.controls import Control, Cut
+from experiments.engine.effects import FACTORIAL
 from models import ARMS
 
 PLAIN, RESIDUAL, STOP, MIRROR = "plain", "residual", "stop-gradient", "gradient-only"
@@ -49,3 +52,20 @@ PLACES = (
     *(Condition(f"stage {stage}", RESIDUAL, Control(Cut(stage=stage))) for stage in (1, 2, 3)),
     *(Condition(f"every {every}. block", RESIDUAL, Control(Cut(every=every))) for every in (2, 3)),
 )
+
+# Networks whose forward treats the shortcut's value in other ways.
+FORWARDS = (
+    "resnet",
+    "norm-after-sum",
+    "rescaled-sum",
+    "depth-scaled",
+    "skipinit",
+    "fixup",
+    "preactivation",
+    "mlp",
+)
+
+
+def on_networks(networks: Sequence[str]) -> tuple[Condition, ...]:
+    """The factorial's arms on each network."""
+    return tuple(Condition(f"{network}, {arm}", arm, network=network) for network in networks for arm in FACTORIAL)

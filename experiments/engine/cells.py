@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from experiments.engine.controls import NO_CONTROL, Control
+from experiments.engine.controls import NO_CONTROL, Backward, Control
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.networks import make
@@ -48,6 +48,7 @@ def train_cell(
     training: Training,
     *,
     control: Control = NO_CONTROL,
+    watch: Callable[[Backward], Backward] = lambda backward: backward,
     model: nn.Module | None = None,
     loss: Loss = cross_entropy,
     evaluate: Evaluate = evaluate,
@@ -56,13 +57,14 @@ def train_cell(
 ) -> Outcome:
     """Train the cell's network, and give curves, each step's loss, final outcomes, and what `measure` tells.
 
-    control: how each update is made. model: another network than `make_network` gives; it is trained in place. loss,
-    evaluate: another task than classification; `evaluate` tells quantities of a split by name. measure: called as
-    (model, batches, epoch, last) before the first step and after every epoch; its tables are joined by name, with
-    columns step and epoch. around: a context for the training's forwards and backwards.
+    control: how each update is made. watch: looks on while updates are made, and changes none. model: another network
+    than `make_network` gives; it is trained in place. loss, evaluate: another task than classification; `evaluate`
+    tells quantities of a split by name. measure: called as (model, batches, epoch, last) before the first step and
+    after every epoch; its tables are joined by name, with columns step and epoch. around: a context for the training's
+    forwards and backwards.
     """
     model = make_network(cell, dataset) if model is None else model
-    backward = control.prepare(model, seed=cell.seed)
+    backward = watch(control.prepare(model, seed=cell.seed))
     batches = Batches(dataset, torch.device(str(cell.settings["device"])))
     measured = [at(measure(model, batches, 0, False), step=0, epoch=0)]
     curves: list[dict[str, object]] = []

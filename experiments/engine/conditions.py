@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.engine.cells import Measure, train_cell
+from experiments.engine.alignment import measure_alignment
+from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput
 from experiments.engine.controls import NO_CONTROL, Control
 from experiments.engine.data import Dataset
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_each_once
+from experiments.engine.settings import NetworkSettings, check_seeds
 from experiments.engine.training import Training
 from probes.tables import table
 
 FAMILY = "answer"  # whose store holds the cells of all these experiments
-LEVELS = {"sgd": range(-4, 0), "sign": range(-8, -4), "adam": range(-6, -2)}  # half decades: 0.01 to 0.32 for SGD
+LEVELS = range(-4, 0)  # half decades: the arms as they are are tried at 0.01, 0.0316, 0.1 and 0.316
+SHORT = {"sgd": range(-3, 0), "sign": range(-7, -4), "adam": range(-5, -2)}  # every other condition, at three rates
 FURTHEST = 4  # so many half decades beyond either end, no further
 Rates = dict[tuple[str, int], float]
 
@@ -34,6 +36,16 @@ class Condition:
     network: str | None = None
     """Another than the settings'."""
 
+    @property
+    def levels(self) -> range:
+        """The levels of the learning rates that are tried at first."""
+        return LEVELS if self.is_arm else SHORT[self.optimiser]
+
+    @property
+    def is_arm(self) -> bool:
+        """Whether it is an arm as it is: nothing is done to it."""
+        return (self.control, self.optimiser, self.network) == (NO_CONTROL, "sgd", None)
+
 
 @dataclass(frozen=True)
 class ConditionSettings(NetworkSettings):
@@ -42,12 +54,13 @@ class ConditionSettings(NetworkSettings):
     depths: tuple[int, ...] = (20, 32, 56)
     """Layers, each 6n + 2."""
     tuning_seeds: tuple[int, ...] = (100, 101)
-    """Seeds whose runs choose each condition's learning rate, by validation, and are never reported."""
+    """Seeds whose runs choose learning rates, by validation, and are never reported: all for the arms as they are, the
+    first alone for every other condition."""
 
     def check(self) -> None:
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_each_once("--tuning-seeds", self.tuning_seeds)
+        check_seeds("--tuning-seeds", self.tuning_seeds)
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise BadInput(f"--tuning-seeds {both[0]}: that seed is reported; choose learning rates on others")
 
@@ -78,37 +91,48 @@ class Bench:
         labels = {"network": network, "control": condition.name, "learning_rate": rate, "budget": budget}
         return Cell(FAMILY, condition.arm, depth, seed, recipe, settings.about(self.dataset), labels)
 
+    def cells(
+        self,
+        conditions: Sequence[Condition],
+        depths: Sequence[int],
+        seeds: Sequence[int],
+        rates: Rates,
+        budget: int = 1,
+    ) -> list[Cell]:
+        """A cell for each depth, condition and seed, at the condition's learning rate there."""
+        return [
+            self.cell(condition, depth, seed, rates[condition.name, depth], budget)
+            for depth in depths
+            for condition in conditions
+            for seed in seeds
+        ]
+
     def run(
-        self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path, **options: Measure
+        self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path
     ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
         """Train what the store lacks; all tables, which also go to `folder`, and the cells that diverged."""
-        run = partial(
-            run_condition,
-            dataset=self.dataset,
-            training=self.settings.training,
-            controls={condition.name: condition.control for condition in conditions},
-            **options,
-        )
+        controls = {condition.name: condition.control for condition in conditions}
+        run = partial(run_condition, dataset=self.dataset, training=self.settings.training, controls=controls)
         return run_grid(cells, run, folder, workers=self.settings.workers, store=self.settings.store)
 
     def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
-        """Each condition's learning rate at each depth: highest mean validation accuracy over the tuning seeds (of
+        """Each condition's learning rate at each depth: highest mean validation accuracy over its tuning seeds (of
         equals, lowest mean validation loss). A best at an end of its range extends the range, by at most two decades.
 
-        The whole search goes to `folder`/tuning.csv.
+        The whole search goes to `folder`/tuning.csv, where nothing else of an experiment lies.
         """
-        tried = {(c, depth): set(LEVELS[c.optimiser]) for c in conditions for depth in depths}
+        tried = {(c, depth): set(c.levels) for c in conditions for depth in depths}
         while True:
             cells = [
                 self.cell(condition, depth, seed, rate_of(level))
                 for (condition, depth), levels in tried.items()
                 for level in sorted(levels)
-                for seed in self.settings.tuning_seeds
+                for seed in self.settings.tuning_seeds[: None if condition.is_arm else 1]
             ]
             tables, _ = self.run(cells, conditions, folder)
             found = validation(tables, cells)
             best = {key: self._best(found, *key) for key in tried}
-            further = {key: beyond(levels, best[key], LEVELS[key[0].optimiser]) for key, levels in tried.items()}
+            further = {key: beyond(levels, best[key], key[0].levels) for key, levels in tried.items()}
             if all(level is None for level in further.values()):
                 break
             for key, level in further.items():
@@ -123,13 +147,18 @@ class Bench:
         return level_of(float(best))
 
 
-def run_condition(
-    cell: Cell, *, dataset: Dataset, training: Training, controls: dict[str, Control], **options: Measure
-) -> Outcome:
-    """Train one cell as its settings say."""
+def run_condition(cell: Cell, *, dataset: Dataset, training: Training, controls: dict[str, Control]) -> Outcome:
+    """Train one cell as its settings say, and measure how its updates lie to the true gradient: always, since a cell
+    that the store has is not measured again."""
+    control = controls[str(cell.labels["control"])]
+    measure = partial(measure_alignment, control=control, seed=cell.seed)
+    return train_cell(cell, dataset, training_of(cell, training), control=control, measure=measure)
+
+
+def training_of(cell: Cell, training: Training) -> Training:
+    """The training, as the cell's settings have it."""
     keys = ("optimiser", "learning_rate", "epochs")
-    own = replace(training, **{key: cell.settings[key] for key in keys})  # type: ignore[arg-type]
-    return train_cell(cell, dataset, own, control=controls[str(cell.labels["control"])], **options)  # type: ignore[arg-type]
+    return replace(training, **{key: cell.settings[key] for key in keys})  # type: ignore[arg-type]
 
 
 def rate_of(level: int) -> float:

@@ -105,9 +105,13 @@ class Control:
         """The backward of a network's training; random feedback is built into the network."""
         if self.feedback:
             random_feedback(model, torch.Generator().manual_seed(seed))
-        if replace(self, feedback=False) == NO_CONTROL:
+        if self.without_feedback() == NO_CONTROL:
             return backpropagation
         return _Controlled(self, model, seed=seed)
+
+    def without_feedback(self) -> "Control":
+        """What is left to do on a network that random feedback is already built into."""
+        return replace(self, feedback=False)
 
 
 NO_CONTROL = Control()

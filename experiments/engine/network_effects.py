@@ -25,6 +25,12 @@ def final_errors(outcomes: pd.DataFrame) -> pd.DataFrame:
     return errors_on_test(outcomes).pivot_table(index=["network", "seed"], columns="arm", values="value", sort=False)
 
 
+def measured(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The final test error (0..1) and training loss of every cell."""
+    train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
+    return pd.concat([errors_on_test(outcomes), train], ignore_index=True)
+
+
 def between_arms(errors: pd.DataFrame) -> Effects:
     """Of each network, by how much the test error of one arm exceeds another's, paired by seed."""
     return {

@@ -88,7 +88,7 @@ def comparison_table(comparisons: Sequence[Comparison], depth: int) -> pd.DataFr
     return table(rows)
 
 
-def first_of_all(limits: Sequence[int], ok: Sequence[bool]) -> int | None:
+def first_of_all(limits: Sequence[float], ok: Sequence[bool]) -> float | None:
     """The smallest limit from which on, up to the largest, all are ok; None if the largest is not."""
     first = None
     for limit, good in sorted(zip(limits, ok, strict=True), reverse=True):

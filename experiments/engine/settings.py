@@ -36,9 +36,7 @@ class NetworkSettings:
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
-        check_each_once("--seeds", self.seeds)
-        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
-            raise BadInput(f"--seeds {' '.join(map(str, self.seeds))}: give numbers from 0 to {2**32 - 1}")
+        check_seeds("--seeds", self.seeds)
         if self.workers < 1:
             raise BadInput(f"--workers {self.workers}: give at least 1")
         check_choice("--network", self.network, tuple(NETWORKS))
@@ -93,6 +91,13 @@ def check_each_once(flag: str, values: Sequence[object]) -> None:
     """Raise BadInput unless there is a value, and none twice."""
     if not values or len(set(values)) < len(values):
         raise BadInput(f"{flag}: got {' '.join(map(str, values)) or 'none'}; give one or more, each once")
+
+
+def check_seeds(flag: str, seeds: Sequence[int]) -> None:
+    """Raise BadInput unless there are seeds, none twice, that every generator takes."""
+    check_each_once(flag, seeds)
+    if min(seeds) < 0 or max(seeds) >= 2**32:
+        raise BadInput(f"{flag} {' '.join(map(str, seeds))}: give numbers from 0 to {2**32 - 1}")
 
 
 def check_arms(arms: Sequence[str]) -> None:

@@ -1,0 +1,72 @@
+"""Does a step go uphill? The first-order change of the true loss over each step of a training."""
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from experiments.engine.block_gradients import flat, gradients, set_flows, true_flow
+from experiments.engine.controls import Backward, Moment
+from models import residual_blocks
+
+
+@dataclass
+class Watch:
+    """Looks on while a network is trained: g . (weights after the step - weights before it), with g the true gradient
+    of that step's loss at the weights before, whatever the gradient that is learned from.
+
+    One watch for one training: it is given to `train_cell`, which calls it with what makes the updates. The change
+    holds all that the optimiser does, momentum and weight decay included. Not for networks with random feedback: their
+    true gradient is not found here.
+    """
+
+    changes: list[tuple[int, int, float]] = field(default_factory=list)
+    """Step (from 1) and epoch (from 1) of each step that has ended, and the change."""
+    _begun: tuple[Moment, Tensor, Tensor] | None = None
+
+    def __call__(self, backward: Backward) -> Backward:
+        def watched(model: nn.Module, loss: Tensor, moment: Moment) -> None:
+            self._end_step(model)
+            self._begun = moment, weights(model), true_gradient(model, loss)
+            backward(model, loss, moment)
+
+        return watched
+
+    def table(self, model: nn.Module) -> pd.DataFrame:
+        """All changes, the last step's being taken from the network as it is now: step, epoch, quantity, value."""
+        self._end_step(model)
+        rows = pd.DataFrame(self.changes, columns=["step", "epoch", "value"])
+        return rows.assign(split="train", quantity="first-order change")
+
+    def _end_step(self, model: nn.Module) -> None:
+        if self._begun is not None:
+            moment, before, gradient = self._begun
+            change = (gradient @ (weights(model) - before)).item()
+            self.changes.append((moment.step + 1, moment.epoch + 1, change))
+            self._begun = None
+
+
+@torch.no_grad()
+def weights(model: nn.Module) -> Tensor:
+    """All parameters as one vector of float64."""
+    return torch.cat([parameter.flatten().double() for parameter in model.parameters()])
+
+
+def true_gradient(model: nn.Module, loss: Tensor) -> Tensor:
+    """The gradient of a loss that the network just computed, as one vector of float64; its graph is kept."""
+    blocks, parameters = residual_blocks(model), list(model.parameters())
+    flows = [block.flow for block in blocks]
+    try:
+        set_flows(model, [true_flow(flow) for flow in flows])
+        return flat(parameters, gradients(loss, parameters, retain_graph=True))
+    finally:
+        set_flows(model, flows)
+
+
+def uphill(steps: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """The share of steps whose first-order change is above 0, for each value of the columns `by`; steps whose change is
+    not finite do not count."""
+    finite = steps[steps["value"].abs() < float("inf")]
+    shares = finite.assign(value=finite["value"] > 0).groupby(list(by))["value"].mean()
+    return shares.reset_index().assign(quantity="uphill share")
