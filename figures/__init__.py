@@ -2,6 +2,7 @@
 
 from figures.accuracy_by_depth import accuracy_by_depth
 from figures.alignment import alignment, alignment_over_epochs
+from figures.budget import budget
 from figures.conditions import conditions, recovery_scores
 from figures.copying import copying
 from figures.degradation import degradation
@@ -15,6 +16,7 @@ from figures.interaction import interaction
 from figures.layer_responses import layer_responses
 from figures.layer_use import layer_use
 from figures.learning_curves import learning_curves
+from figures.learning_rates import learning_rates
 from figures.lesions import lesions_by_block, lesions_by_count
 from figures.path_lengths import path_lengths
 from figures.profiles import profiles
@@ -34,6 +36,7 @@ __all__ = [
     "accuracy_by_depth",
     "alignment",
     "alignment_over_epochs",
+    "budget",
     "conditions",
     "copying",
     "degradation",
@@ -47,6 +50,7 @@ __all__ = [
     "layer_responses",
     "layer_use",
     "learning_curves",
+    "learning_rates",
     "lesions_by_block",
     "lesions_by_count",
     "path_lengths",

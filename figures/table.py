@@ -82,8 +82,8 @@ def _moment(epochs: "pd.Series[float]", mixed: str) -> str:
 
 
 def seeds_text(rows: pd.DataFrame) -> str:
-    """How many seeds each arm has at each depth (and epoch): "1 seed", "3 seeds" or "2–3 seeds"."""
-    keys = [key for key in ("arm", "depth_total", "epoch") if key in rows.columns]
+    """How many seeds each arm has at each depth (epoch, learning rate, budget): "1 seed", "3 seeds" or "2–3 seeds"."""
+    keys = [key for key in ("arm", "depth_total", "epoch", "learning_rate", "budget") if key in rows.columns]
     counts: Iterable[int] = rows.groupby(keys)["seed"].nunique()
     low, high = min(counts), max(counts)
     return "1 seed" if high == 1 else f"{low}–{high} seeds" if low < high else f"{high} seeds"

@@ -95,9 +95,9 @@ def of_cells(by_cell: pd.DataFrame, arm: str, depth: int) -> pd.DataFrame:
 def effect_table(found: Effects) -> pd.DataFrame:
     """The effects as a long table: mean, ends of the interval where there is one, n."""
     return table(
-        {"arm": arm, "depth_total": depth, "effect": effect, "quantity": quantity, "value": value}
+        row
         for (arm, depth, effect), each in found.items()
-        for quantity, value in (("mean", each.mean), ("low", each.low), ("high", each.high), ("n", len(each.values)))
+        for row in each.rows(arm=arm, depth_total=depth, effect=effect)
     )
 
 

@@ -104,9 +104,7 @@ def estimates(found: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
 def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.DataFrame:
     """The estimates as a long table: arm, depth_total, outcome, quantity (mean | low | high | n), value."""
     return table(
-        {"arm": arm, "depth_total": depth, "outcome": name, "quantity": quantity, "value": value}
-        for (arm, name), each in found.items()
-        for quantity, value in (("mean", each.mean), ("low", each.low), ("high", each.high), ("n", len(each.values)))
+        row for (arm, name), each in found.items() for row in each.rows(arm=arm, depth_total=depth, outcome=name)
     )
 
 

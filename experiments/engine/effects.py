@@ -35,6 +35,11 @@ class Estimate:
     low: float
     high: float
 
+    def rows(self, **about: object) -> list[dict[str, object]]:
+        """Rows of a long table: quantity (mean | low | high | n) and value, beside what else is told."""
+        numbers = {"mean": self.mean, "low": self.low, "high": self.high, "n": len(self.values)}
+        return [{**about, "quantity": quantity, "value": value} for quantity, value in numbers.items()]
+
 
 def estimate(values: np.ndarray, reach: float = math.inf) -> Estimate:
     """Mean and 95 % t interval of one effect over seeds.
@@ -103,9 +108,7 @@ def effect_table(cells: pd.DataFrame) -> pd.DataFrame:
     for depth in sorted(cells["depth_total"].unique()):
         for outcome in OUTCOMES:
             for effect, found in effects(cells, depth, outcome).items():
-                row = {"depth_total": depth, "outcome": outcome, "effect": effect}
-                numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": len(found.values)}
-                rows += [{**row, "quantity": key, "value": value} for key, value in numbers.items()]
+                rows += found.rows(depth_total=depth, outcome=outcome, effect=effect)
     return table(rows) if rows else pd.DataFrame(columns=["depth_total", "outcome", "effect", "quantity", "value"])
 
 

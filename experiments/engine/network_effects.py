@@ -58,16 +58,9 @@ def from_reference(errors: pd.DataFrame) -> Effects:
 def effect_table(found: Effects, depths: dict[str, int]) -> pd.DataFrame:
     """The differences as a long table: mean, ends of the interval where there is one, n."""
     return table(
-        {
-            "network": network,
-            "depth_total": depths[network],
-            "outcome": "test error",
-            "effect": effect,
-            "quantity": quantity,
-            "value": value,
-        }
+        row
         for (network, effect), each in found.items()
-        for quantity, value in (("mean", each.mean), ("low", each.low), ("high", each.high), ("n", len(each.values)))
+        for row in each.rows(network=network, depth_total=depths[network], outcome="test error", effect=effect)
     )
 
 

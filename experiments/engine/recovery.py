@@ -82,9 +82,8 @@ def comparison_table(comparisons: Sequence[Comparison], depth: int) -> pd.DataFr
     for each in comparisons:
         for outcome, found in each.changes.items():
             row = {"arm": each.arm, "depth_total": depth, "outcome": outcome, "path_length": each.limit}
-            numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": len(found.values)}
-            numbers["margin"] = WORSE[outcome] * MARGINS[outcome]
-            rows += [{**row, "quantity": key, "value": value} for key, value in numbers.items()]
+            margin = {"quantity": "margin", "value": WORSE[outcome] * MARGINS[outcome]}
+            rows += [*found.rows(**row), {**row, **margin}]
     return table(rows)
 
 
