@@ -2,10 +2,12 @@
 # make test   lint, types, all tests
 PYTHON ?= python3
 BIN := .venv/bin
+ANSWER := learning_rates magnitude_or_direction budget dose_and_timing forward_statistics alignment
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint gallery
+# make answer the sceptic's controls and the verdict (under 2 hours on 2 cores; goes on where it was interrupted)
+.PHONY: run test lint answer gallery
 run: .venv/installed
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
@@ -16,6 +18,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+answer: .venv/installed
+	set -e; for script in $(ANSWER); do $(BIN)/python experiments/$$script.py $(ARGS); done
+	$(BIN)/python experiments/verdict.py
 
 gallery: run
 	$(BIN)/python experiments/short_paths.py

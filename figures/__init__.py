@@ -29,6 +29,7 @@ from figures.short_paths import short_paths
 from figures.style import ARMS, Look
 from figures.training_speed import training_speed
 from figures.variants import variants
+from figures.verdict import verdict
 
 __all__ = [
     "ARMS",
@@ -64,4 +65,5 @@ __all__ = [
     "short_paths",
     "training_speed",
     "variants",
+    "verdict",
 ]

@@ -1,0 +1,111 @@
+"""What was measured: the finished cells of all experiments in one table, and comparisons read from them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.engine.budgets import FITTED
+from experiments.engine.command import BadInput
+from experiments.engine.condition_scores import NONE
+from experiments.engine.continuation import BEFORE
+from experiments.engine.effects import Estimate, estimate
+from experiments.engine.verdict_file import Claim, Outcome, Source, Version
+
+TABLES = ("learning_rates", "magnitude_or_direction", "budget", "dose_and_timing", "forward_statistics")
+BOTH_FIT = "test accuracy where both fit"
+KEYS = ["control", "depth_total", "budget", "seed"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One comparison in one version at one depth. word: better, equal, worse, undecided, or why nothing is read: `not
+    run`, `no degradation`, `does not apply`."""
+
+    version: Version
+    depth: int
+    found: Estimate
+    word: str
+
+
+def collect(folder: Path) -> pd.DataFrame:
+    """All finished cells under a results folder: control, depth_total, budget, seed, log train loss, train accuracy,
+    test accuracy. Raises BadInput where two experiments disagree on a cell: they ran with other settings."""
+    parts = [pd.read_csv(file) for name in TABLES if (file := folder / name / "outcomes.csv").is_file()]
+    if (file := folder / "alignment" / "continued.csv").is_file():
+        parts.append(continued(pd.read_csv(file)))
+    if not parts:
+        return pd.DataFrame(columns=[*KEYS, "log train loss", "train accuracy", "test accuracy"])
+    rows = pd.concat(parts, ignore_index=True)
+    values = rows.groupby([*KEYS, "split", "quantity"])["value"]
+    if len(apart := values.nunique()[lambda counts: counts > 1]):
+        control, depth, _, seed = apart.index[0][:4]
+        raise BadInput(
+            f"{folder}: experiments disagree on {control!r}, depth {depth}, seed {seed}: they ran with other settings. "
+            "Run them again with the same ones (make answer)"
+        )
+    wide = values.first().unstack(["split", "quantity"])
+    with np.errstate(divide="ignore"):
+        loss = np.log(wide["train", "loss"])
+    columns = {"train accuracy": wide["train", "accuracy"], "test accuracy": wide["test", "accuracy"]}
+    return pd.DataFrame({"log train loss": loss, **columns}).reset_index()
+
+
+def continued(rows: pd.DataFrame) -> pd.DataFrame:
+    """Networks that went on, as conditions: "stop-gradient then residual"."""
+    rows = rows[rows["effect"] != BEFORE]
+    return rows.assign(control=rows["arm"] + " " + rows["effect"], budget=1)
+
+
+def readings(cells: pd.DataFrame, claim: Claim, source: Source) -> Iterator[Reading]:
+    """A claim's comparison in every version, at every depth at which it is asked."""
+    for version in claim.versions:
+        for depth in source.asked(version.depths):
+            found, word = read(cells, claim, version, depth)
+            yield Reading(version, depth, found, word)
+
+
+def read(cells: pd.DataFrame, claim: Claim, version: Version, depth: int) -> tuple[Estimate, str]:
+    """The difference, this - than, and how it is read."""
+    this, than = (runs(cells, version.arms[arm], depth, version.budget) for arm in (claim.this, claim.than))
+    if not degrades(cells, depth):
+        return NONE, "not run" if this.empty or than.empty else "no degradation"
+    column = claim.outcome.name if claim.outcome.name != BOTH_FIT else "test accuracy"
+    values = (this[column] - than[column]).replace([np.inf, -np.inf], np.nan).dropna().to_numpy()
+    if not len(values):
+        return NONE, "not run"
+    if claim.outcome.name == BOTH_FIT and not (fits(this) and fits(than)):
+        return NONE, "does not apply"
+    found = estimate(values, reach=math.inf if claim.fitting else 1)
+    return found, word_of(found, claim.outcome)
+
+
+def word_of(found: Estimate, outcome: Outcome) -> str:
+    """better, worse, equal or undecided."""
+    if found.low > -outcome.margin and found.high < outcome.margin:
+        return "equal"
+    excludes_zero = found.low > 0 or found.high < 0
+    if excludes_zero and abs(found.mean) > outcome.margin:
+        return "better" if (found.mean > 0) == (outcome.better == "higher") else "worse"
+    return "undecided"
+
+
+def runs(cells: pd.DataFrame, control: str, depth: int, budget: int) -> pd.DataFrame:
+    """A condition's runs, by seed."""
+    rows = cells[(cells["control"] == control) & (cells["depth_total"] == depth) & (cells["budget"] == budget)]
+    return rows.set_index("seed")
+
+
+def fits(rows: pd.DataFrame) -> bool:
+    """Whether the whole interval of the training accuracy lies above what counts as fitted."""
+    return estimate(rows["train accuracy"].to_numpy()).low > FITTED
+
+
+def degrades(cells: pd.DataFrame, depth: int) -> bool:
+    """Whether plain networks have a higher test error than residual ones, by the whole paired interval."""
+    residual, plain = (runs(cells, arm, depth, 1)["test accuracy"] for arm in ("residual", "plain"))
+    gap = (residual - plain).dropna().to_numpy()
+    return len(gap) > 0 and estimate(gap).low > 0

@@ -1,0 +1,90 @@
+"""Does each effect of the shortcut's two roles survive the controls?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from figures.lines import finish, handle
+from figures.style import GREY, Axes2D, panels, row_title, style
+
+ROW = 0.3  # inches
+# By outcome: the axis, the sign that makes right mean better, the margin within which a difference is none.
+OUTCOMES: dict[str, tuple[str, int, float]] = {
+    "log train loss": ("train loss, log10 of the factor gained", -1, 0.693),
+    "test accuracy": ("test accuracy, points gained", 1, 0.02),
+}
+UNITS = {"log train loss": 0.4343, "test accuracy": 100}  # of the axis, in units of the table
+MARKS = ("o", "s", "D", "^")
+SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73")
+
+
+@style()
+def verdict(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+    """What each effect is worth, in every version and at every depth: mean and 95 % interval; right of the grey band,
+    the margin, is better. Columns: training loss and test accuracy; a row of panels for each data set.
+
+    table: data, control (the version), depth_total, outcome ("log train loss", "test accuracy"; others are left out),
+    effect, quantity ("mean", "low", "high"), value. Hollow: the shallower depths. An effect without a mark was not
+    read; a mark without a line has no interval.
+    """
+    rows = table[table["outcome"].isin(list(OUTCOMES)) & table["quantity"].isin(["mean", "low", "high"])]
+    rows = rows[rows["value"].notna()]
+    if rows.empty:
+        raise ValueError(f"verdict: no value of {' or '.join(OUTCOMES)} among {len(table)} rows.")
+    titles, versions = list(rows["data"].unique()), list(table["control"].unique())
+    names = {outcome: list(table[table["outcome"] == outcome]["effect"].unique()) for outcome in OUTCOMES}
+    high = ROW * max(map(len, names.values())) + 0.45
+    grid = panels(axes, len(titles), len(OUTCOMES), figure="verdict", height=high, sharey="row")
+    for line, title in zip(grid, titles, strict=True):
+        of_data = rows[rows["data"] == title]
+        for axis, outcome in zip(line, OUTCOMES, strict=True):
+            _panel(axis, of_data[of_data["outcome"] == outcome], names[outcome], versions, outcome)
+        line[0].set_yticks(range(len(names["log train loss"])), [_short(name) for name in names["log train loss"]])
+        row_title(line[-1], title)
+    for axis, outcome in zip(grid[-1], OUTCOMES, strict=True):
+        axis.set_xlabel(OUTCOMES[outcome][0])
+    finish(grid, list(_handles(versions)), title=_explained(rows))
+    return grid
+
+
+def _panel(axis: Axes, rows: pd.DataFrame, names: Sequence[str], versions: Sequence[str], outcome: str) -> None:
+    _, sign, margin = OUTCOMES[outcome]
+    unit = UNITS[outcome]
+    axis.axvspan(-margin * unit, margin * unit, color="0.9", linewidth=0, zorder=0)
+    axis.axvline(0, color=GREY, linewidth=0.8, zorder=0.5)
+    depths = sorted(rows["depth_total"].unique())
+    lanes = [(version, depth) for version in versions for depth in depths]
+    for (version, depth, name), found in _values(rows):
+        y = names.index(name) + 0.7 * ((lanes.index((version, depth)) + 0.5) / len(lanes) - 0.5)
+        place = versions.index(version)
+        ends = [sign * unit * found.get(quantity, float("nan")) for quantity in ("low", "high")]
+        axis.hlines(y, min(ends), max(ends), color=SHADES[place], linewidth=1)
+        fill = "full" if depth == depths[-1] else "none"
+        look: dict[str, Any] = {"marker": MARKS[place], "fillstyle": fill, "markersize": 3.5, "markeredgewidth": 0.8}
+        axis.plot(sign * unit * found["mean"], y, color=SHADES[place], linestyle="", **look)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.tick_params(axis="y", length=0)
+
+
+def _values(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int, str], Mapping[str, float]]]:
+    """Each mark's version, depth and effect, with its numbers."""
+    for key, part in rows.groupby(["control", "depth_total", "effect"], sort=False):
+        yield key, dict(zip(part["quantity"], part["value"], strict=True))  # type: ignore[misc]
+
+
+def _handles(versions: Sequence[str]) -> Iterator[Any]:
+    for place, version in enumerate(versions):
+        yield handle(version, SHADES[place], marker=MARKS[place], markersize=3.5)
+
+
+def _short(name: str) -> str:
+    """An effect's name over two lines, without the outcome."""
+    return name.removesuffix(", fitting").replace(" beside ", "\nbeside ")
+
+
+def _explained(rows: pd.DataFrame) -> str:
+    depths = ", ".join(map(str, sorted(rows["depth_total"].unique())))
+    return f"mean and 95 % interval at depths {depths}; hollow: the shallower; grey band: the margin; right is better"
