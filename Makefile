@@ -1,12 +1,13 @@
 # make run    environment, install, the main experiment (ARGS=--quick for a first look)
 # make test   lint, types, all tests
+# make answer the sceptic's controls, and the verdict on them (goes on where it was interrupted)
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= results
 ANSWER := learning_rates magnitude_or_direction budget dose_and_timing forward_statistics alignment
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-# make answer the sceptic's controls and the verdict (under 2 hours on 2 cores; goes on where it was interrupted)
 .PHONY: run test lint answer gallery
 run: .venv/installed
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
@@ -20,8 +21,8 @@ lint: .venv/installed
 	$(BIN)/pyright
 
 answer: .venv/installed
-	set -e; for script in $(ANSWER); do $(BIN)/python experiments/$$script.py $(ARGS); done
-	$(BIN)/python experiments/verdict.py
+	set -e; for script in $(ANSWER); do $(BIN)/python experiments/$$script.py --out $(OUT) $(ARGS); done
+	$(BIN)/python experiments/verdict.py --out $(OUT)
 
 gallery: run
 	$(BIN)/python experiments/short_paths.py
