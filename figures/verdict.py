@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from figures.lines import finish, handle
 from figures.style import GREY, Axes2D, panels, row_title, style
 
-ROW = 0.3  # inches
+ROW = 0.36  # inches
 # By outcome: the axis, the sign that makes right mean better, the margin within which a difference is none.
 OUTCOMES: dict[str, tuple[str, int, float]] = {
     "log train loss": ("train loss, log10 of the factor gained", -1, 0.693),
@@ -17,19 +17,19 @@ OUTCOMES: dict[str, tuple[str, int, float]] = {
 }
 UNITS = {"log train loss": 0.4343, "test accuracy": 100}  # of the axis, in units of the table
 MARKS = ("o", "s", "D", "^")
-SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73")
+SHADES = ("#000000", "0.5", "#009E73", "#E69F00")  # none is an arm's, but for black
 
 
 @style()
 def verdict(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
-    """What each effect is worth, in every version and at every depth: mean and 95 % interval; right of the grey band,
-    the margin, is better. Columns: training loss and test accuracy; a row of panels for each data set.
+    """What each effect is worth, in every version and at every depth: mean, 95 % interval and each seed's value; right
+    of the grey band, the margin, is better. Columns: training loss and test accuracy; a row of panels a data set.
 
     table: data, control (the version), depth_total, outcome ("log train loss", "test accuracy"; others are left out),
-    effect, quantity ("mean", "low", "high"), value. Hollow: the shallower depths. An effect without a mark was not
-    read; a mark without a line has no interval.
+    effect, quantity ("mean", "low", "high"; "difference", of one seed), value. Hollow: the shallower depths. An effect
+    without a mark was not read; a mark without a line has no interval.
     """
-    rows = table[table["outcome"].isin(list(OUTCOMES)) & table["quantity"].isin(["mean", "low", "high"])]
+    rows = table[table["outcome"].isin(list(OUTCOMES)) & table["quantity"].isin(["mean", "low", "high", "difference"])]
     rows = rows[rows["value"].notna()]
     if rows.empty:
         raise ValueError(f"verdict: no value of {' or '.join(OUTCOMES)} among {len(table)} rows.")
@@ -56,10 +56,13 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: Sequence[str], versions: Seque
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0.5)
     depths = sorted(rows["depth_total"].unique())
     lanes = [(version, depth) for version in versions for depth in depths]
-    for (version, depth, name), found in _values(rows):
+    for edge in range(1, len(names)):
+        axis.axhline(edge - 0.5, color="0.85", linewidth=0.5)
+    for (version, depth, name), found, values in _values(rows):
         y = names.index(name) + 0.7 * ((lanes.index((version, depth)) + 0.5) / len(lanes) - 0.5)
         place = versions.index(version)
         ends = [sign * unit * found.get(quantity, float("nan")) for quantity in ("low", "high")]
+        axis.plot([sign * unit * value for value in values], [y] * len(values), "|", color=SHADES[place], markersize=4)
         axis.hlines(y, min(ends), max(ends), color=SHADES[place], linewidth=1)
         fill = "full" if depth == depths[-1] else "none"
         look: dict[str, Any] = {"marker": MARKS[place], "fillstyle": fill, "markersize": 3.5, "markeredgewidth": 0.8}
@@ -69,10 +72,11 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: Sequence[str], versions: Seque
     axis.tick_params(axis="y", length=0)
 
 
-def _values(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int, str], Mapping[str, float]]]:
-    """Each mark's version, depth and effect, with its numbers."""
+def _values(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int, str], Mapping[str, float], list[float]]]:
+    """Each mark's version, depth and effect, with its numbers and its seeds' values."""
     for key, part in rows.groupby(["control", "depth_total", "effect"], sort=False):
-        yield key, dict(zip(part["quantity"], part["value"], strict=True))  # type: ignore[misc]
+        seeds = part[part["quantity"] == "difference"]["value"].tolist()
+        yield key, dict(zip(part["quantity"], part["value"], strict=True)), seeds  # type: ignore[misc]
 
 
 def _handles(versions: Sequence[str]) -> Iterator[Any]:
@@ -87,4 +91,7 @@ def _short(name: str) -> str:
 
 def _explained(rows: pd.DataFrame) -> str:
     depths = ", ".join(map(str, sorted(rows["depth_total"].unique())))
-    return f"mean and 95 % interval at depths {depths}; hollow: the shallower; grey band: the margin; right is better"
+    return (
+        f"mean, 95 % t interval (paired) and each seed at depths {depths}, hollow: the shallower\n"
+        "right is better; grey band: the margin"
+    )

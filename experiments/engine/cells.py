@@ -52,6 +52,7 @@ def train_cell(
     model: nn.Module | None = None,
     loss: Loss = cross_entropy,
     evaluate: Evaluate = evaluate,
+    validate: bool = True,
     measure: Measure = lambda model, batches, epoch, last: {},
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Outcome:
@@ -59,9 +60,9 @@ def train_cell(
 
     control: how each update is made. watch: looks on while updates are made, and changes none. model: another network
     than `make_network` gives; it is trained in place. loss, evaluate: another task than classification; `evaluate`
-    tells quantities of a split by name. measure: called as (model, batches, epoch, last) before the first step and
-    after every epoch; its tables are joined by name, with columns step and epoch. around: a context for the training's
-    forwards and backwards.
+    tells quantities of a split by name. validate: after every epoch, which takes time, or at the end alone. measure:
+    called as (model, batches, epoch, last) before the first step and after every epoch; its tables are joined by name,
+    with columns step and epoch. around: a context for the training's forwards and backwards.
     """
     model = make_network(cell, dataset) if model is None else model
     backward = watch(control.prepare(model, seed=cell.seed))
@@ -73,13 +74,15 @@ def train_cell(
     learning = train(model, batches, training, seed=cell.seed, loss=loss, backward=backward, around=around)
     try:
         for epoch, of_epoch in enumerate(learning, 1):
+            last = epoch == training.epochs
             losses += of_epoch.tolist()
             moment = {"step": (step := len(losses)), "epoch": epoch}
             curves.append({**moment, "split": "train", "quantity": "loss", "value": of_epoch.mean().item()})
-            settle_statistics(model, batches)
-            for quantity, value in evaluate(model, batches, "validation").items():
-                curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
-            measured.append(at(measure(model, batches, epoch, epoch == training.epochs), step=step, epoch=epoch))
+            if validate or last:
+                settle_statistics(model, batches)
+                for quantity, value in evaluate(model, batches, "validation").items():
+                    curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
+            measured.append(at(measure(model, batches, epoch, last), step=step, epoch=epoch))
         outcome.tables["outcomes"] = evaluations(model, batches, evaluate)
     except Diverged as end:
         outcome.diverged_at = end.step

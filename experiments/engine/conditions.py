@@ -152,7 +152,7 @@ def run_condition(cell: Cell, *, dataset: Dataset, training: Training, controls:
     that the store has is not measured again."""
     control = controls[str(cell.labels["control"])]
     measure = partial(measure_alignment, control=control, seed=cell.seed)
-    return train_cell(cell, dataset, training_of(cell, training), control=control, measure=measure)
+    return train_cell(cell, dataset, training_of(cell, training), control=control, measure=measure, validate=False)
 
 
 def training_of(cell: Cell, training: Training) -> Training:

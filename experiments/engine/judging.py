@@ -28,6 +28,8 @@ class Judged:
             about = {"data": self.source.title, "effect": self.claim.name, "outcome": self.claim.outcome.name}
             about |= {"control": each.version.name, "depth_total": each.depth, "reading": each.word}
             yield from each.found.rows(**about)
+            for seed, value in zip(each.seeds, each.found.values, strict=True):
+                yield {**about, "seed": seed, "quantity": "difference", "value": value}
 
 
 def judge(cells: pd.DataFrame, source: Source, claims: Sequence[Claim]) -> list[Judged]:
@@ -70,5 +72,5 @@ def headline(standings: Sequence[str]) -> str:
 
 def judged_table(judged: Sequence[Judged]) -> pd.DataFrame:
     """All readings as a long table: data, control (the version), depth_total, outcome, effect (the claim), reading,
-    quantity (mean | low | high | n), value."""
+    quantity (mean | low | high | n; difference, of one seed), value."""
     return table(row for each in judged for row in each.rows())

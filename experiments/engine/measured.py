@@ -29,6 +29,8 @@ class Reading:
     depth: int
     found: Estimate
     word: str
+    seeds: tuple[int, ...] = ()
+    """Those of the values, in order."""
 
 
 def collect(folder: Path) -> pd.DataFrame:
@@ -64,23 +66,22 @@ def readings(cells: pd.DataFrame, claim: Claim, source: Source) -> Iterator[Read
     """A claim's comparison in every version, at every depth at which it is asked."""
     for version in claim.versions:
         for depth in source.asked(version.depths):
-            found, word = read(cells, claim, version, depth)
-            yield Reading(version, depth, found, word)
+            yield read(cells, claim, version, depth)
 
 
-def read(cells: pd.DataFrame, claim: Claim, version: Version, depth: int) -> tuple[Estimate, str]:
+def read(cells: pd.DataFrame, claim: Claim, version: Version, depth: int) -> Reading:
     """The difference, this - than, and how it is read."""
     this, than = (runs(cells, version.arms[arm], depth, version.budget) for arm in (claim.this, claim.than))
+    column = "test accuracy" if claim.outcome.name == BOTH_FIT else claim.outcome.name
+    differences = (this[column] - than[column]).replace([np.inf, -np.inf], np.nan).dropna()
+    if differences.empty:
+        return Reading(version, depth, NONE, "not run")
     if not degrades(cells, depth):
-        return NONE, "not run" if this.empty or than.empty else "no degradation"
-    column = claim.outcome.name if claim.outcome.name != BOTH_FIT else "test accuracy"
-    values = (this[column] - than[column]).replace([np.inf, -np.inf], np.nan).dropna().to_numpy()
-    if not len(values):
-        return NONE, "not run"
+        return Reading(version, depth, NONE, "no degradation")
     if claim.outcome.name == BOTH_FIT and not (fits(this) and fits(than)):
-        return NONE, "does not apply"
-    found = estimate(values, reach=math.inf if claim.fitting else 1)
-    return found, word_of(found, claim.outcome)
+        return Reading(version, depth, NONE, "does not apply")
+    found = estimate(differences.to_numpy(), reach=math.inf if claim.fitting else 1)
+    return Reading(version, depth, found, word_of(found, claim.outcome), tuple(differences.index))
 
 
 def word_of(found: Estimate, outcome: Outcome) -> str:
