@@ -51,7 +51,7 @@ def main(settings: Settings) -> None:
     write_aside(folder / "controls.csv", judged_table([each for of_source in controls for each in of_source]))
     write_aside(folder / "effects.csv", found := judged_table([each for of_source in effects for each in of_source]))
     drawn = found[found["control"].isin(required(verdicts))]
-    if drawn["value"].notna().any():
+    if drawn[drawn["quantity"] == "mean"]["value"].notna().any():
         figures.save(figures.verdict(drawn), drawn, folder / "figures", EXPERIMENT)
     for part in (standings(verdicts, effects), fares(verdicts, effects)):
         console.print(Markdown("\n".join(part)))

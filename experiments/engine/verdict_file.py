@@ -82,14 +82,13 @@ def read_verdicts(file: Path) -> Verdicts:
     """
     try:
         tables = tables_of(file.read_text())
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read ({error.strerror or error}); give a verdict file") from None
-    try:
         outcomes = {row["outcome"]: outcome(row) for row in tables["outcome"]}
         versions = tuple(version(row) for row in tables["version"])
         sources = tuple(map(source, tables["data"]))
         effects = tuple(claim(row, "effect", outcomes, versions) for row in tables["effect"])
         controls = tuple(claim(row, "control", outcomes, (as_given(row),)) for row in tables["control"])
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror or error}); give a verdict file") from None
     except KeyError as error:
         raise BadInput(f"{file}: there is no table or column {error}; see the file that the project has") from None
     except ValueError as error:
