@@ -64,8 +64,8 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: Sequence[str], versions: Seque
         ends = [sign * unit * found.get(quantity, float("nan")) for quantity in ("low", "high")]
         axis.plot([sign * unit * value for value in values], [y] * len(values), "|", color=SHADES[place], markersize=4)
         axis.hlines(y, min(ends), max(ends), color=SHADES[place], linewidth=1)
-        fill = "full" if depth == depths[-1] else "none"
-        look: dict[str, Any] = {"marker": MARKS[place], "fillstyle": fill, "markersize": 3.5, "markeredgewidth": 0.8}
+        face = SHADES[place] if depth == depths[-1] else "white"
+        look: dict[str, Any] = {"marker": MARKS[place], "markerfacecolor": face, "markersize": 4, "zorder": 3}
         axis.plot(sign * unit * found["mean"], y, color=SHADES[place], linestyle="", **look)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")

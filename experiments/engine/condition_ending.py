@@ -13,8 +13,9 @@ from experiments.engine.conditions import Condition, Rates
 from experiments.engine.effects import flags
 from experiments.engine.ending import show_estimate, show_outcomes
 from experiments.engine.grid import Cell
-from experiments.engine.score import Recovery
+from experiments.engine.score import Recovery, coverage
 
+TRUE, RUNS = 0.5, 1000  # the R of simulated runs, and their number
 EXPLAINED = (
     "R = (plain - condition) / (plain - residual), of the same optimiser: 0 as bad as plain, 1 as good as residual; "
     "Fieller's 95 % interval"
@@ -49,7 +50,12 @@ def show_scores(console: Console, found: dict[Key, Recovery], rates: Rates) -> N
             table.add_row(name, f"{rates[name, depth]:g}", *recovered)
         table.add_section()
     console.print(table)
-    console.print(f"{EXPLAINED}. Not corrected for their number, at most {len(found)}\n")
+    counts = sorted({len(each.gap.values) for each in found.values() if not each.note})
+    covers = (f"{100 * coverage(n, true=TRUE, runs=RUNS):.1f} % at n = {n}" for n in counts)
+    simulated = f". Of {RUNS} simulated runs with a known R of {TRUE} it holds that in {', '.join(covers)}" * bool(
+        counts
+    )
+    console.print(f"{EXPLAINED}{simulated}. Not corrected for their number, at most {len(found)}\n")
 
 
 def show_differences(
