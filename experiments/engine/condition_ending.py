@@ -52,9 +52,7 @@ def show_scores(console: Console, found: dict[Key, Recovery], rates: Rates) -> N
     console.print(table)
     counts = sorted({len(each.gap.values) for each in found.values() if not each.note})
     covers = (f"{100 * coverage(n, true=TRUE, runs=RUNS):.1f} % at n = {n}" for n in counts)
-    simulated = f". Of {RUNS} simulated runs with a known R of {TRUE} it holds that in {', '.join(covers)}" * bool(
-        counts
-    )
+    simulated = f". Of {RUNS} simulated runs it holds the known R, {TRUE}, in {', '.join(covers)}" * bool(counts)
     console.print(f"{EXPLAINED}{simulated}. Not corrected for their number, at most {len(found)}\n")
 
 
