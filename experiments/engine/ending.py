@@ -72,13 +72,19 @@ def clear_figures(folder: Path) -> None:
         stale.unlink()
 
 
-def nothing_came_out(console: Console, tables: dict[str, pd.DataFrame], folder: Path) -> bool:
+def nothing_came_out(
+    console: Console,
+    tables: dict[str, pd.DataFrame],
+    folder: Path,
+    *,
+    advice: str = "A lower --learning-rate may help.",
+) -> bool:
     """Whether every cell diverged, which is then said; an earlier run's figures are gone in either case."""
     clear_figures(folder)
     if "outcomes" in tables:
         return False
     show_files(console, folder)
-    console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+    console.print(f"Every cell diverged: there is nothing to compare. {advice}")
     return True
 
 
