@@ -18,7 +18,7 @@ import pandas as pd
 import figures
 from experiments.engine.answer import COINS, DOSES, PLACES, PLAIN, RESIDUAL, STOP, timing
 from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import SEARCHED, show_conditions, show_differences, show_scores
+from experiments.engine.condition_ending import SEARCHED, left_out, show_conditions, show_differences, show_scores
 from experiments.engine.condition_scores import choose, condition_table, score_table, scores
 from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
 from experiments.engine.data import load
@@ -102,7 +102,8 @@ def finish(
     show_differences(console, cells, depths, differences(conditions, epochs))
     show_files(console, folder)
     verdicts = against_ordinary(cells, conditions, depths[-1])
-    console.print(sentence(cells, verdicts, conditions, depth=depths[-1], epochs=epochs, title=dataset.title))
+    said = sentence(cells, verdicts, conditions, depth=depths[-1], epochs=epochs, title=dataset.title)
+    console.print(said + left_out(diverged))
 
 
 def differences(conditions: Sequence[Condition], epochs: int) -> dict[str, dict[str, str]]:

@@ -108,14 +108,14 @@ def block_range(rows: pd.DataFrame) -> str:
 
 
 def left_out(diverged: Sequence[Cell]) -> str:
-    """` Left out, since they diverged: plain at depth 56 (2 seeds).`, or nothing where none did."""
+    """` Diverged, and left out of means and differences: plain at depth 56 (2 seeds).`, or nothing where none did."""
     counts: dict[str, int] = {}
     for cell in diverged:
         times = f", {cell.labels['budget']} times the epochs" if cell.labels["budget"] != 1 else ""
         where = f"{cell.labels['control']} at depth {cell.depth}{times}"
         counts[where] = counts.get(where, 0) + 1
     said = [f"{where} ({count} seed{'s' * (count > 1)})" for where, count in counts.items()]
-    return f" Left out, since they diverged: {'; '.join(said)}." if said else ""
+    return f" Diverged, and left out of means and differences: {'; '.join(said)}." if said else ""
 
 
 def show_recovery(found: Recovery) -> str:

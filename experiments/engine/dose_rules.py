@@ -98,8 +98,6 @@ def biased_or_not(
     for chance, (biased, unbiased) in coins.items():
         change = difference(cells, depth, unbiased, biased)
         shown = show_estimate(change, digits=3) if change.values else "-"
-        verdict = reach[found[unbiased].verdict]
-        parts.append(
-            f"at chance {chance:g} {words[side(change)]} biased ones ({shown}) and {verdict} ordinary training"
-        )
+        against = f"{words[side(change)]} biased ones ({shown})"
+        parts.append(f"at chance {chance:g} {against} and {reach[found[unbiased].verdict]} ordinary training")
     return f"unbiased coins {', '.join(parts)}"

@@ -31,10 +31,8 @@ def show_search(console: Console, search: pd.DataFrame, rates: Rates) -> None:
             table.add_row(str(arm), *(show_accuracy(curve[rate], best=rate == best) for rate in tried))
         table.add_section()
     console.print(table)
-    seeds = search["seed"].nunique()
-    console.print(
-        f"[best], by the mean over n = {seeds} tuning seeds, which are not reported; 0: diverged\n", markup=False
-    )
+    n = search["seed"].nunique()
+    console.print(f"[best], by the mean over n = {n} tuning seeds, never reported; 0: diverged\n", markup=False)
 
 
 def show_accuracy(value: float, *, best: bool) -> str:
