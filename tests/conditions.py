@@ -78,7 +78,7 @@ class Ran:
 
 def run_twice(script: ModuleType, out: Path, **changes: Any) -> Ran:
     settings = script.Settings(out=out, **SMALL | changes)
-    shown, log = [], io.StringIO()
+    log, shown = io.StringIO(), list[str]()
     before: dict[Path, int] = {}
     with short_search():
         for _ in range(2):
@@ -88,7 +88,7 @@ def run_twice(script: ModuleType, out: Path, **changes: Any) -> Ran:
             shown.append(" ".join(text.getvalue().split()))
     after = {path: path.stat().st_mtime_ns for path in settings.store.glob("*/*")}
     repeated = [path for path, moment in after.items() if before.get(path) != moment]
-    return Ran(out / script.EXPERIMENT, *shown, repeated, log.getvalue())
+    return Ran(out / script.EXPERIMENT, shown[0], shown[1], repeated, log.getvalue())
 
 
 def run_made_up(script: ModuleType, out: Path, ends: Ends, **changes: Any) -> str:

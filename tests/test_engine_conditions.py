@@ -116,10 +116,8 @@ def test_a_search_s_size_is_that_of_its_condition(tmp_path: Path, monkeypatch: p
     tried = pd.read_csv(tmp_path / "x" / "tuning.csv")
     tried = tried[tried["quantity"] == "accuracy"]
     sizes = tried.groupby(["control", "depth_total", "seed"]).size().to_dict()
-    assert sizes == {(n, d, s): 4 if n == "residual" else 3 for n, d, s in sizes}
-    assert set(sizes) == {
-        (n, d, s) for n in ("residual", "coin") for d in (8, 14) for s in (101, 100)[: 1 + (n != "coin")]
-    }
+    long = {("residual", depth, seed): 4 for depth in (8, 14) for seed in (100, 101)}
+    assert sizes == long | {("coin", depth, 101): 3 for depth in (8, 14)}
 
 
 def test_cells_are_each_condition_s_at_its_rate_there(tmp_path: Path) -> None:

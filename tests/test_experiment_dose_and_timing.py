@@ -131,7 +131,10 @@ def drawn(axis: Axes) -> dict[float, tuple[str, list[float]]]:
     """A panel's points by where their middle one stands: their marker and values."""
     points = [line for line in axis.lines if line.get_linestyle() == "None"]
     return {
-        round(float(np.mean(line.get_xdata())), 6): (str(line.get_marker()), np.asarray(line.get_ydata()).tolist())
+        round(float(np.mean(np.asarray(line.get_xdata(), float))), 6): (
+            str(line.get_marker()),
+            np.asarray(line.get_ydata()).tolist(),
+        )
         for line in points
     }
 

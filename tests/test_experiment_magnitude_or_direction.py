@@ -16,12 +16,13 @@ from experiments.engine.explanation import FROZEN, NOISE, TRUE_DIRECTION, TRUE_N
 from experiments.magnitude_or_direction import CONDITIONS, GROUPS, subtractions
 from tests.conditions import Ran, cells_of, outcomes, run_twice
 from tests.test_experiments import print_of
-from tests.test_figures import lines_of, number, pick, texts
+from tests.test_figures import drawn_y, lines_of, number, pick, texts
 
 EVERY = (*AS_THEY_ARE, *MAGNITUDE)
 # R of stop-gradient 0.25, with true norms 0.1, the true direction at its norms 0.9.
 ERRORS = {
-    "residual": 0.1, "stop-gradient": 0.7, "plain": 0.9, TRUE_NORMS: 0.82, TRUE_DIRECTION: 0.18, NOISE: 0.4, FROZEN: 0.75,
+    "residual": 0.1, "stop-gradient": 0.7, "plain": 0.9, TRUE_NORMS: 0.82, TRUE_DIRECTION: 0.18, NOISE: 0.4,
+    FROZEN: 0.75,
 }  # fmt: skip
 SHIFTS = np.array([-0.01, 0.0, 0.01])
 
@@ -30,8 +31,8 @@ def by_seed(**changes: Sequence[float] | float) -> dict[str, Sequence[float]]:
     """The errors above, with others by the conditions' names (true_norms=...), a little apart from seed to seed."""
     names = {"true_norms": TRUE_NORMS, "true_direction": TRUE_DIRECTION, "noise": NOISE, "frozen": FROZEN}
     names |= {"stop": "stop-gradient", "plain": "plain"}
-    errors: dict[str, Sequence[float] | float] = {**ERRORS, **{names[name]: value for name, value in changes.items()}}
-    return {name: (value + SHIFTS).tolist() if isinstance(value, float) else value for name, value in errors.items()}
+    errors = {**ERRORS, **{names[name]: value for name, value in changes.items()}}
+    return {name: np.ravel(value + SHIFTS * np.isscalar(value)).tolist() for name, value in errors.items()}
 
 
 def said(errors: dict[str, Sequence[float]]) -> str:
@@ -149,7 +150,7 @@ def test_a_row_of_the_figure_is_a_condition_in_its_arm_s_colour() -> None:
     assert names == [name for group in GROUPS.values() for name in group]
     place = dict(zip(names, axes[0, 0].get_yticks(), strict=True))
     for name, arm in arms.items():
-        drawn = [line for line in lines_of(axes[0, 0], arm)[1] if abs(line.get_ydata()[0] - place[name]) < 0.5]
+        drawn = [line for line in lines_of(axes[0, 0], arm)[1] if abs(drawn_y(line)[0] - place[name]) < 0.5]
         assert drawn[0].get_xdata() == pytest.approx([1 - error for error in errors[name]])
     crosses = [[line for line in axis.lines if line.get_marker() == "x"] for axis in axes[0]]
     assert [len(found) for found in crosses] == [0, 1]
