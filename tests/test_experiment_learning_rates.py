@@ -46,7 +46,7 @@ def test_curves_are_means_over_tuning_seeds_of_accuracy_alone() -> None:
     assert found.at["residual", 0.1] == pytest.approx(0.9)
     assert found.at["plain", 0.316] == pytest.approx(0.6)
     assert found.at["plain", 0.01] == pytest.approx(0.6 - 0.2 * 1.5, abs=1e-3)
-    assert pd.isna(found.at["plain", 1.0])
+    assert found.isna().at["plain", 1.0]
 
 
 def test_the_table_brackets_the_best_and_leaves_out_what_was_not_tried() -> None:
