@@ -16,6 +16,7 @@ import figures
 from experiments.engine.answer import AS_THEY_ARE
 from experiments.engine.budgets import outcomes_of, sentence, show_budgets, show_steps_to, verdict_table
 from experiments.engine.command import BadInput, make_folder, run_script
+from experiments.engine.condition_ending import SEARCHED, left_out
 from experiments.engine.conditions import Bench, ConditionSettings
 from experiments.engine.data import load
 from experiments.engine.ending import nothing_came_out, show_files, terminal
@@ -70,7 +71,7 @@ def main(settings: Settings) -> None:
 def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], bench: Bench, settings: Settings) -> None:
     """Draw the figures, and print what came out."""
     console, folder = terminal(), settings.out / EXPERIMENT
-    if nothing_came_out(console, tables, folder):
+    if nothing_came_out(console, tables, folder, advice=SEARCHED):
         return
     window = settings.training.steps_an_epoch(len(bench.dataset.splits["train"][1]))
     steps = steps_to_loss(tables["losses"], settings.targets, window=window)
@@ -78,10 +79,10 @@ def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], bench: Ben
     write_aside(folder / "steps.csv", steps)
     write_aside(folder / "verdicts.csv", verdict_table(ends))
     figures.save(figures.budget(tables["outcomes"]), tables["outcomes"], folder / "figures", EXPERIMENT)
-    show_budgets(console, ends, diverged)
+    show_budgets(console, ends)
     show_steps_to(console, steps, len(settings.seeds))
     show_files(console, folder)
-    console.print(sentence(ends, depth=max(settings.depths), title=bench.dataset.title))
+    console.print(sentence(ends, depth=max(settings.depths), title=bench.dataset.title) + left_out(diverged))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pandas as pd
 import figures
 from experiments.engine.answer import COINS, DOSES, PLACES, PLAIN, RESIDUAL, STOP, timing
 from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import show_conditions, show_differences, show_scores
+from experiments.engine.condition_ending import SEARCHED, left_out, show_conditions, show_differences, show_scores
 from experiments.engine.condition_scores import choose, condition_table, score_table, scores
 from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
 from experiments.engine.data import load
@@ -84,13 +84,13 @@ def finish(
     """Draw the figures, and print what came out."""
     console, dataset, depths = terminal(), bench.dataset, sorted(bench.settings.depths)
     epochs = bench.settings.training.epochs
-    if nothing_came_out(console, tables, folder):
+    if nothing_came_out(console, tables, folder, advice=SEARCHED):
         return
     outcomes = tables["outcomes"]
     cells = condition_table(outcomes, len(dataset.splits["test"][1]))
     found = scores(cells, conditions, depths)
     write_aside(folder / "scores.csv", of_all := score_table(found, conditions))
-    for depth in depths:
+    for depth in sorted(outcomes["depth_total"].unique()):
         of_depth = outcomes[outcomes["depth_total"] == depth]
         figures.save(figures.dose_and_timing(of_depth), of_depth, folder / "figures", f"{EXPERIMENT}_{depth}")
     figures.save(figures.recovery_scores(of_all), of_all, folder / "figures", "recovery_scores")
@@ -102,7 +102,8 @@ def finish(
     show_differences(console, cells, depths, differences(conditions, epochs))
     show_files(console, folder)
     verdicts = against_ordinary(cells, conditions, depths[-1])
-    console.print(sentence(cells, verdicts, conditions, depth=depths[-1], epochs=epochs, title=dataset.title))
+    said = sentence(cells, verdicts, conditions, depth=depths[-1], epochs=epochs, title=dataset.title)
+    console.print(said + left_out(diverged))
 
 
 def differences(conditions: Sequence[Condition], epochs: int) -> dict[str, dict[str, str]]:

@@ -16,7 +16,7 @@ import pandas as pd
 import figures
 from experiments.engine.answer import AS_THEY_ARE
 from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import show_conditions, show_scores
+from experiments.engine.condition_ending import SEARCHED, left_out, show_conditions, show_scores
 from experiments.engine.condition_scores import condition_table, score_table, scores
 from experiments.engine.conditions import Bench, ConditionSettings, Rates
 from experiments.engine.data import load
@@ -56,7 +56,7 @@ def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], rates: Rat
     """Draw the figures, and print what came out."""
     console, folder, depths = terminal(), bench.settings.out / EXPERIMENT, sorted(bench.settings.depths)
     search = pd.read_csv(folder / "tuning" / "tuning.csv")
-    if nothing_came_out(console, tables, folder):
+    if nothing_came_out(console, tables, folder, advice=SEARCHED):
         return
     outcomes, dataset = tables["outcomes"], bench.dataset
     cells = condition_table(outcomes, len(dataset.splits["test"][1]))
@@ -71,7 +71,7 @@ def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], rates: Rat
     for depth in depths:
         show_effects(console, cells, depth)
     show_files(console, folder)
-    console.print(sentence(search, cells, rates, depth=depths[-1], title=dataset.title))
+    console.print(sentence(search, cells, rates, depth=depths[-1], title=dataset.title) + left_out(diverged))
 
 
 if __name__ == "__main__":

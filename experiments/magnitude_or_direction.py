@@ -18,7 +18,14 @@ import pandas as pd
 import figures
 from experiments.engine.answer import AS_THEY_ARE, MAGNITUDE, PLAIN, RESIDUAL, SCALE_FREE, STOP
 from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import show_alignment, show_conditions, show_differences, show_scores
+from experiments.engine.condition_ending import (
+    SEARCHED,
+    left_out,
+    show_alignment,
+    show_conditions,
+    show_differences,
+    show_scores,
+)
 from experiments.engine.condition_scores import choose, condition_table, score_table, scores
 from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
 from experiments.engine.controls import NO_CONTROL
@@ -87,7 +94,7 @@ def finish(
 ) -> None:
     """Draw the figures, and print what came out."""
     console, dataset, depths = terminal(), bench.dataset, sorted(bench.settings.depths)
-    if nothing_came_out(console, tables, folder):
+    if nothing_came_out(console, tables, folder, advice=SEARCHED):
         return
     outcomes = tables["outcomes"]
     cells = condition_table(outcomes, len(dataset.splits["test"][1]))
@@ -101,7 +108,7 @@ def finish(
     show_scores(console, found, rates)
     show_differences(console, cells, depths, subtractions(conditions))
     show_files(console, folder)
-    console.print(sentence(cells, found, depth=depths[-1], title=dataset.title))
+    console.print(sentence(cells, found, depth=depths[-1], title=dataset.title) + left_out(diverged))
 
 
 def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from figures.lines import arm_handles, finish, log_axis, marks, seed_lines, seeds_title, whole_numbers
-from figures.style import GREY, Axes2D, column_titles, depth_title, panels, style
+from figures.style import GREY, SMALL, Axes2D, column_titles, depth_title, panels, style
 from figures.table import arms_of, depths_of, moments, select
 
 BY_BLOCK = {"cosine": "cosine with the\ntrue gradient", "norm ratio": "norm /\ntrue norm"}
@@ -40,6 +40,8 @@ def alignment(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     column_titles(grid[0], [f"{depth_title(depth)},\n{moment}" for depth, moment in columns])
     for axis in grid[0]:
         axis.title.set_linespacing(1.1)
+        if len(columns) > 4:
+            axis.title.set_fontsize(SMALL)
     finish(grid, arm_handles(arms_of(rows), marker=True), title=seeds_title(rows, mean="mean (of ratios, geometric)"))
     return grid
 

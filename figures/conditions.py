@@ -114,7 +114,7 @@ def _seeds(axis: Axes, y: float, rows: pd.DataFrame) -> None:
     if rows.empty:
         axis.plot(0.02, y, "x", color=GREY, transform=axis.get_yaxis_transform())
         return
-    look, options = ARMS[rows["arm"].iloc[0]], dict[str, Any](EDGE)
+    look, options = ARMS[rows["arm"].iloc[0]], dict[str, Any](EDGE | {"markersize": 2.8})  # the bar shows through
     ys = y + (np.linspace(-0.25, 0.25, len(rows)) if len(rows) > 1 else np.zeros(len(rows)))
     axis.vlines(rows["value"].mean(), y - 0.45, y + 0.45, color=look.colour, linewidth=THICK)
     axis.plot(rows["value"], ys, linestyle="", marker=look.marker, color=look.colour, **options)

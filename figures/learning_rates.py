@@ -31,5 +31,6 @@ def learning_rates(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     percent_axis(grid[0, 0])
     grid[0, 0].set_ylabel("validation accuracy (%)")
     column_titles(grid[0], map(depth_title, depths))
-    finish(grid, arm_handles(arms_of(rows), marker=True), title=seeds_title(rows))
+    zero = "; 0: diverged" * bool((rows["value"] == 0).any())
+    finish(grid, arm_handles(arms_of(rows), marker=True), title=seeds_title(rows) + zero)
     return grid

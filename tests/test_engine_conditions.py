@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.engine import conditions as module
+from experiments.engine.answer import AS_THEY_ARE
 from experiments.engine.command import BadInput
 from experiments.engine.conditions import Bench, Condition, ConditionSettings, beyond, level_of, rate_of, validation
 from experiments.engine.controls import Control, Cut
@@ -88,3 +89,45 @@ def test_conditions_train_at_their_own_rate_budget_and_control(tmp_path: Path) -
 def test_a_tuning_seed_is_never_reported(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--tuning-seeds 1: that seed is reported; choose learning rates on others"):
         bench(tmp_path, tuning_seeds=(1,)).settings.check()
+
+
+def test_only_the_arms_as_they_are_are_searched_for_long() -> None:
+    arms = [*AS_THEY_ARE, Condition("another name", "plain")]
+    assert all((c.is_arm, c.levels) == (True, range(-4, 0)) for c in arms)
+    assert (COIN.is_arm, [rate_of(level) for level in COIN.levels]) == (False, [0.0316, 0.1, 0.316])
+    assert not Condition("frozen", "plain", Control(frozen=0.5)).is_arm
+    assert not Condition("skipinit", "plain", network="skipinit").is_arm
+    adam, sign = (Condition(name, "residual", optimiser=name) for name in ("adam", "sign"))
+    assert (adam.is_arm, [rate_of(level) for level in adam.levels]) == (False, [0.00316, 0.01, 0.0316])
+    assert (sign.is_arm, [rate_of(level) for level in sign.levels]) == (False, [0.000316, 0.001, 0.00316])
+
+
+def test_a_search_s_size_is_that_of_its_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that are best at 0.1: four rates on two seeds, or three on the first."""
+
+    def train(cell: Cell, **_: object) -> Outcome:
+        accuracy = 1 - abs(math.log10(float(str(cell.settings["learning_rate"]))) + 1)
+        row = {"split": "validation", "quantity": ["accuracy", "loss"], "value": [accuracy, 1.0]}
+        return Outcome({"outcomes": pd.DataFrame(row)})
+
+    monkeypatch.setattr(module, "run_condition", train)
+    found = bench(tmp_path, tuning_seeds=(101, 100)).best_rates([RESIDUAL, COIN], [8, 14], tmp_path / "x")
+    assert found == {(name, depth): 0.1 for name in ("residual", "coin") for depth in (8, 14)}
+    tried = pd.read_csv(tmp_path / "x" / "tuning.csv")
+    tried = tried[tried["quantity"] == "accuracy"]
+    sizes = tried.groupby(["control", "depth_total", "seed"]).size().to_dict()
+    long = {("residual", depth, seed): 4 for depth in (8, 14) for seed in (100, 101)}
+    assert sizes == long | {("coin", depth, 101): 3 for depth in (8, 14)}
+
+
+def test_cells_are_each_condition_s_at_its_rate_there(tmp_path: Path) -> None:
+    rates = {("residual", 8): 0.1, ("coin", 8): 0.2, ("residual", 14): 0.3, ("coin", 14): 0.4}
+    cells = bench(tmp_path).cells([RESIDUAL, COIN], (8, 14), (5, 6), rates, budget=3)
+    told = [(cell.labels["control"], cell.depth, cell.seed, cell.labels["learning_rate"]) for cell in cells]
+    assert told == [
+        (name, d, seed, rates[name, d]) for d in (8, 14) for name in ("residual", "coin") for seed in (5, 6)
+    ]
+    assert all(cell.settings["learning_rate"] == cell.labels["learning_rate"] for cell in cells)
+    assert {(cell.settings["epochs"], cell.labels["budget"]) for cell in cells} == {(3, 3)}
+    ordinary = bench(tmp_path).cells([RESIDUAL], (8,), (5,), rates)
+    assert (ordinary[0].settings["epochs"], ordinary[0].labels["budget"]) == (1, 1)

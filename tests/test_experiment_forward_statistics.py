@@ -137,8 +137,8 @@ def test_the_figure_names_what_it_lacks() -> None:
     def title(table: pd.DataFrame) -> str:
         return figures.variants(table)[0, 0].figure.legends[0].get_title().get_text().replace("\n", " ")
 
-    assert "no mark: not trained, or diverged" in title(pd.concat([drawn, other]))
-    assert "no mark" not in title(drawn)
+    assert "×: no value" in title(pd.concat([drawn, other]))
+    assert "no value" not in title(drawn)
 
 
 def test_conditions_of_a_network_are_named_and_share_the_arms_cells(bench: Bench) -> None:

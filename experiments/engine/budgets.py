@@ -4,7 +4,7 @@ The rules and their margins were fixed before any result was seen.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -15,7 +15,6 @@ from experiments.engine.answer import RESIDUAL
 from experiments.engine.condition_scores import MARGIN, NONE, side
 from experiments.engine.effects import Estimate, decide, estimate
 from experiments.engine.ending import mean_sd, show_estimate
-from experiments.engine.grid import Cell
 from experiments.engine.speed_ending import show_steps
 from models import ARMS
 from probes.tables import table
@@ -61,26 +60,25 @@ def generalising(ends: pd.DataFrame, depth: int, budget: int, arm: str) -> tuple
     return found, words[side(found)]
 
 
-def show_budgets(console: Console, ends: pd.DataFrame, diverged: Sequence[Cell]) -> None:
+def show_budgets(console: Console, ends: pd.DataFrame) -> None:
     """Depth x budget x arm: accuracies, their gap, whether it fits, and how it generalises against residual."""
     shown = Table(title="At the end of each budget: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", "train", "test", "gap", "n", "fits?", "test - residual's"):
         shown.add_column(column)
     for depth, budget, rows in runs(ends):
         shown.add_row(f"depth {depth}, x {budget}", style="bold")
-        for arm in [arm for arm in ARMS if arm in set(rows["arm"])]:
+        for arm in ARMS:
             of_arm = rows[rows["arm"] == arm]
             numbers = [mean_sd(of_arm[column]) for column in ("train", "test", "gap")]
             against, _ = generalising(ends, depth, budget, arm)
             difference = "" if arm == RESIDUAL else show_estimate(against, digits=3) if against.values else "-"
-            fits = fitting(ends, depth, budget, arm)[1]
+            fits = fitting(ends, depth, budget, arm)[1] if len(of_arm) else "diverged"
             shown.add_row(arm, *numbers, str(len(of_arm)), fits, difference)
         shown.add_section()
     console.print(shown)
-    gone = f"; {len(diverged)} cells diverged" if diverged else ""
     console.print(
         f"fits: the whole 95 % t interval of training accuracy lies above {FITTED}; differences: mean [95 % t "
-        f"interval], paired by seed, not corrected for their number{gone}\n"
+        "interval], paired by seed, not corrected for their number\n"
     )
 
 
@@ -92,7 +90,7 @@ def show_steps_to(console: Console, steps: pd.DataFrame, seeds: int) -> None:
         shown.add_column(column, no_wrap=True)
     for depth, budget, rows in runs(steps):
         shown.add_row(f"depth {depth}, x {budget}", style="bold")
-        for arm in [arm for arm in ARMS if arm in set(rows["arm"])]:
+        for arm in ARMS:
             of_arm = rows[rows["arm"] == arm]
             shown.add_row(arm, *(show_steps(of_arm[of_arm["target"] == each]["value"], seeds) for each in targets))
         shown.add_section()
@@ -115,15 +113,17 @@ def verdict_table(ends: pd.DataFrame) -> pd.DataFrame:
 def sentence(ends: pd.DataFrame, *, depth: int, title: str) -> str:
     """Which arms fail to fit at the largest budget, and of those that fit, which fail to generalise."""
     at_depth = ends[ends["depth_total"] == depth]
+    if at_depth.empty:
+        return f"{title}, depth {depth}: nothing can be said, since every cell diverged."
     budget = int(at_depth["budget"].max())
-    arms = [arm for arm in ARMS if arm in set(at_depth["arm"])]
-    fits = {arm: fitting(ends, depth, budget, arm)[1] for arm in arms}
+    finished = set(at_depth[at_depth["budget"] == budget]["arm"])
+    fits = {arm: fitting(ends, depth, budget, arm)[1] if arm in finished else "diverged" for arm in ARMS}
     said = [
         f"{word}: {', '.join(named)}"
-        for word in ("fits", "does not fit", "undecided")
-        if (named := [arm for arm in arms if fits[arm] == word])
+        for word in ("fits", "does not fit", "undecided", "diverged")
+        if (named := [arm for arm in ARMS if fits[arm] == word])
     ]
-    others = [arm for arm in arms if fits[arm] == "fits" and arm != RESIDUAL]
+    others = [arm for arm in ARMS if fits[arm] == "fits" and arm != RESIDUAL]
     against = [described(ends, depth, budget, arm) for arm in others]
     n = at_depth["seed"].nunique()
     return (

@@ -21,6 +21,8 @@ EXPLAINED = (
     "Fieller's 95 % interval"
 )
 
+SEARCHED = "Learning rates are the best of the search, as tuning/tuning.csv tells: change another setting."
+
 
 def show_conditions(
     console: Console,
@@ -33,7 +35,8 @@ def show_conditions(
     """Depth x condition: how each ended."""
     named = outcomes.assign(arm=outcomes["control"])
     gone = [replace(cell, arm=cell.labels["control"]) for cell in diverged]
-    marks = {int(depth): flags(cells, depth, classes) for depth in sorted(outcomes["depth_total"].unique())}
+    depths = {*outcomes["depth_total"].tolist(), *(cell.depth for cell in diverged)}
+    marks = {depth: flags(cells, depth, classes) for depth in sorted(depths)}
     show_outcomes(console, named, [condition.name for condition in conditions], gone, marks)
 
 
@@ -106,6 +109,17 @@ def block_range(rows: pd.DataFrame) -> str:
     """`0.01 to 0.98`, least and most over blocks of the mean over seeds; `-` where there is none."""
     means = rows.groupby("depth")["value"].mean().dropna()
     return f"{means.min():.2g} to {means.max():.2g}" if len(means) else "-"
+
+
+def left_out(diverged: Sequence[Cell]) -> str:
+    """` Diverged, and left out of means and differences: plain at depth 56 (2 seeds).`, or nothing where none did."""
+    counts: dict[str, int] = {}
+    for cell in diverged:
+        times = f", {cell.labels['budget']} times the epochs" if cell.labels["budget"] != 1 else ""
+        where = f"{cell.labels['control']} at depth {cell.depth}{times}"
+        counts[where] = counts.get(where, 0) + 1
+    said = [f"{where} ({count} seed{'s' * (count > 1)})" for where, count in counts.items()]
+    return f" Diverged, and left out of means and differences: {'; '.join(said)}." if said else ""
 
 
 def show_recovery(found: Recovery) -> str:

@@ -62,7 +62,7 @@ def dose(found: Mapping[str, Comparison]) -> str:
     if first is not None:
         said = f"ordinary training is recovered from weight {first:g} of the shortcut's gradient on"
     else:
-        said = "no weight below 1 of the shortcut's gradient is shown to recover ordinary training from there on"
+        said = "no weight tested below 1 of the shortcut's gradient is shown to recover ordinary training from there on"
     for verdict in ("undecided", "falls short"):
         which = [f"{weight:g}" for weight, name in sorted(weights.items()) if found[name].verdict == verdict]
         said += f" ({verdict} at {', '.join(which)})" * bool(which)
@@ -91,13 +91,13 @@ def biased_or_not(
     """Whether unbiased coins do better than biased ones of the same chance, and whether they recover."""
     if not coins:
         return "biased and unbiased coins of one chance were not both run"
+    words = {"above": "do better than", "below": "do worse than", "within": "do as well as"}
+    words |= {"undecided": "are undecided against"}
+    reach = {"recovered": "recover", "falls short": "fall short of", "undecided": "may or may not recover"}
     parts = []
     for chance, (biased, unbiased) in coins.items():
         change = difference(cells, depth, unbiased, biased)
-        words = {"above": "better than", "below": "worse than", "within": "like", "undecided": "undecided against"}
         shown = show_estimate(change, digits=3) if change.values else "-"
-        verdict = {"recovered": "recover"}.get(found[unbiased].verdict, found[unbiased].verdict).replace(
-            "falls", "fall"
-        )
-        parts.append(f"at chance {chance:g} {words[side(change)]} biased ones ({shown}), and {verdict}")
-    return f"unbiased coins are {'; '.join(parts)}"
+        against = f"{words[side(change)]} biased ones ({shown})"
+        parts.append(f"at chance {chance:g} {against} and {reach[found[unbiased].verdict]} ordinary training")
+    return f"unbiased coins {', '.join(parts)}"

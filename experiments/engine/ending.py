@@ -30,7 +30,7 @@ def show_outcomes(
     """Arm x depth: train loss, train and test accuracy (mean ± sd over seeds), n, diverged cells, floor or ceiling."""
     table = Table(title="At the end of training: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", *(" ".join(pair) for pair in SHOWN), "n", "note"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column != "note")  # numbers are never cut off
     for depth in sorted(marks):
         table.add_row(f"depth {depth}", style="bold")
         for arm in arms:
@@ -72,13 +72,19 @@ def clear_figures(folder: Path) -> None:
         stale.unlink()
 
 
-def nothing_came_out(console: Console, tables: dict[str, pd.DataFrame], folder: Path) -> bool:
+def nothing_came_out(
+    console: Console,
+    tables: dict[str, pd.DataFrame],
+    folder: Path,
+    *,
+    advice: str = "A lower --learning-rate may help.",
+) -> bool:
     """Whether every cell diverged, which is then said; an earlier run's figures are gone in either case."""
     clear_figures(folder)
     if "outcomes" in tables:
         return False
     show_files(console, folder)
-    console.print("Every cell diverged: there is nothing to compare. A lower --learning-rate may help.")
+    console.print(f"Every cell diverged: there is nothing to compare. {advice}")
     return True
 
 

@@ -52,7 +52,7 @@ def bias(cells: pd.DataFrame, depth: int) -> str:
     """Structured bias, if noise of the same cosine and norm does better than stop-gradient by more than the margin."""
     against = difference(cells, depth, NOISE, STOP)
     if not against.values:
-        return "bias is not asked without noise beside stop-gradient"
+        return "bias is not asked without a seed of both noise and stop-gradient"
     words = {"yes": "it is a structured bias, not a weak signal", "no": "it is no structured bias"}
     word = words.get(exceeds(against), "whether it is a structured bias is undecided")
     return f"{word} (true gradient and noise, minus stop-gradient: {show_estimate(against, digits=3)})"
@@ -62,7 +62,7 @@ def learning(cells: pd.DataFrame, depth: int) -> str:
     """Whether stop-gradient beats networks whose early blocks never learn; if not, it says nothing about those."""
     against = difference(cells, depth, STOP, FROZEN)
     if not against.values:
-        return "frozen early blocks are not compared"
+        return "frozen early blocks are not compared without a seed of both them and stop-gradient"
     words = {
         "yes": "stop-gradient beats",
         "no": "stop-gradient does not beat, and says nothing of early blocks beside,",

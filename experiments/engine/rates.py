@@ -7,7 +7,7 @@ from rich.table import Table
 
 from experiments.engine.answer import AS_THEY_ARE
 from experiments.engine.conditions import Rates
-from experiments.engine.effects import effects
+from experiments.engine.effects import FACTORIAL, effects
 from experiments.engine.ending import show_estimate
 
 
@@ -31,8 +31,8 @@ def show_search(console: Console, search: pd.DataFrame, rates: Rates) -> None:
             table.add_row(str(arm), *(show_accuracy(curve[rate], best=rate == best) for rate in tried))
         table.add_section()
     console.print(table)
-    seeds = search["seed"].nunique()
-    console.print(f"[best], by the mean over {seeds} seeds that are not reported; 0: diverged\n", markup=False)
+    n = search["seed"].nunique()
+    console.print(f"[best], by the mean over n = {n} tuning seeds, never reported; 0: diverged\n", markup=False)
 
 
 def show_accuracy(value: float, *, best: bool) -> str:
@@ -43,14 +43,18 @@ def show_accuracy(value: float, *, best: bool) -> str:
 
 
 def sentence(search: pd.DataFrame, cells: pd.DataFrame, rates: Rates, *, depth: int, title: str) -> str:
-    """What the arms come to at their own best rates, and whether any rate brings one near another."""
+    """What the arms and the shortcut's parts come to at their own best rates, and how far rates move each arm."""
     at_best = cells[cells["depth_total"] == depth]
+    if at_best.empty:
+        return f"{title}, depth {depth}: nothing can be said, since every cell diverged. {span(search, depth)}"
     means = at_best.groupby("arm")["test accuracy"].mean()
     named = [f"{arm} {means[arm]:.3f} at {rates[arm, depth]:g}" for arm in rates_of(rates, depth) if arm in means]
     said = f"{title}, depth {depth}, n = {at_best['seed'].nunique()}: test accuracy at each arm's own best learning "
     said += f"rate is {', '.join(named)}"
     found = effects(cells, depth, "test accuracy")
-    if found:
+    if not found:
+        said += f"; there are no effects, since no seed has finished all of {', '.join(FACTORIAL)}"
+    else:
         said += (
             f"; the value without the gradient is worth {show_estimate(found['forward, backward off'], digits=3)}, "
             f"the gradient without the value {show_estimate(found['backward, forward off'], digits=3)}, "
@@ -65,7 +69,7 @@ def rates_of(rates: Rates, depth: int) -> list[str]:
 
 
 def span(search: pd.DataFrame, depth: int) -> str:
-    """From where to where each arm's validation accuracy runs over the rates of the first range, on tuning seeds."""
+    """From where to where each arm's validation accuracy runs, over the rates at which all were tried."""
     every = curves(search, depth).dropna(axis="columns")
     parts = [f"{arm} {curve.min():.2f} to {curve.max():.2f}" for arm, curve in every.iterrows()]
     ends = f"{every.columns.min():g} to {every.columns.max():g}"

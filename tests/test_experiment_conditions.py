@@ -1,0 +1,80 @@
+"""Scripts on conditions where runs go wrong: each ends in a clear sentence."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from experiments import budget, dose_and_timing, learning_rates, magnitude_or_direction
+from experiments.engine.grid import Cell
+from tests.conditions import run_made_up
+
+SCRIPTS = (learning_rates, budget, magnitude_or_direction, dose_and_timing)
+ERRORS = {"residual": 0.1, "stop-gradient": 0.4, "gradient-only": 0.7, "plain": 0.8, "shortest-path": 0.2}
+FEW: dict[str, dict[str, Any]] = {
+    "learning_rates": {},
+    "budget": {"budgets": (1, 3)},
+    "magnitude_or_direction": {"conditions": (magnitude_or_direction.FROZEN,)},
+    "dose_and_timing": {"conditions": ("weight 0.5",)},
+}
+LEFT_OUT = "Diverged, and left out of means and differences"
+
+
+def ends(cell: Cell) -> float:
+    return ERRORS[cell.arm] + 0.01 * (cell.seed % 3)
+
+
+def run(script: ModuleType, out: Path, **changes: Any) -> str:
+    return run_made_up(script, out, **{"ends": ends, "seeds": (0, 1, 2)} | FEW[script.EXPERIMENT] | changes)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
+def test_where_all_is_well_nothing_is_left_out(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path)
+    assert "digits 8x8, depth 8, n = 3" in shown
+    assert "diverged and" not in shown.lower()
+    assert LEFT_OUT not in shown
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
+def test_where_every_cell_diverged_the_script_says_so(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path, ends=lambda cell: None)
+    assert "Every cell diverged: there is nothing to compare. Learning rates are the best of the search" in shown
+    assert (tmp_path / script.EXPERIMENT / "tuning" / "tuning.csv").is_file()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
+def test_a_seed_that_diverged_is_named(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path, ends=lambda cell: None if (cell.arm, cell.seed) == ("plain", 1) else ends(cell))
+    times = "; plain at depth 8, 3 times the epochs (1 seed)" * (script is budget)
+    assert shown.endswith(f" {LEFT_OUT}: plain at depth 8 (1 seed){times}.")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
+def test_the_deepest_networks_may_all_have_diverged(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path, depths=(8, 14), ends=lambda cell: None if cell.depth == 14 else ends(cell))
+    told = {
+        learning_rates: "depth 14: nothing can be said, since every cell diverged. Over rates from 0.1 to 0.316",
+        budget: "depth 14: nothing can be said, since every cell diverged.",
+        magnitude_or_direction: "depth 14, n = 0: size or direction is not asked without stop-gradient, true norms",
+        dose_and_timing: "depth 14, n = 0: no weight tested below 1 of the shortcut's gradient is shown to recover",
+    }
+    assert told[script] in shown
+    assert f"{LEFT_OUT}: residual at depth 14 (3 seeds); stop-gradient at depth 14 (3 seeds)" in shown
+    assert script is budget or "depth 14 residual - - - 0 3 diverged" in shown
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
+def test_one_seed_decides_nothing(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path, seeds=(0,))
+    assert "depth 8, n = 1: " in shown
+    sentence = shown[shown.index("depth 8, n = 1: ") :]
+    assert "[" not in sentence
+    assert script is learning_rates or "undecided" in sentence
+
+
+@pytest.mark.parametrize("script", [magnitude_or_direction, dose_and_timing], ids=lambda script: script.EXPERIMENT)
+def test_without_degradation_there_is_no_r(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path, ends=lambda cell: 0.1 + 0.01 * (cell.seed % 3))
+    assert "plain 0.1 no degradation no degradation" in shown
