@@ -12,8 +12,8 @@ from probes import scale_gradient
 class ResidualBlock(nn.Module):
     """y = activation(shortcut(x) + branch(x)), each addend weighted forwards and backwards by `flow`.
 
-    branch and shortcut may be any modules whose outputs have one shape. `flow` may be replaced at any time: its forward
-    weights are read when the forward runs, its gradient weights when the backward runs.
+    branch and shortcut may be any modules whose outputs are tensors of one shape (ValueError otherwise). `flow` may be
+    replaced at any time: forward weights are read when the forward runs, gradient weights when the backward runs.
     """
 
     def __init__(

@@ -25,7 +25,10 @@ def open_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
 
 def preactivation_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Normalisation and ReLU before each of two 3x3 convolutions: BN-ReLU-conv-BN-ReLU-conv (He et al. 2016, arXiv
-    1603.05027, Fig. 4e); the block then has no activation after the sum."""
+    1603.05027, Fig. 4e); the block then has no activation after the sum.
+
+    Their first block normalises and activates before the fork (their appendix), here as all others behind it.
+    """
     layers = [
         ("bn1", nn.BatchNorm2d(in_channels)),
         ("relu1", nn.ReLU()),

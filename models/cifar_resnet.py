@@ -9,6 +9,7 @@ from models.block import ResidualBlock
 from models.flow import RESIDUAL, Flow, one_a_block
 from models.kinds import KINDS, Block
 from models.shortcut import Projection, gate_of, shortcut
+from models.sizes import check_sizes
 from models.variants import VARIANTS, Parts, Variant
 
 
@@ -68,12 +69,13 @@ def cifar_resnet(
     stochastic-depth keeps that of block l of L with probability 1 - l / 2L in training (Huang et al. 2016, arXiv
     1603.09382).
 
-    Raises ValueError for a depth that does not fit, a width that option A cannot pad, an unknown option, or a wrong
-    number of flows.
+    Raises ValueError for a depth that does not fit, a width that option A cannot pad, a size under 1, an unknown
+    option, or a wrong number of flows.
     """
     for name, given, options in (("block", block, tuple(KINDS)), ("variant", variant, tuple(VARIANTS))):
         if given not in options:
             raise ValueError(f"unknown {name} {given!r}: choose {', '.join(options[:-1])} or {options[-1]}")
+    check_sizes(width=width, in_channels=in_channels, num_classes=num_classes)
     kind = KINDS[block]
     n = blocks_a_stage(depth, each=3 * kind.layers, beside=2, kind=block)
     flows = one_a_block(flow, 3 * n)

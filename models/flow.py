@@ -1,7 +1,7 @@
 """Flow: how much of each addend goes forward, and how much of its gradient comes back."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, cast
 
@@ -52,8 +52,11 @@ ARMS = {
 
 
 def one_a_block(flow: Flow | Sequence[Flow], blocks: int) -> list[Flow]:
-    """One flow for all blocks, or one for each, as a list; raises ValueError for a wrong number of them."""
-    flows = [flow] * blocks if isinstance(flow, Flow) else list(flow)
+    """One flow for all blocks, or one for each, as a list; raises ValueError for a wrong number of them, or for what is
+    no Flow (such as an arm's name)."""
+    flows = [flow] * blocks if isinstance(flow, Flow) else list(flow) if isinstance(flow, Iterable) else []
+    if not flows or not all(isinstance(each, Flow) for each in flows):
+        raise ValueError(f"flow is {flow!r}: give a Flow, such as STOP_GRADIENT, or a list with one for each block")
     if len(flows) != blocks:
         raise ValueError(f"got {len(flows)} flows for {blocks} blocks: give one Flow for all, or one for each block")
     return flows
@@ -94,7 +97,14 @@ class Switched(Protocol):
 
 def addends(block: Switched, x: Tensor) -> tuple[Tensor, Tensor]:
     """A block's two weighted addends, (shortcut, branch). Forward weights are read now, gradient weights when the
-    backward runs."""
+    backward runs. Raises ValueError for addends of two shapes: a sum would broadcast some."""
     flow = block.flow
     shortcut = addend(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
-    return shortcut, addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
+    branch = addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
+    shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in (shortcut, branch)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"a block adds tensors of one shape, but its shortcut gives {shapes[0]} and its branch {shapes[1]}: give "
+            "it a shortcut that projects x to what the branch gives"
+        )
+    return shortcut, branch

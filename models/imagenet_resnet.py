@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from models.flow import RESIDUAL, Flow, addends, one_a_block
+from models.sizes import check_sizes
 
 
 class SwitchedBasicBlock(BasicBlock):
@@ -69,12 +70,13 @@ def imagenet_resnet(
     block. stride_in: the layer of a bottleneck that halves the map: its 3x3 convolution (torchvision's, 4.089 GMACs at
     50 layers) or its first 1x1 (He et al.'s, 3.8).
 
-    Raises ValueError for another depth, another stride_in or a wrong number of flows.
+    Raises ValueError for another depth, another stride_in, a size under 1 or a wrong number of flows.
     """
     if depth not in LAYERS:
         raise ValueError(f"imagenet_resnet has no depth {depth}: choose from {', '.join(map(str, LAYERS))}")
     if stride_in not in ("3x3", "1x1"):
         raise ValueError(f'stride_in is {stride_in!r}: choose "3x3" (torchvision) or "1x1" (He et al. 2015)')
+    check_sizes(in_channels=in_channels, num_classes=num_classes)
     block, layers = LAYERS[depth]
     model = ResNet(block, layers, num_classes=num_classes)
     if in_channels != 3:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, blocks_a_stage, initialise
 from models.flow import RESIDUAL, Flow, one_a_block
+from models.sizes import check_sizes
 
 Kernel = tuple[int, int]  # height, width
 # The towers of a block of each stage, by the kernels of their convolutions (Szegedy et al., Fig. 16, 17 and 19).
@@ -103,14 +104,15 @@ def inception_resnet(
     Without shortcuts (flow=PLAIN) it is this very network, blocks ending in relu(expansion), and not Inception-v4,
     whose blocks end in the towers.
 
-    Raises ValueError for a depth that does not fit, an odd width, a scaling that is not positive and finite, or a wrong
-    number of flows.
+    Raises ValueError for a depth that does not fit, an odd width, a size under 1, a scaling that is not positive and
+    finite, or a wrong number of flows.
     """
     n = blocks_a_stage(depth, each=12, beside=8, kind="inception")
     if width < 2 or width % 2:
         raise ValueError(f"width {width}: give an even number from 2, since a tower has half a block's channels")
     if not 0 < scaling < math.inf:
         raise ValueError(f"scaling {scaling}: give a positive number (Szegedy et al.: 0.1 to 0.3; 1 leaves it out)")
+    check_sizes(in_channels=in_channels, num_classes=num_classes)
     flows = one_a_block(flow, 3 * n)
 
     stages = []

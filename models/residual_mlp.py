@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.block import ResidualBlock
 from models.flow import RESIDUAL, Flow, one_a_block
+from models.sizes import check_sizes
 
 
 class ResidualMLP(nn.Module):
@@ -29,10 +30,11 @@ def residual_mlp(
     flow: one for all blocks, or one a block; all begin with the same weights under one random seed (He et al.'s normal
     initialisation of matrices, biases at 0).
 
-    Raises ValueError for a depth under 3, or a wrong number of flows.
+    Raises ValueError for a depth under 3, a size under 1, or a wrong number of flows.
     """
     if depth < 3:
         raise ValueError(f"depth {depth} leaves no block between stem and classifier: give at least 3")
+    check_sizes(in_features=in_features, width=width, num_classes=num_classes)
     flows = one_a_block(flow, depth - 2)
     stem = nn.Sequential(nn.Linear(in_features, width), nn.ReLU())
     blocks = [ResidualBlock(nn.Linear(width, width), flow=each) for each in flows]

@@ -133,6 +133,11 @@ def test_repr_shows_each_block_s_flow() -> None:
         ({"depth": 20, "block": "wide"}, "unknown block 'wide': choose basic, bottleneck, .* or dirac"),
         ({"depth": 20, "projection": "D"}, "unknown projection 'D': choose A .zero-padding., B or C"),
         ({"depth": 20, "flow": [RESIDUAL] * 4}, "got 4 flows for 9 blocks: give one Flow for all, or one for each"),
+        ({"depth": 8, "flow": "plain"}, "flow is 'plain': give a Flow, such as STOP_GRADIENT, or a list"),
+        ({"depth": 8, "flow": None}, "flow is None: give a Flow"),
+        ({"depth": 8, "width": 0}, "width 0: give at least 1"),
+        ({"depth": 8, "num_classes": 0}, "num_classes 0: give at least 1"),
+        ({"depth": 8, "in_channels": -1}, "in_channels -1: give at least 1"),
         ({"depth": 8, "width": 5}, "projection A pads channels equally on both sides, which 5 -> 10 does not allow"),
     ],
 )

@@ -162,3 +162,10 @@ def test_an_empty_sequential_is_an_identity_as_activation_and_as_shortcut() -> N
     block = ResidualBlock(nn.Linear(1, 1), shortcut=nn.Sequential(), activation=nn.Sequential())
     x = torch.tensor([[-100.0]])
     assert torch.equal(block(x), x + block.branch(x))
+
+
+def test_addends_of_two_shapes_are_refused_rather_than_broadcast() -> None:
+    with pytest.raises(
+        ValueError, match=r"its shortcut gives \(5, 4\) and its branch \(5, 1\): give it a shortcut that"
+    ):
+        ResidualBlock(nn.Linear(4, 1))(torch.randn(5, 4))

@@ -110,6 +110,7 @@ def test_a_flow_a_block() -> None:
     [
         (20, {}, "no depth 20: choose from 18, 34, 50, 101, 152"),
         (50, {"stride_in": "2x2"}, "stride_in is '2x2'"),
+        (18, {"num_classes": 0}, "num_classes 0: give at least 1"),
         (18, {"flow": [RESIDUAL] * 3}, "got 3 flows for 8 blocks"),
     ],
 )

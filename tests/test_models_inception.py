@@ -161,6 +161,7 @@ def test_a_plain_network_has_the_longest_path_alone() -> None:
         ({"depth": 20, "width": 5}, "width 5: give an even number from 2, since a tower has half"),
         ({"depth": 20, "scaling": 0.0}, "scaling 0.0: give a positive number .*0.1 to 0.3"),
         ({"depth": 20, "scaling": float("inf")}, "scaling inf: give a positive number"),
+        ({"depth": 20, "in_channels": 0}, "in_channels 0: give at least 1"),
         ({"depth": 32, "flow": [PLAIN] * 3}, "got 3 flows for 6 blocks: give one Flow for all, or one for each"),
     ],
 )

@@ -58,6 +58,11 @@ def test_a_plain_layer_is_a_linear_layer() -> None:
     assert torch.equal(block(x), F.relu(model.get_submodule("blocks.0.branch")(x)))
 
 
+def test_a_size_under_1_is_refused() -> None:
+    with pytest.raises(ValueError, match="in_features 0: give at least 1"):
+        residual_mlp(8, in_features=0)
+
+
 @pytest.mark.parametrize(
     ("depth", "flow", "message"),
     [(2, Flow(), "depth 2 leaves no block"), (6, [Flow()] * 3, "got 3 flows for 4 blocks")],
