@@ -72,6 +72,33 @@ def test_the_best_rate_is_found_by_validation_beyond_the_first_range(
     assert set(tried["seed"]) == {100, 101}
 
 
+def test_rates_at_which_nothing_is_learned_are_no_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the three rates tried first the network stays at chance, a little better at the middle one: the search goes
+    down to where it learns."""
+
+    def train(cell: Cell, **_: object) -> Outcome:
+        accuracy = {0.1: 0.11, 0.00316: 0.8, 0.001: 0.7}.get(float(str(cell.settings["learning_rate"])), 0.1)
+        rows = [("accuracy", accuracy), ("loss", 2.3)]
+        table = pd.DataFrame(rows, columns=["quantity", "value"]).assign(split="validation")
+        return Outcome({"outcomes": table})
+
+    monkeypatch.setattr(module, "run_condition", train)
+    assert bench(tmp_path).best_rates([COIN], [8], tmp_path / "x") == {("coin", 8): 0.00316}
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        (Control(feedback=True), "'it' on mlp: random feedback needs convolutions inside residual branches"),
+        (Control(Cut(stage=2)), "'it' on mlp: there is no stage 2 to cut, only 1; leave it out"),
+    ],
+)
+def test_a_control_that_the_network_does_not_know_is_refused(tmp_path: Path, control: Control, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        bench(tmp_path, network="mlp").best_rates([Condition("it", "residual", control)], [8], tmp_path / "x")
+    assert not any(tmp_path.iterdir())  # before anything is trained
+
+
 def test_conditions_train_at_their_own_rate_budget_and_control(tmp_path: Path) -> None:
     here = bench(tmp_path)
     cells = [here.cell(c, 8, 0, rate, budget) for c in (RESIDUAL, COIN) for rate in (0.1, 0.01) for budget in (1, 2)]

@@ -14,6 +14,7 @@ from experiments.engine.command import BadInput
 from experiments.engine.controls import NO_CONTROL, Control
 from experiments.engine.data import Dataset
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
+from experiments.engine.networks import outline
 from experiments.engine.settings import NetworkSettings, check_seeds
 from experiments.engine.training import Training
 from probes.tables import table
@@ -22,6 +23,7 @@ FAMILY = "answer"  # whose store holds the cells of all these experiments
 LEVELS = range(-4, 0)  # half decades: the arms as they are are tried at 0.01, 0.0316, 0.1 and 0.316
 SHORT = {"sgd": range(-3, 0), "sign": range(-7, -4), "adam": range(-5, -2)}  # every other condition, at three rates
 FURTHEST = 4  # so many half decades beyond either end, no further
+LEARNED = 0.03  # above chance: what validates no better has learned nothing, and its rate is no best among others
 Rates = dict[tuple[str, int], float]
 
 
@@ -117,10 +119,12 @@ class Bench:
 
     def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
         """Each condition's learning rate at each depth: highest mean validation accuracy over its tuning seeds (of
-        equals, lowest mean validation loss). A best at an end of its range extends the range, by at most two decades.
+        equals, lowest mean validation loss), or the lowest tried while nothing has learned at any: a network at chance
+        tells no rates apart. A best at an end of its range extends the range, by at most two decades.
 
         The whole search goes to `folder`/tuning.csv, where nothing else of an experiment lies.
         """
+        self.check(conditions, depths)
         tried = {(c, depth): set(c.levels) for c in conditions for depth in depths}
         while True:
             cells = [
@@ -140,11 +144,23 @@ class Bench:
         write_aside(folder / "tuning.csv", table(tuning_rows(found)))
         return {(condition.name, depth): rate_of(level) for (condition, depth), level in best.items()}
 
+    def check(self, conditions: Sequence[Condition], depths: Sequence[int]) -> None:
+        """Raise BadInput for a condition whose control the network does not know: random feedback without convolutions,
+        a stage that is not there."""
+        for condition in conditions:
+            network = condition.network or self.settings.network
+            for depth in depths if condition.control != NO_CONTROL else ():
+                try:
+                    condition.control.prepare(outline(network, depth, width=self.settings.width), seed=0)
+                except ValueError as error:
+                    raise BadInput(f"{condition.name!r} on {network}: {error}; leave it out (--conditions)") from None
+
     def _best(self, found: pd.DataFrame, condition: Condition, depth: int) -> int:
         rows = found[(found["control"] == condition.name) & (found["depth_total"] == depth)]
         means = rows.groupby("learning_rate")[["accuracy", "loss"]].mean().reset_index()
-        best = means.sort_values(["accuracy", "loss"], ascending=[False, True])["learning_rate"].iloc[0]
-        return level_of(float(best))
+        best = means.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
+        learned = best["accuracy"] > 1 / len(self.dataset.classes) + LEARNED
+        return level_of(float(best["learning_rate"] if learned else means["learning_rate"].min()))
 
 
 def run_condition(cell: Cell, *, dataset: Dataset, training: Training, controls: dict[str, Control]) -> Outcome:

@@ -125,6 +125,8 @@ class _Controlled:
         self.tosses, self.noise = (torch.Generator().manual_seed(seed) for _ in range(2))
         self.flows = [block.flow for block in residual_blocks(model)]
         self.stages, self.groups = stages(model), groups(model)
+        if control.cut is not None and control.cut.stage not in (None, *self.stages):
+            raise ValueError(f"there is no stage {control.cut.stage} to cut, only {max(self.stages, default=0)}")
         self.frozen = frozen_parameters(model, control.frozen)
 
     def __call__(self, model: nn.Module, loss: Tensor, moment: Moment) -> None:
