@@ -79,6 +79,10 @@ def test_every_name_is_a_condition_of_some_experiment(verdicts: Verdicts) -> Non
         ("| plain | log train loss | equal", "| plain | loss | equal", "no table or column 'loss'"),
         ("| stop-gradient | plain | log", "| stop-gradient | dense | log", "'dense', which no version has"),
         ("| digits 8x8 | . | 32 56 |", "| digits 8x8 | . | deep |", "invalid literal"),
+        ("| digits 8x8 | . | 32 56 |", "| digits 8x8 | . |  |", "'digits 8x8' has no depth"),
+        ("| lower | 0.693 |", "| lower | -0.693 |", "'log train loss' has a margin of -0.693: give 0 or more"),
+        ("| lower | 0.693 |", "| lower | nan |", "has a margin of nan"),
+        ("| control | this |", "| effect | this |", "two tables begin with a column 'effect'"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -92,3 +96,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, old: str, new: str, said: 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read \\(No such file or directory\\); give a verdict file"):
         read_verdicts(tmp_path / "none.md")
+
+
+def test_a_file_without_effects(tmp_path: Path) -> None:
+    """All rows below the head of the table are gone."""
+    lines = TEXT.splitlines()
+    head = next(place for place, line in enumerate(lines) if line.startswith("| effect |"))
+    end = lines.index("", head)
+    (tmp_path / "verdict.md").write_text("\n".join(lines[: head + 2] + lines[end:]))
+    with pytest.raises(BadInput, match="a table of data or of effects has no row: there is nothing to judge"):
+        read_verdicts(tmp_path / "verdict.md")

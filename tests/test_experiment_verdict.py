@@ -174,6 +174,20 @@ def test_networks_are_compared_where_both_fit(results: Path) -> None:
     assert read(fitted, claim, claim.versions[0], 56).word == "better"
 
 
+def test_an_interval_beyond_the_scale_is_read_like_any(results: Path) -> None:
+    """Differences of 0.71, 0.70 and 0.40: 0.60 [0.17, 1.03] excludes 0."""
+    cells, claim = collect(results), VERDICTS.effects[4]
+    depth = cells["depth_total"] == 56
+    for seed, accuracy in enumerate((0.81, 0.80, 0.50)):
+        at_seed = depth & (cells["seed"] == seed) & (cells["budget"] == 1)
+        cells.loc[at_seed & (cells["control"] == "stop-gradient"), "test accuracy"] = accuracy
+        cells.loc[at_seed & (cells["control"] == "plain"), "test accuracy"] = 0.1
+    few = cells[cells["seed"] < 3]
+    found = read(few, claim, claim.versions[0], 56)
+    assert found.word == "better"
+    assert found.found.high == pytest.approx(1.04, abs=0.01)
+
+
 def test_missing_cells_leave_it_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verdict.main(Settings(out=tmp_path))
     shown = " ".join(capsys.readouterr().out.split())

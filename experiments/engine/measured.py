@@ -1,6 +1,5 @@
 """What was measured: the finished cells of all experiments in one table, and comparisons read from them."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,7 @@ def read(cells: pd.DataFrame, claim: Claim, version: Version, depth: int) -> Rea
         return Reading(version, depth, NONE, "no degradation")
     if claim.outcome.name == BOTH_FIT and not (fits(this) and fits(than)):
         return Reading(version, depth, NONE, "does not apply")
-    found = estimate(differences.to_numpy(), reach=math.inf if claim.fitting else 1)
+    found = estimate(differences.to_numpy())  # also beyond +-1: the rule asks whether 0 is in it, whatever its length
     return Reading(version, depth, found, word_of(found, claim.outcome), tuple(differences.index))
 
 

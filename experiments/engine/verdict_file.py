@@ -87,6 +87,8 @@ def read_verdicts(file: Path) -> Verdicts:
         sources = tuple(map(source, tables["data"]))
         effects = tuple(claim(row, "effect", outcomes, versions) for row in tables["effect"])
         controls = tuple(claim(row, "control", outcomes, (as_given(row),)) for row in tables["control"])
+        if not sources or not effects:
+            raise ValueError("a table of data or of effects has no row: there is nothing to judge")
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror or error}); give a verdict file") from None
     except KeyError as error:
@@ -104,6 +106,8 @@ def tables_of(text: str) -> dict[str, list[Row]]:
         for cells in body:
             if len(cells) != len(head):
                 raise ValueError(f"the row {' | '.join(cells)!r} has {len(cells)} columns, its table {len(head)}")
+        if head[0] in found:
+            raise ValueError(f"two tables begin with a column {head[0]!r}: give it once")
         found[head[0]] = [dict(zip(head, cells, strict=True)) for cells in body]
     return found
 
@@ -122,12 +126,18 @@ def blocks_of_lines(text: str) -> Iterator[list[str]]:
 
 def outcome(row: Row) -> Outcome:
     """A row of the table of outcomes."""
-    return Outcome(row["outcome"], one_of(row["better is"], ("lower", "higher")), float(row["margin"]))
+    margin = float(row["margin"])
+    if not margin >= 0:
+        raise ValueError(f"{row['outcome']!r} has a margin of {margin:g}: give 0 or more")
+    return Outcome(row["outcome"], one_of(row["better is"], ("lower", "higher")), margin)
 
 
 def source(row: Row) -> Source:
     """A row of the table of data sets."""
-    return Source(row["data"], row["folder"], tuple(sorted(map(int, row["depths"].split()))))
+    depths = tuple(sorted(map(int, row["depths"].split())))
+    if not depths:
+        raise ValueError(f"{row['data']!r} has no depth at which it is judged: give one or more")
+    return Source(row["data"], row["folder"], depths)
 
 
 def version(row: Row) -> Version:
