@@ -6,6 +6,7 @@ time (their Fig. 1 and 6) and how strongly each layer responds in the end (their
 Writes tables, figures and every cell's run.json to OUT/degradation, and repeats no cell that is already there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,8 +71,16 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
     ]
     tables = {"errors": table(rows)}
     if last:
-        tables["responses"] = layer_responses(model, batches.get("test", slice(0, 512))[0])
+        images, _ = batches.get("test", slice(0, 512))
+        tables["responses"] = layer_responses(model, images, layers=responding(model))
     return tables
+
+
+def responding(model: nn.Module) -> Sequence[nn.Module] | None:
+    """The layers whose responses count, None for the normalisations; all but the classifier where there is none."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return None
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)][:-1]
 
 
 def finish(

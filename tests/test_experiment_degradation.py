@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 import figures
-from experiments.degradation import change_table, changes, sentence
+from experiments.degradation import change_table, changes, responding, sentence
 from experiments.engine.effects import estimate
 from figures.degradation import strengths
 from figures.style import ARMS, shade
+from models import cifar_resnet, residual_mlp
 from tests.test_experiments import run
 from tests.test_figures import close, number, pick, xy
 
@@ -92,6 +93,13 @@ def test_layer_responses_are_drawn_in_order_and_sorted() -> None:
             wide = pick(table, arm=arm, depth_total=depth).pivot(index="depth", columns="seed", values="value")
             values = -np.sort(-wide.to_numpy(), axis=0) if ordered else wide.to_numpy()
             np.testing.assert_allclose(next(thick).get_ydata(), np.exp(np.log(values).mean(axis=1)), rtol=1e-12)
+
+
+def test_responses_are_those_of_normalisations_or_without_any_of_all_layers_but_the_classifier() -> None:
+    assert responding(cifar_resnet(8)) is None
+    model = residual_mlp(4, in_features=4)
+    assert responding(model) == [model.stem[0], model.blocks[0].branch, model.blocks[1].branch]
+    assert len(responding(cifar_resnet(8, block="skipinit")) or []) == 7
 
 
 def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def show_outcomes(
     """Arm x depth: train loss, train and test accuracy (mean ± sd over seeds), n, diverged cells, floor or ceiling."""
     table = Table(title="At the end of training: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", *(" ".join(pair) for pair in SHOWN), "n", "note"):
-        table.add_column(column, no_wrap=column != "note")  # numbers are never cut off
+        table.add_column(column, no_wrap=column not in ("", "note"))  # numbers are never cut off
     for depth in sorted(marks):
         table.add_row(f"depth {depth}", style="bold")
         for arm in arms:
