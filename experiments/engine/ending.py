@@ -37,6 +37,8 @@ def show_outcomes(
             at = outcomes[(outcomes["depth_total"] == depth) & (outcomes["arm"] == arm)]
             numbers = [at[(at["split"] == split) & (at["quantity"] == quantity)]["value"] for split, quantity in SHOWN]
             gone = sum(cell.arm == arm and cell.depth == depth for cell in diverged)
+            if at.empty and not gone:  # not asked at this depth
+                continue
             note = [f"{gone} diverged"] * bool(gone) + [marks[depth].get(arm, "")]
             table.add_row(arm, *map(mean_sd, numbers), str(len(numbers[0])), " ".join(note))
         table.add_section()
