@@ -122,7 +122,8 @@ def test_an_arm_is_shown_at_the_depths_at_which_it_was_asked(capsys: pytest.Capt
     everywhere = outcomes().assign(depth_total=lambda t: np.where(t["arm"] == "plain", 8, 20))
     trained = everywhere[everywhere["split"] == "test"].assign(split="train")
     show_outcomes(terminal(), pd.concat([everywhere, trained]), FACTORIAL, [], {8: {}, 20: {}})
-    named = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "±" in line and "mean" not in line]
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    named = [word for word in first if word in FACTORIAL]
     assert named == ["plain", "residual", "stop-gradient", "gradient-only"]
 
 
