@@ -117,6 +117,13 @@ def errors(model: CifarResNet, **settings: Any) -> pd.DataFrame:
     return pd.DataFrame(damaged(model, batches, counts=(1,), draws=1, seed=0, **settings)).query("quantity == 'error'")
 
 
+def test_a_first_block_that_changes_the_shape_cannot_be_skipped() -> None:
+    """A bottleneck's first block quadruples the channels: of six, three keep their shape."""
+    found = errors(cifar_resnet(20, width=2, in_channels=1, block="bottleneck", flow=PLAIN))
+    deleted = found.query("lesion == 'delete' and statistics == 'kept'")["block"]
+    assert deleted.tolist() == ["layer1.1", "layer2.1", "layer3.1"]
+
+
 def test_a_lesion_that_cannot_hurt_does_not() -> None:
     """Where every branch gives zeros, nothing is lost with one; a plain network so becomes the same constant."""
     torch.manual_seed(0)
