@@ -106,21 +106,24 @@ def test_two_invocations_share_the_work(tmp_path: Path, undisturbed: bytes) -> N
 
 
 def hold(home: Path) -> None:
-    with claim(home, "x").acquire():
-        (home / "held").touch()
+    home.mkdir()
+    with claim(home, CELLS[3].name).acquire():
+        (home.parent / "held").touch()
         time.sleep(60)
 
 
-def test_a_claim_dies_with_its_holder(tmp_path: Path) -> None:
-    (home := tmp_path / "cells").mkdir()
-    holder = start(hold, home)
-    wait_until((home / "held").exists)
-    with pytest.raises(TimeoutError):
-        claim(home, "x").acquire(blocking=False)
+def test_a_held_cell_is_waited_for_and_its_claim_dies_with_its_holder(tmp_path: Path, undisturbed: bytes) -> None:
+    holder = start(hold, tmp_path / "cells")
+    wait_until((tmp_path / "held").exists)
+    waiting = start(run_slowly, tmp_path, 0)
+    wait_until(lambda: len(finished(tmp_path)) == len(CELLS) - 1)
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    assert CELLS[3].name not in ran(tmp_path)
     holder.kill()
-    holder.join()
-    with claim(home, "x").acquire(blocking=False):
-        pass
+    waiting.join(20)
+    assert waiting.exitcode == 0
+    assert (tmp_path / "outcomes.csv").read_bytes() == undisturbed
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone", "report", "no fingerprints, cut"])
