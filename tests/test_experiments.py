@@ -1,5 +1,6 @@
 """Every script in experiments/ at toy size, as a user runs it, and what it wrote."""
 
+import errno
 import json
 import os
 import signal
@@ -217,6 +218,16 @@ def test_an_output_folder_that_cannot_be_written(
     assert "cannot be written (Not a directory); choose another folder" in shown
     assert len(shown.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(settings: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("experiments.stopgrad_shortcut.main", main)
+    assert print_of("stopgrad_shortcut", [], capsys, status=1) == (
+        "error: No space left on device: finished cells are kept; make room, and the same command goes on from there\n"
+    )
 
 
 def print_of(script: str, arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int) -> str:

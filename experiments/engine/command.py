@@ -1,5 +1,6 @@
 """A script's command line: typed settings in, one plain line for a user's mistake."""
 
+import errno
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ def run_script(name: str) -> None:
     """Run the script of that module name: its `Settings` become flags (--quick: those of its `QUICK`) for its `main`.
 
     The script is imported by its name, since workers cannot import what lives in `__main__`. Exit status: 0; 2 for a
-    user's mistake, with one line on standard error; 130 when interrupted.
+    user's mistake and 1 for a full disk, with one line on standard error; 130 when interrupted.
     """
     script = import_module(name)
     settings = tyro.cli(
@@ -31,6 +32,14 @@ def run_script(name: str) -> None:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"error: {error.strerror}: finished cells are kept; make room, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -71,7 +71,7 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
 def clear_figures(folder: Path) -> None:
     """Take away the figures that an earlier run, with other settings perhaps, left in an experiment's folder."""
     for stale in (folder / "figures").glob("*"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)
 
 
 def nothing_came_out(
