@@ -24,6 +24,7 @@ from experiments.engine.ending import nothing_came_out, show_estimate, show_file
 from experiments.engine.grid import Cell, run_grid, write_aside
 from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training, evaluate
+from models import residual_blocks
 from probes import layer_responses
 from probes.tables import table
 
@@ -76,11 +77,15 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
     return tables
 
 
-def responding(model: nn.Module) -> Sequence[nn.Module] | None:
-    """The layers whose responses count, None for the normalisations; all but the classifier where there is none."""
-    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return None
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)][:-1]
+def responding(model: nn.Module) -> Sequence[nn.Module]:
+    """The layers whose responses count: the normalisations, or where there is none all layers but the classifier.
+
+    A shortcut's own are left out: a projection is no layer of depth, and in a plain network nothing comes of it.
+    """
+    aside = {module for block in residual_blocks(model) for module in block.shortcut.modules()}
+    layers = [module for module in model.modules() if module not in aside]
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    return norms or [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)][:-1]
 
 
 def finish(

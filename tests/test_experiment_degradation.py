@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 import figures
 from experiments.degradation import change_table, changes, responding, sentence
 from experiments.engine.effects import estimate
 from figures.degradation import strengths
 from figures.style import ARMS, shade
-from models import cifar_resnet, residual_mlp
+from models import cifar_resnet, imagenet_resnet, residual_mlp
 from tests.test_experiments import run
 from tests.test_figures import close, number, pick, xy
 
@@ -96,10 +97,14 @@ def test_layer_responses_are_drawn_in_order_and_sorted() -> None:
 
 
 def test_responses_are_those_of_normalisations_or_without_any_of_all_layers_but_the_classifier() -> None:
-    assert responding(cifar_resnet(8)) is None
+    stem, *branches = responding(model := cifar_resnet(8, projection="B"))  # whose projections do not count
+    assert stem is model.stem[1]
+    assert branches == [m for b in model.blocks for m in b.branch if isinstance(m, nn.BatchNorm2d)]
+    assert len(branches) == 6
+    assert len(responding(imagenet_resnet(18))) == 17
     model = residual_mlp(4, in_features=4)
     assert responding(model) == [model.stem[0], model.blocks[0].branch, model.blocks[1].branch]
-    assert len(responding(cifar_resnet(8, block="skipinit")) or []) == 7
+    assert len(responding(cifar_resnet(8, block="skipinit"))) == 7
 
 
 def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     [
         (["--networks", "densenet"], f"--networks: unknown 'densenet'; choose from {', '.join(NETWORKS)}"),
         (["--networks", "imagenet"], "--depth 32: an imagenet network begins with 64 channels, not 8: add --width 64"),
+        (["--depth", "0"], "--depth 0: give at least 1 layer"),
         (["--networks", "mlp", "mlp"], "--networks: got mlp mlp; give one or more, each once"),
     ],
 )
