@@ -9,7 +9,8 @@ import pytest
 from torch import nn
 
 import figures
-from experiments.degradation import change_table, changes, responding, sentence
+from experiments.degradation import responding
+from experiments.engine.depth_changes import change_table, changes, comparison, gaps, sentence
 from experiments.engine.effects import estimate
 from figures.degradation import strengths
 from figures.style import ARMS, shade
@@ -53,14 +54,26 @@ def test_a_seed_that_diverged_at_one_depth_is_left_out() -> None:
 
 
 def test_the_sentence_says_which_arm_degrades() -> None:
-    said = sentence(changes(outcomes()), "paper")
+    said = sentence(changes(outcomes()), gaps(outcomes()), "paper")
     assert "plain degrades (training error +0.300" in said
     assert "residual does not (training error -0.050" in said
     two = pick(outcomes(), seed=0)
-    assert "plain is undecided" in sentence(changes(two), "paper")  # one seed has no interval
+    assert "plain is undecided" in sentence(changes(two), {}, "paper")  # one seed has no interval
     wide = estimate(np.array([0.0, 0.3, 0.6]))  # its interval reaches below 0
-    assert "plain is undecided" in sentence({("plain", 20, split): wide for split in ("train", "test")}, "paper")
-    assert "one depth alone" in sentence({}, "paper")
+    assert "plain is undecided" in sentence({("plain", 20, split): wide for split in ("train", "test")}, {}, "paper")
+    assert "one depth alone" in sentence({}, {}, "paper")
+
+
+def test_plain_and_residual_are_compared_at_the_smallest_depth_on_paper() -> None:
+    """At depth 20 they are 0.35 apart in each seed; at depth 8 alike."""
+    found = gaps(outcomes())
+    assert set(found) == {("plain", depth, split) for depth in (8, 20) for split in ("train", "test")}
+    assert found["plain", 20, "test"].values == pytest.approx((0.35, 0.35, 0.35))
+    assert "At depth 8 plain networks are comparable (plain minus residual: training error +0.000" in comparison(found)
+    deep = {key: each for key, each in found.items() if key[1] == 20}
+    assert "At depth 20 plain networks are worse" in comparison(deep)
+    assert "may differ or not" in comparison(gaps(pick(outcomes(), seed=0)))  # one seed has no interval
+    assert comparison(gaps(pick(outcomes(), arm="plain"))) == ""
 
 
 def toy(quantity: str, **more: tuple[object, ...]) -> pd.DataFrame:
