@@ -11,11 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.engine import grid
 from experiments.engine.cell_folders import is_intact, set_aside, write_folder
 from experiments.engine.claims import claim
 from experiments.engine.command import BadInput
-from experiments.engine.grid import run_grid
+from experiments.engine.grid import Cell, run_grid
 from tests.grid_script import CELLS, Slow, run_slowly, start
 
 NAMES = {cell.name for cell in CELLS}
@@ -162,7 +161,7 @@ def test_cells_of_an_older_version_are_read_and_another_version_is_told(
     for name in NAMES:
         forget_fingerprints(tmp_path / "cells" / name)
     capsys.readouterr()
-    monkeypatch.setattr(grid, "commit", lambda: "another")
+    monkeypatch.setattr("experiments.engine.progress.commit", lambda: "another")
     run_slowly(tmp_path, 0)
     assert len(ran(tmp_path)) == len(CELLS)
     assert (tmp_path / "outcomes.csv").read_bytes() == undisturbed
@@ -173,7 +172,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
     run_slowly(tmp_path, 0)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BadInput, match=r"cells: holds cells of toy, not of other; give another --out"):
-        run_grid([grid.Cell("other", "a", 8, 0, {})], Slow(0, tmp_path / "log"), tmp_path, workers=1)
+        run_grid([Cell("other", "a", 8, 0, {})], Slow(0, tmp_path / "log"), tmp_path, workers=1)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -52,6 +53,30 @@ def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixtur
     assert "?" in shown.split("options")[0]  # it begins with its question
     for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
         assert f"--{flag} " in shown
+
+
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"probe_model", "verdict"}))  # these have no cells
+def test_a_dry_run_tells_the_cells_and_writes_nothing(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, "--quick", "--dry-run"])
+    run_script(f"experiments.{script}")
+    lines = capsys.readouterr().out.splitlines()
+    (summary,) = (index for index, line in enumerate(lines) if " cells to do; how long is not known" in line)
+    assert summary > 0
+    assert all(line.startswith("to do ") for line in lines[:summary])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "level"), [([], "INFO"), (["--log-level", "warning"], "WARNING")])
+def test_the_log_level_is_set_for_a_run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], level: str) -> None:
+    levels = []
+    logger = logging.getLogger("experiments")
+    monkeypatch.setattr("experiments.stopgrad_shortcut.main", lambda settings: levels.append(logger.level))
+    monkeypatch.setattr(sys, "argv", ["stopgrad_shortcut", *arguments])
+    run_script("experiments.stopgrad_shortcut")
+    assert [*map(logging.getLevelName, levels), logger.level] == [level, logging.INFO]
 
 
 def test_the_main_experiment_has_its_flags(capsys: pytest.CaptureFixture[str]) -> None:

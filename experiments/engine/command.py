@@ -1,13 +1,22 @@
 """A script's command line: typed settings in, one plain line for a user's mistake."""
 
 import errno
+import logging
 import sys
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 import tyro
+
+DRY_RUN = ContextVar("DRY_RUN", default=False)
+"""Whether a plan is told and nothing else: no folder is made, nothing is trained or written."""
+
+
+class Planned(Exception):
+    """A dry run has told its plan; what would follow depends on the cells in it."""
 
 
 class BadInput(Exception):
@@ -27,8 +36,14 @@ def run_script(name: str) -> None:
         default=script.QUICK if "--quick" in sys.argv[1:] else script.Settings(),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+    logger = logging.getLogger("experiments")
+    level = logger.level
+    logger.setLevel(getattr(settings, "log_level", "info").upper())
+    dry = DRY_RUN.set(getattr(settings, "dry_run", False))
     try:
         script.main(settings)
+    except Planned:
+        pass
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -43,6 +58,9 @@ def run_script(name: str) -> None:
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    finally:
+        DRY_RUN.reset(dry)
+        logger.setLevel(level)
 
 
 def check_choice(flag: str, given: str, choices: tuple[str, ...]) -> None:
@@ -60,7 +78,12 @@ def check_device(name: str) -> torch.device:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind."""
+    """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind.
+
+    In a dry run it is not touched.
+    """
+    if DRY_RUN.get():
+        return folder
     missing = next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,13 @@ import pandas as pd
 import torch
 from filelock import Timeout
 from joblib import Parallel, delayed, parallel_config
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from experiments.engine.cell_folders import is_intact, owners, read_report, set_aside, write_folder
 from experiments.engine.claims import begin_worker, claim
-from experiments.engine.command import BadInput, make_folder
-from experiments.engine.provenance import commit, provenance
+from experiments.engine.command import DRY_RUN, BadInput, Planned, make_folder
+from experiments.engine.plan import show_plan
+from experiments.engine.progress import logger, progress
+from experiments.engine.provenance import provenance
 from probes.tables import COLUMNS
 
 
@@ -46,6 +44,11 @@ class Cell:
         settings = json.dumps(self.settings, sort_keys=True, default=str)
         return f"{self.arm}-depth{self.depth}-seed{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
+    @property
+    def work(self) -> int:
+        """How long it takes, in layers times epochs."""
+        return self.depth * int(str(self.settings.get("epochs", 1)))
+
 
 @dataclass
 class Outcome:
@@ -59,14 +62,22 @@ class Outcome:
 
 
 def run_grid(
-    cells: Sequence[Cell], run: Callable[[Cell], Outcome], folder: Path, *, workers: int, store: Path | None = None
+    cells: Sequence[Cell],
+    run: Callable[[Cell], Outcome],
+    folder: Path,
+    *,
+    workers: int,
+    store: Path | None = None,
+    then: str = "",
 ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
     """Run the cells that are not yet in `store` (`folder`/cells), one thread a worker; return all cells' tables, joined
     by name, and the cells that diverged.
 
     An interrupted run, also a killed one, keeps its finished cells; experiments may share a store, and several
     invocations the work. A cell whose files are not as they were written is set aside and run again. The joined tables
-    are written to `folder` as CSV. Raises BadInput for a store that holds another experiment's cells.
+    are written to `folder` as CSV. then: what follows by the outcome of these cells, if anything. In a dry run the plan
+    is told, and Planned raised unless all is done and something follows. Raises BadInput for a store that holds another
+    experiment's cells.
     """
     home = make_folder(store or folder / "cells")
     make_folder(folder)
@@ -74,8 +85,12 @@ def run_grid(
         raise BadInput(f"{home}: holds cells of {min(others)}, not of {' and '.join(sorted(own))}; give another --out")
     different = list({cell.name: cell for cell in cells}.values())  # some may differ in their labels alone
     missing = sorted((cell for cell in different if not is_intact(home / cell.name)), key=lambda cell: -cell.depth)
+    if DRY_RUN.get():
+        show_plan(different, missing, home, workers=workers, then=then)
+        if missing or not then:
+            raise Planned
     worker = {"inner_max_num_threads": 1, "initializer": begin_worker, "initargs": (os.getpid(),)}
-    with _progress(different, missing, home) as done, parallel_config("loky", **worker):
+    with progress(different, missing, home) as done, parallel_config("loky", **worker):
         pool = Parallel(n_jobs=min(workers, max(1, len(missing))), return_as="generator_unordered")
 
         def tried(cells: Sequence[Cell], *, wait: bool) -> Iterator[tuple[Cell, bool]]:
@@ -85,7 +100,7 @@ def run_grid(
         for cell, finished in tried(missing, wait=False):
             done(cell) if finished else held.append(cell)
         if held:
-            print(f"waiting for {len(held)} cells that another invocation runs", file=sys.stderr)
+            logger.warning(f"waiting for {len(held)} cells that another invocation runs")
         for cell, _ in tried(held, wait=True):
             done(cell)
     return join(cells, home, folder)
@@ -101,7 +116,7 @@ def join(cells: Sequence[Cell], home: Path, folder: Path) -> tuple[dict[str, pd.
         if read_report(home / cell.name)["outcome"] != "finished":
             diverged.append(cell)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    for stale in folder.glob("*.csv"):
+    for stale in () if DRY_RUN.get() else folder.glob("*.csv"):
         stale.unlink(missing_ok=True)  # another invocation may be as far
     for name, table in tables.items():
         write_aside(folder / f"{name}.csv", table)
@@ -114,7 +129,9 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_aside(file: Path, table: pd.DataFrame) -> None:
-    """Write a CSV so that the file is the old one or the new one, never half."""
+    """Write a CSV so that the file is the old one or the new one, never half; in a dry run not at all."""
+    if DRY_RUN.get():
+        return
     aside = file.with_suffix(f".partial-{os.getpid()}")
     try:
         table.to_csv(aside, index=False)
@@ -152,32 +169,3 @@ def _write(folder: Path, *, cell: Cell, outcome: Outcome, start: float) -> dict[
         "wall_seconds": round(time.monotonic() - start, 2),
         **provenance(str(cell.settings.get("device", "cpu"))),
     }
-
-
-@contextmanager
-def _progress(cells: Sequence[Cell], missing: Sequence[Cell], home: Path) -> Iterator[Callable[[Cell], None]]:
-    """A bar with the time left, deep cells counted as more work; a plain line a cell where there is no terminal."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    count, start = len(cells) - len(missing), time.monotonic()
-    say = partial(console.print, soft_wrap=True)
-    for cell in missing:
-        if (home / cell.name).exists():
-            say(f"{cell.name} is damaged: it is set aside in {home.parent / 'damaged'}, and run again")
-    if count:
-        say(f"{count} of {len(cells)} cells are already done")
-    names = {cell.name for cell in missing}
-    if others := sum(cell.name not in names and read_report(home / cell.name)["commit"] != commit() for cell in cells):
-        say(f"{others} of them by another version of the code, as their run.json tells: delete them to repeat")
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=sum(cell.depth for cell in missing))
-
-        def done(cell: Cell) -> None:
-            nonlocal count
-            count += 1
-            bar.update(task, advance=cell.depth, description=f"{count}/{len(cells)} cells")
-            if not console.is_terminal:
-                say(f"[{count}/{len(cells)}] {cell.name} ({time.monotonic() - start:.0f} s)")
-
-        bar.update(task, description=f"{count}/{len(cells)} cells")
-        yield done

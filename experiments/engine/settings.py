@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from experiments.engine.command import BadInput, check_choice, check_device
 from experiments.engine.data import Data, Dataset
@@ -33,6 +34,10 @@ class NetworkSettings:
     """The folder of all results."""
     quick: bool = False
     """A first look: defaults that take less than a minute."""
+    dry_run: bool = False
+    """Tell the cells, which of them are done, and how long the others may take; train and write nothing."""
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """What is told meanwhile: warnings alone, progress as well, or every cell that is found done, too."""
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
