@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.computing import Computing
 from experiments.engine.controls import NO_CONTROL, Backward, Control
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
@@ -71,7 +72,16 @@ def train_cell(
     curves: list[dict[str, object]] = []
     losses: list[float] = []
     outcome = Outcome()
-    learning = train(model, batches, training, seed=cell.seed, loss=loss, backward=backward, around=around)
+    learning = train(
+        model,
+        batches,
+        training,
+        seed=cell.seed,
+        loss=loss,
+        backward=backward,
+        computing=Computing.of(cell.settings),
+        around=around,
+    )
     try:
         for epoch, of_epoch in enumerate(learning, 1):
             last = epoch == training.epochs

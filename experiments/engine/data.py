@@ -126,7 +126,7 @@ class Batches:
         """Images (N, C, H, W), normalised float32, and their labels (N,)."""
         images, labels = self.splits[split]
         if isinstance(indices, Tensor):
-            indices = indices.to(labels.device)
+            indices = on(indices, labels.device)
         return (images[indices].float() - self.mean) / self.std, labels[indices]
 
     def augmented(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -136,8 +136,14 @@ class Batches:
             images = shift(images, generator)
         if self.augment == "crop-flip":
             mirror = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(mirror.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+            images = torch.where(on(mirror, images.device).view(-1, 1, 1, 1), images.flip(3), images)
         return images, labels
+
+
+def on(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on the device, without waiting for it to arrive."""
+    crosses = drawn.device.type == "cpu" and device.type == "cuda"
+    return drawn.pin_memory().to(device, non_blocking=True) if crosses else drawn.to(device)
 
 
 def shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -145,7 +151,7 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     pad = max(1, min(height, width) // 8)
     padded = F.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=generator).to(images.device)
+    top, left = on(torch.randint(2 * pad + 1, (2, n, 1), generator=generator), images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     samples = torch.arange(n, device=images.device).view(n, 1, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.engine.command import BadInput, check_choice, check_device
+from experiments.engine.computing import Computing
 from experiments.engine.data import Data, Dataset
 from experiments.engine.grid import Cell
 from experiments.engine.networks import NETWORKS, outline
@@ -26,6 +27,7 @@ class NetworkSettings:
     """Channels of the first stage (He et al.: 16)."""
     training: Training = field(default_factory=Training)
     data: Data = field(default_factory=Data)
+    computing: Computing = field(default_factory=Computing)
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
     workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -46,7 +48,7 @@ class NetworkSettings:
             raise BadInput(f"--workers {self.workers}: give at least 1")
         check_choice("--network", self.network, tuple(NETWORKS))
         self.training.check()
-        check_device(self.device)
+        self.computing.check(check_device(self.device))
         if self.width < 2 or self.width % 2:
             raise BadInput(
                 f"--width {self.width}: give an even number from 2, since shortcuts pad channels on both sides"
@@ -55,7 +57,7 @@ class NetworkSettings:
     def recipe(self, dataset: Dataset) -> dict[str, object]:
         """What decides a cell's outcome beside its arm, depth and seed."""
         network = {"network": self.network, "width": self.width, "device": self.device}
-        return {**network, "data": dataset.digest, **asdict(self.training)}
+        return {**network, "data": dataset.digest, **asdict(self.training), **self.computing.recipe}
 
     def about(self, dataset: Dataset) -> dict[str, object]:
         """Where the data came from."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.engine.command import BadInput, check_choice
+from experiments.engine.computing import AS_WRITTEN, Computing
 from experiments.engine.controls import Backward, Moment, backpropagation
 from experiments.engine.data import Batches
 from models import residual_blocks
@@ -79,14 +80,17 @@ def train(
     seed: int,
     backward: Backward = backpropagation,
     loss: Loss = cross_entropy,
+    computing: Computing = AS_WRITTEN,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
-    backward: leaves the update in `.grad`. around: a context for an epoch's forwards and backwards. Raises Diverged at
-    the end of the epoch in which the loss stopped being finite.
+    backward: leaves the update in `.grad`. computing: how, on the device; the network's weights may be laid out anew in
+    memory. around: a context for an epoch's forwards and backwards. Raises Diverged at the end of the epoch in which
+    the loss stopped being finite: within an epoch nothing waits for a GPU.
     """
+    computing.lay_out(model)
     generator = torch.Generator().manual_seed(seed)
     size = batches.size("train")
     steps = training.steps_an_epoch(size)
@@ -95,11 +99,12 @@ def train(
     for epoch in range(training.epochs):
         model.train()
         losses: list[Tensor] = []
-        with around(model):
+        with computing.compiled(model), around(model):
             order = torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
             for index, indices in enumerate(order):
                 images, labels = batches.augmented(indices, generator)
-                of_batch = loss(model(images), images, labels)
+                with computing.forward(images.device):
+                    of_batch = loss(model(computing.laid_out(images)), images, labels)
                 optimiser.zero_grad()
                 backward(model, of_batch, Moment(step=epoch * steps + index, epoch=epoch))
                 optimiser.step()
@@ -108,7 +113,7 @@ def train(
         of_epoch = torch.stack(losses)
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
             raise Diverged((epoch + 1) * steps)  # the next step's loss
         yield of_epoch
 
