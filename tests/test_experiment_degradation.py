@@ -12,7 +12,7 @@ from experiments.degradation import change_table, changes, sentence
 from experiments.engine.effects import estimate
 from figures.degradation import strengths
 from figures.style import ARMS, shade
-from tests.test_experiments import run
+from tests.scripts import run
 from tests.test_figures import close, number, pick, xy
 
 ERRORS = {  # of plain and residual networks at depths 8 and 20, by seed
