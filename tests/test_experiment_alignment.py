@@ -11,7 +11,7 @@ import figures
 from experiments.alignment import Settings
 from experiments.engine.alignment_effects import EFFECTS, Effects, effect_table, effects_of, over_epochs, sentence
 from experiments.engine.effects import estimate
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import close, number, pick, xy
 
 STOP, SEEDS = "stop-gradient", (0, 1, 2)

@@ -13,7 +13,7 @@ from experiments import budget
 from experiments.engine.budgets import fitting, generalising, outcomes_of, sentence, verdict_table
 from models import ARMS
 from tests.conditions import Ran, run_twice
-from tests.test_experiments import print_of
+from tests.scripts import print_of
 from tests.test_figures import close, lines_of, number, pick, texts, xy
 
 Pairs = Mapping[str, Sequence[tuple[float, float]]]  # arm: training and test accuracy of each seed

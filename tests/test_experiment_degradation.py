@@ -15,7 +15,7 @@ from experiments.engine.effects import estimate
 from figures.degradation import strengths
 from figures.style import ARMS, shade
 from models import cifar_resnet, imagenet_resnet, residual_mlp
-from tests.test_experiments import run
+from tests.scripts import run
 from tests.test_figures import close, number, pick, xy
 
 ERRORS = {  # of plain and residual networks at depths 8 and 20, by seed

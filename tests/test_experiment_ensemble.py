@@ -9,7 +9,7 @@ import pytest
 import figures
 from experiments.engine.command import BadInput
 from experiments.ensemble import Settings, errors, sentence, top_error
-from tests.test_experiments import run
+from tests.scripts import run
 
 LABELS = np.array([0, 1])
 # Two networks, each wrong about another image; together they are right about both.

@@ -23,7 +23,7 @@ from experiments.engine.grid import Cell
 from experiments.engine.score import NONE_TO_EXPLAIN, recovery
 from experiments.engine.training import Training, train
 from experiments.forward_statistics import Settings
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import pick
 
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))

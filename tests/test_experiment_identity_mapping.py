@@ -21,7 +21,7 @@ from experiments.engine.identity_effects import (
     is_harder,
     mean_changes,
 )
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import pick
 
 ERRORS = {  # of copies by arm and rate, a seed each
@@ -176,7 +176,7 @@ def test_the_insertion_figure_shows_the_tables_numbers() -> None:
 
 
 TOY = ["--seeds", 0, 1, 2, "--arms", "residual", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256]
-TOY += ["--blocks", 1, 2, "--copying-epochs", 2, "--deeper", 14, "--workers", 2]
+TOY += ["--blocks", 1, 2, "--copying-epochs", 2, "--deeper", 14]
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_part_that_diverged_leaves_the_other(tmp_path: Path) -> None:
     arguments = ["--seeds", 0, "--arms", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256, "--blocks", 1]
-    arguments += ["--copying-epochs", 1, "--deeper", 14, "--workers", 1, "--learning-rate", 1e30, "--rates", 0.1]
+    arguments += ["--copying-epochs", 1, "--deeper", 14, "--learning-rate", 1e30, "--rates", 0.1]
     done = run("identity_mapping", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "diverged: insertion plain, depth 14, seed 0, random" in done.stdout

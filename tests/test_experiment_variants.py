@@ -19,7 +19,7 @@ from experiments.engine.networks import NETWORKS, make, nearest_depth
 from experiments.engine.training import Training, settle_statistics, train
 from experiments.variants import measured
 from models import ARMS
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import number, pick
 
 ERRORS = {  # by seed
