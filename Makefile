@@ -13,7 +13,7 @@ run: .venv/installed
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

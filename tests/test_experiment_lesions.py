@@ -18,6 +18,7 @@ from models import PLAIN, CifarResNet, cifar_resnet
 from tests.scripts import run
 
 TOY = ["--depth", "14", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--counts", "1", "2", "--draws", "2"]
+TOY += ["--train-limit", "256"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The main experiment at toy size, as a user runs it, and what it wrote; what every script in experiments/ shows."""
 
+import ast
 import errno
 import json
 import logging
@@ -17,7 +18,7 @@ from PIL import Image
 
 from experiments.engine.command import run_script
 from models import ARMS
-from tests.scripts import ROOT, command, print_of, run, run_apart
+from tests.scripts import ROOT, command, file_of, print_of, run, run_apart
 from tests.test_engine_data import CIFAR_JPEG, unpack_cifar
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
@@ -42,7 +43,9 @@ def test_no_script_hides_a_module() -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = print_of(script, ["--help"], capsys, status=0)
-    assert "?" in shown.split("options")[0]  # it begins with its question
+    question = str(ast.get_docstring(ast.parse(Path(file_of(script)).read_text()))).split("\n\n")[0]
+    assert question.endswith("?")
+    assert " ".join(question.split()) in " ".join(shown.split("options")[0].split())
     for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
         assert f"--{flag} " in shown
 
