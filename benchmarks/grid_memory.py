@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import get_reusable_executor
 from resident import resident
 from rich.console import Console
 from rounds import judged, machine, median
@@ -65,6 +66,7 @@ def lead(cells: int) -> tuple[float, float, float]:
     with TemporaryDirectory() as folder:
         tables, _ = run_grid(grid, partial(read_memory, process=os.getpid()), Path(folder), workers=2)
         joined = resident(os.getpid())
+    get_reusable_executor().shutdown()  # a process of multiprocessing waits for its children, which idle for minutes
     held = tables["memory"].sort_values("step")["value"].to_numpy()  # in the order in which they were read
     begin, end = (float(np.median(held[last - 10 : last])) for last in (BEGIN, cells))
     return begin / 1024, end / 1024, joined / 1024

@@ -10,7 +10,7 @@ def conv3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 class HandwrittenBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut that pads with zeros where the shape changes; in place like torchvision."""
+    """Two 3x3 convolutions beside a shortcut that pads with zeros where the shape changes, in place."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

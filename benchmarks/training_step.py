@@ -81,7 +81,7 @@ class Settings:
     """A few rounds of the smallest network, to see it run."""
 
 
-QUICK = Settings(rounds=3, networks=("cifar_resnet(56, width=8), 8 x 8",))
+QUICK = Settings(rounds=2, networks=("cifar_resnet(56, width=8), 8 x 8",))
 
 
 def main(settings: Settings) -> None:

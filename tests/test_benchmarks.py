@@ -16,6 +16,7 @@ from experiments.engine.command import run_script
 ROOT = Path(__file__).parents[1]
 SHARED = {"rounds", "resident", "handwritten"}
 BENCHMARKS = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - SHARED)
+SLOW = {"grid_memory", "overhead", "paths"}  # their memory is that of fresh processes: half a minute each, even quick
 RATIO = re.compile(r"[\d.]+%? \[[\d.]+%?, [\d.]+%?\]")
 
 
@@ -39,7 +40,7 @@ def test_it_asks_a_question_and_can_be_quick(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - SLOW))
 def test_it_prints_a_ratio_with_its_interval_and_the_machine(
     name: str, benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
