@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.engine.checkpoints import Checkpoint
 from experiments.engine.command import BadInput, check_choice
 from experiments.engine.controls import Backward, Moment, backpropagation
 from experiments.engine.data import Batches
@@ -80,19 +81,24 @@ def train(
     backward: Backward = backpropagation,
     loss: Loss = cross_entropy,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
-    backward: leaves the update in `.grad`. around: a context for an epoch's forwards and backwards. Raises Diverged at
-    the end of the epoch in which the loss stopped being finite.
+    backward: leaves the update in `.grad`. around: a context for an epoch's forwards and backwards. checkpoint: where
+    the training goes on, and what keeps its state once the caller is done with an epoch. Raises Diverged at the end of
+    the epoch in which the loss stopped being finite.
     """
     generator = torch.Generator().manual_seed(seed)
     size = batches.size("train")
     steps = training.steps_an_epoch(size)
     optimiser = make_optimiser(model, training)
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
-    for epoch in range(training.epochs):
+    checkpoint = checkpoint or Checkpoint()
+    parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
+    generators = [generator, *getattr(backward, "generators", ())]
+    for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
         with around(model):
@@ -111,6 +117,8 @@ def train(
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise Diverged((epoch + 1) * steps)  # the next step's loss
         yield of_epoch
+        if epoch + 1 < training.epochs:
+            checkpoint.save(epoch + 1, parts, generators)
 
 
 @torch.no_grad()
