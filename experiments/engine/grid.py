@@ -17,6 +17,7 @@ from filelock import Timeout
 from joblib import Parallel, delayed, parallel_config
 
 from experiments.engine.cell_folders import is_intact, owners, read_report, set_aside, write_folder
+from experiments.engine.checkpoints import checkpoint_at
 from experiments.engine.claims import begin_worker, claim
 from experiments.engine.command import DRY_RUN, BadInput, Planned, make_folder
 from experiments.engine.plan import show_plan
@@ -149,8 +150,9 @@ def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path, *, wait: b
             if not is_intact(folder):
                 set_aside(folder)
                 start = time.monotonic()
-                outcome = run(cell)
-                write_folder(folder, partial(_write, cell=cell, outcome=outcome, start=start))
+                with checkpoint_at(home.parent / "checkpoints" / f"{cell.name}.pt"):
+                    outcome = run(cell)
+                    write_folder(folder, partial(_write, cell=cell, outcome=outcome, start=start))
     except Timeout:
         return cell, False
     return cell, True

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.engine.checkpoints import Checkpoint
 from experiments.engine.command import BadInput, check_choice
 from experiments.engine.computing import AS_WRITTEN, Computing
 from experiments.engine.controls import Backward, Moment, backpropagation
@@ -82,13 +83,15 @@ def train(
     loss: Loss = cross_entropy,
     computing: Computing = AS_WRITTEN,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
     backward: leaves the update in `.grad`. computing: how, on the device; the network's weights may be laid out anew in
-    memory. around: a context for an epoch's forwards and backwards. Raises Diverged at the end of the epoch in which
-    the loss stopped being finite: within an epoch nothing waits for a GPU.
+    memory. around: a context for an epoch's forwards and backwards. checkpoint: where the training goes on, and what
+    keeps its state once the caller is done with an epoch. Raises Diverged at the end of the epoch in which the loss
+    stopped being finite: within an epoch nothing waits for a GPU.
     """
     computing.lay_out(model)
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +99,10 @@ def train(
     steps = training.steps_an_epoch(size)
     optimiser = make_optimiser(model, training)
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
-    for epoch in range(training.epochs):
+    checkpoint = checkpoint or Checkpoint()
+    parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
+    generators = [generator, *getattr(backward, "generators", ())]
+    for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
         with computing.compiled(model), around(model):
@@ -116,6 +122,8 @@ def train(
         if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
             raise Diverged((epoch + 1) * steps)  # the next step's loss
         yield of_epoch
+        if epoch + 1 < training.epochs:
+            checkpoint.save(epoch + 1, parts, generators)
 
 
 @torch.no_grad()
