@@ -111,12 +111,12 @@ def test_layer_responses_are_drawn_in_order_and_sorted() -> None:
 
 def test_responses_are_those_of_normalisations_or_without_any_of_all_layers_but_the_classifier() -> None:
     stem, *branches = responding(model := cifar_resnet(8, projection="B"))  # whose projections do not count
-    assert stem is model.stem[1]
-    assert branches == [m for b in model.blocks for m in b.branch if isinstance(m, nn.BatchNorm2d)]
+    assert stem is model.get_submodule("stem.1")
+    assert branches == [m for b in model.blocks for m in b.branch.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(branches) == 6
     assert len(responding(imagenet_resnet(18))) == 17
     model = residual_mlp(4, in_features=4)
-    assert responding(model) == [model.stem[0], model.blocks[0].branch, model.blocks[1].branch]
+    assert responding(model) == [model.get_submodule(name) for name in ("stem.0", "blocks.0.branch", "blocks.1.branch")]
     assert len(responding(cifar_resnet(8, block="skipinit"))) == 7
 
 
