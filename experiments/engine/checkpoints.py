@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
+from experiments.engine import processes
 from experiments.engine.provenance import commit
 
 _FILE: ContextVar[Path | None] = ContextVar("_FILE", default=None)
@@ -54,10 +55,15 @@ class Checkpoint:
 
     @classmethod
     def take(cls) -> "Checkpoint":
-        """That of the running cell, for its first training; one that keeps nothing for any further."""
+        """That of the running cell, for its first training; one that keeps nothing for any further.
+
+        Several processes go on from what the first has found; it alone keeps anything.
+        """
         file = _FILE.get()
         _FILE.set(None)
-        return cls(file)
+        taken = cls(file)
+        taken.found = processes.leaders(taken.found)
+        return taken
 
     @property
     def told(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from filelock import Timeout
 from joblib import Parallel, delayed, parallel_config
 
+from experiments.engine import processes
 from experiments.engine.cell_folders import is_intact, owners, read_report, set_aside, write_folder
 from experiments.engine.checkpoints import checkpoint_at
 from experiments.engine.claims import begin_worker, claim
@@ -92,7 +93,8 @@ def run_grid(
             raise Planned
     worker = {"inner_max_num_threads": 1, "initializer": begin_worker, "initargs": (os.getpid(),)}
     with progress(different, missing, home) as done, parallel_config("loky", **worker):
-        pool = Parallel(n_jobs=min(workers, max(1, len(missing))), return_as="generator_unordered")
+        at_once = min(workers, max(1, len(missing))) if processes.count() == 1 else 1  # which this process then runs
+        pool = Parallel(n_jobs=at_once, return_as="generator_unordered")
 
         def tried(cells: Sequence[Cell], *, wait: bool) -> Iterator[tuple[Cell, bool]]:
             return cast(Any, pool(delayed(_run_cell)(cell, run, home, wait=wait) for cell in cells))
@@ -151,7 +153,7 @@ def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path, *, wait: b
                 set_aside(folder)
                 start = time.monotonic()
                 with checkpoint_at(home.parent / "checkpoints" / f"{cell.name}.pt"):
-                    outcome = run(cell)
+                    outcome = processes.run(run, cell)
                     write_folder(folder, partial(_write, cell=cell, outcome=outcome, start=start))
     except Timeout:
         return cell, False

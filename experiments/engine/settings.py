@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from experiments.engine import processes
 from experiments.engine.command import BadInput, check_choice, check_device
 from experiments.engine.computing import Computing
 from experiments.engine.data import Data, Dataset
@@ -57,7 +58,8 @@ class NetworkSettings:
     def recipe(self, dataset: Dataset) -> dict[str, object]:
         """What decides a cell's outcome beside its arm, depth and seed."""
         network = {"network": self.network, "width": self.width, "device": self.device}
-        return {**network, "data": dataset.digest, **asdict(self.training), **self.computing.recipe}
+        together = {"processes": processes.count()} if processes.count() > 1 else {}
+        return {**network, "data": dataset.digest, **asdict(self.training), **self.computing.recipe, **together}
 
     def about(self, dataset: Dataset) -> dict[str, object]:
         """Where the data came from."""
