@@ -138,7 +138,8 @@ def killed_and_resumed(folder: str) -> tuple[list[int], list[float], list[float]
     file = checkpoint_at(Path(folder) / "cell.checkpoint") if processes.rank() == 0 else nullcontext()
     with file:
         resumed = train_cell(cell, dataset, training, measure=measure)
-    return epochs, *(each.tables["losses"]["value"].tolist() for each in (resumed, undisturbed))
+    first, second = (each.tables["losses"]["value"].tolist() for each in (resumed, undisturbed))
+    return epochs, first, second
 
 
 def worker(rank: int, folder: str, ports: tuple[str, str]) -> None:
