@@ -13,7 +13,7 @@ run: .venv/installed
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -24,11 +24,11 @@ answer: .venv/installed
 	set -e; for script in $(ANSWER); do $(BIN)/python experiments/$$script.py --out $(OUT) $(ARGS); done
 	$(BIN)/python experiments/verdict.py --out $(OUT)
 
-gallery: run
+gallery: run answer
 	$(BIN)/python experiments/short_paths.py
-	cp results/stopgrad_shortcut/figures/accuracy_by_depth.png results/stopgrad_shortcut/figures/accuracy_by_depth.csv \
-	   results/stopgrad_shortcut/figures/path_lengths.png results/stopgrad_shortcut/figures/path_lengths.csv \
-	   results/short_paths/figures/short_path_changes.png results/short_paths/figures/short_path_changes.csv figures/gallery/
+	for figure in stopgrad_shortcut/figures/accuracy_by_depth stopgrad_shortcut/figures/path_lengths \
+	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 verdict/figures/verdict; do \
+	    cp results/$$figure.png results/$$figure.csv figures/gallery/ || exit 1; done
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -8,25 +8,21 @@ of the bare step, each measured in a process of its own.
 """
 
 import multiprocessing
-import random
-import re
-import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-import tyro
+from resident import highest_resident
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
+from rounds import interleave, machine, median
 from torch import nn
 
+from experiments.engine.command import check_choice, run_script
 from models import cifar_resnet
 from probes import gate, gradient_norms, record, residual_magnitudes
 
@@ -49,6 +45,11 @@ class Settings:
     """Images a step."""
     networks: tuple[str, ...] = tuple(NETWORKS)
     """Which of the networks."""
+    quick: bool = False
+    """A few rounds of the smallest network, to see it run."""
+
+
+QUICK = Settings(rounds=3, networks=("cifar_resnet(56, width=8), 8 x 8",))
 
 
 class Step:
@@ -96,14 +97,7 @@ KINDS = ("bare", "gated", "recorded", "hooked")
 def times(network: str, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
     """Seconds of processor time of each kind of step in each round."""
     step = Step(network, batch_size)
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    order = random.Random(0)
-    for _ in range(rounds + 2):
-        for kind in order.sample(KINDS, len(KINDS)):
-            start = time.process_time()
-            getattr(step, kind)()
-            found[kind].append(time.process_time() - start)
-    return {kind: np.array(values[2:]) for kind, values in found.items()}
+    return interleave({kind: getattr(step, kind) for kind in KINDS}, rounds=rounds, warm_up=2)
 
 
 def peak_memory(network: str, batch_size: int, kind: str) -> int:
@@ -115,19 +109,10 @@ def peak_memory(network: str, batch_size: int, kind: str) -> int:
     return highest_resident()
 
 
-def highest_resident() -> int:
-    """The highest resident set of this process, in kilobytes.
-
-    From /proc where there is one: getrusage would report the parent's peak, which a child inherits.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # pyright: ignore[reportOptionalSubscript]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main(settings: Settings) -> None:
     """Run the benchmark and print its tables."""
+    for network in settings.networks:
+        check_choice("--networks", network, tuple(NETWORKS))
     torch.set_num_threads(1)
     console = Console(width=110)
     for network in settings.networks:
@@ -143,12 +128,11 @@ def main(settings: Settings) -> None:
             peak = {kind: pool.apply(peak_memory, (network, settings.batch_size, kind)) for kind in KINDS}
         for kind, seconds in found.items():
             ratios = seconds / bare
-            interval = stats.bootstrap((ratios,), np.median, rng=0).confidence_interval
-            every = [f"{1 + (np.median(ratios) - 1) / k:.3f}" for k in INTERVALS]
-            every[0] += f" [{interval.low:.3f}, {interval.high:.3f}]"
+            every = [f"{median(ratios):.3f}", *(f"{1 + (np.median(ratios) - 1) / k:.3f}" for k in INTERVALS[1:])]
             table.add_row(kind, *every, f"{peak[kind] / peak['bare']:.2f}")
         console.print(table)
+    console.print(machine())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script("overhead")

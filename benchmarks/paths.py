@@ -15,7 +15,6 @@ own.
 
 import math
 import multiprocessing
-import random
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +22,12 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
-from overhead import highest_resident
+from resident import highest_resident
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
+from rounds import interleave, machine, median
 
+from experiments.engine.command import run_script
 from models import cifar_resnet
 from probes import Recording, path_gradients, record, sample_paths
 
@@ -53,6 +52,11 @@ class Settings:
     """Choices of the paths; each gives an estimate of the sampler's time."""
     error: float = 0.05
     """Standard error that the sampler is to reach, relative to the mean, at every length."""
+    quick: bool = False
+    """A shallow network and few rounds, to see it run."""
+
+
+QUICK = Settings(depth=20, width=4, size=8, rounds=3, samples=3)
 
 
 class Run:
@@ -107,15 +111,9 @@ TIMED = ("bare", "recorded", "inputs", "parameters")
 
 def times(settings: Settings) -> dict[str, np.ndarray]:
     """Seconds of each kind in each round."""
-    run, order = Run(settings), random.Random(0)
+    run = Run(settings)
     run.inputs()  # makes the recording
-    found: dict[str, list[float]] = {kind: [] for kind in TIMED}
-    for _ in range(settings.rounds + 1):
-        for kind in order.sample(TIMED, len(TIMED)):
-            start = time.process_time()
-            getattr(run, kind)()
-            found[kind].append(time.process_time() - start)
-    return {kind: np.array(seconds[1:]) for kind, seconds in found.items()}
+    return interleave({kind: getattr(run, kind) for kind in TIMED}, rounds=settings.rounds)
 
 
 def peak_memory(settings: Settings, kind: str) -> int:
@@ -155,6 +153,7 @@ def main(settings: Settings) -> None:
     show_exact(console, settings, found, peak)
     recording = Run(settings).recording
     show_sampled(console, settings, [sampling(recording, settings, seed) for seed in settings.seeds], found, peak)
+    console.print(machine())
 
 
 def show_exact(console: Console, settings: Settings, found: dict[str, np.ndarray], peak: dict[str, int]) -> None:
@@ -165,11 +164,10 @@ def show_exact(console: Console, settings: Settings, found: dict[str, np.ndarray
         table.add_column(column, no_wrap=True)
     for kind in TIMED:
         ratios = found[kind] / found["bare"]
-        low, high = stats.bootstrap((ratios,), np.median, rng=0).confidence_interval if kind != "bare" else (1, 1)
         table.add_row(
             KINDS[kind],
             f"{np.median(found[kind]):.2f}",
-            f"{np.median(ratios):.2f} [{low:.2f}, {high:.2f}]",
+            f"{median(ratios):.2f}",
             *memory(kind, peak),
         )
     console.print(table)
@@ -205,4 +203,4 @@ def memory(kind: str, peak: dict[str, int]) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script("paths")

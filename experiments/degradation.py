@@ -6,6 +6,7 @@ time (their Fig. 1 and 6) and how strongly each layer responds in the end (their
 Writes tables, figures and every cell's run.json to OUT/degradation, and repeats no cell that is already there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,17 @@ import figures
 from experiments.engine.cells import Tables, train_cell
 from experiments.engine.command import make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.effects import Estimate, estimate, flags, outcome_table
-from experiments.engine.ending import nothing_came_out, show_estimate, show_files, show_outcomes, terminal
+from experiments.engine.depth_changes import change_table, changes, gaps, sentence
+from experiments.engine.effects import flags, outcome_table
+from experiments.engine.ending import nothing_came_out, show_files, show_outcomes, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
 from experiments.engine.settings import NetworkSettings, check_arms
 from experiments.engine.training import Training, evaluate
+from models import residual_blocks
 from probes import layer_responses
 from probes.tables import table
 
 EXPERIMENT = "degradation"
-MARGIN = 0.02  # of the training error: a smaller change is none
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,20 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
     ]
     tables = {"errors": table(rows)}
     if last:
-        tables["responses"] = layer_responses(model, batches.get("test", slice(0, 512))[0])
+        images, _ = batches.get("test", slice(0, 512))
+        tables["responses"] = layer_responses(model, images, layers=responding(model))
     return tables
+
+
+def responding(model: nn.Module) -> Sequence[nn.Module]:
+    """The layers whose responses count: the normalisations, or where there is none all layers but the classifier.
+
+    A shortcut's own are left out: a projection is no layer of depth, and in a plain network nothing comes of it.
+    """
+    aside = {module for block in residual_blocks(model) for module in block.shortcut.modules()}
+    layers = [module for module in model.modules() if module not in aside]
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    return norms or [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)][:-1]
 
 
 def finish(
@@ -84,41 +98,15 @@ def finish(
     figures.save(figures.degradation(tables["errors"]), tables["errors"], folder / "figures", "degradation")
     responses = tables["responses"]
     figures.save(figures.layer_responses(responses), responses, folder / "figures", "layer_responses")
-    found = changes(tables["outcomes"])
+    found, apart = changes(tables["outcomes"]), gaps(tables["outcomes"])
     write_aside(folder / "changes.csv", change_table(found))
+    write_aside(folder / "gaps.csv", change_table(apart))
     cells = outcome_table(tables["outcomes"], len(dataset.splits["test"][1]))
     marks = {depth: flags(cells, depth, len(dataset.classes)) for depth in settings.depths}
     show_outcomes(console, tables["outcomes"], settings.arms, diverged, marks)
     show_responses(console, responses)
     show_files(console, folder)
-    console.print(sentence(found, dataset.title))
-
-
-Changes = dict[tuple[str, int, str], Estimate]
-
-
-def changes(outcomes: pd.DataFrame) -> Changes:
-    """Of each arm, depth and split: how much larger the error is than at the smallest depth, paired by seed."""
-    errors = 1 - outcomes[outcomes["quantity"] == "accuracy"].pivot_table(
-        index=["arm", "split", "seed"], columns="depth_total", values="value"
-    )
-    shallow = min(errors.columns)
-    found: Changes = {}
-    for (arm, split), wide in errors.groupby(level=["arm", "split"]):
-        for depth in sorted(set(errors.columns) - {shallow}):
-            paired = (wide[depth] - wide[shallow]).dropna().to_numpy()
-            if len(paired):
-                found[str(arm), int(depth), str(split)] = estimate(paired)
-    return found
-
-
-def change_table(found: Changes) -> pd.DataFrame:
-    """The changes as a long table: the mean, and where there is an interval its ends."""
-    return table(
-        {"arm": arm, "depth_total": depth, "split": split, "quantity": quantity, "value": value}
-        for (arm, depth, split), each in found.items()
-        for quantity, value in (("mean", each.mean), ("low", each.low), ("high", each.high))
-    )
+    console.print(sentence(found, apart, dataset.title))
 
 
 def show_responses(console: Console, responses: pd.DataFrame) -> None:
@@ -131,27 +119,6 @@ def show_responses(console: Console, responses: pd.DataFrame) -> None:
                 median = rows.groupby("seed")["value"].median()
                 parts.append(f"{arm} {depth}: {median.min():.2f}-{median.max():.2f}")
     console.print(f"Response of the median layer (range over seeds): {'; '.join(parts)}\n")
-
-
-def sentence(found: Changes, title: str) -> str:
-    """What depth does to the errors of each arm."""
-    if not found:
-        return f"{title}: one depth alone says nothing of degradation; give two or more --depths."
-    deepest = max(depth for _, depth, _ in found)
-    parts = []
-    for arm in dict.fromkeys(arm for arm, _, _ in found):
-        train, test = (found.get((arm, deepest, split)) for split in ("train", "test"))
-        if train is not None and test is not None:
-            word = "degrades" if train.low > MARGIN else "does not" if train.high < MARGIN else "is undecided"
-            parts.append(
-                f"{arm} {word} (training error {show_estimate(train, digits=3)}, test error "
-                f"{show_estimate(test, digits=3)}, n = {len(train.values)})"
-            )
-    return (
-        f"{title}, from the smallest depth to {deepest}: {'; '.join(parts)}. An arm degrades if the whole 95 % "
-        f"interval of its training error's change lies above {MARGIN}, and does not if it lies below. One learning "
-        "rate, one budget."
-    )
 
 
 if __name__ == "__main__":

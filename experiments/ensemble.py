@@ -20,13 +20,14 @@ from torch import nn
 
 import figures
 from experiments.engine.cells import Tables, train_cell
-from experiments.engine.command import BadInput, make_folder, run_script
+from experiments.engine.command import BadInput, check_choice, make_folder, run_script
 from experiments.engine.data import Batches, Dataset, load
 from experiments.engine.effects import estimate
 from experiments.engine.ending import clear_figures, mean_sd, show_estimate, show_files, terminal
 from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_arms
+from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training
+from models import ARMS
 from probes.tables import table
 
 EXPERIMENT = "ensemble"
@@ -44,7 +45,7 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_arms((self.arm,))
+        check_choice("--arm", self.arm, tuple(ARMS))
         if len(self.depths) < 2:
             raise BadInput(f"--depths {' '.join(map(str, self.depths))}: an ensemble has two members or more")
 

@@ -38,6 +38,10 @@ from experiments.engine.training import Training
 
 EXPERIMENT = "forward_statistics"
 
+# Without normalisation and at full weights a block of the residual MLP multiplies its input by about 1.5: beyond some
+# ten layers no learning rate keeps it finite.
+DEEPEST = {"mlp": 8}
+
 
 @dataclass(frozen=True)
 class Settings(ConditionSettings):
@@ -48,7 +52,7 @@ class Settings(ConditionSettings):
     networks: tuple[str, ...] = FORWARDS
     """The networks, by the names of the README's list."""
     depth: int = 32
-    """Layers; a network that cannot have so many has the nearest number that it can."""
+    """Layers; a network that cannot have so many has the nearest number that it can, and mlp at most 8."""
 
     def check(self) -> None:
         super().check()
@@ -59,7 +63,8 @@ class Settings(ConditionSettings):
 
     def depth_of(self, network: str | None) -> int:
         """The depth at which a network is asked."""
-        return nearest_depth(network or self.network, self.depth, width=self.width)
+        name = network or self.network
+        return nearest_depth(name, min(self.depth, DEEPEST.get(name, self.depth)), width=self.width)
 
 
 QUICK = Settings(

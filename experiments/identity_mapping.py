@@ -50,13 +50,12 @@ class Settings(NetworkSettings):
         check_arms(self.arms)
         check_each_once("--blocks", self.blocks)
         check_each_once("--rates", self.rates)
-        for flag, given, ok in (
-            *(("--blocks", blocks, blocks >= 1) for blocks in self.blocks),
-            *(("--rates", rate, 0 < rate < math.inf) for rate in self.rates),
-            ("--copying-epochs", self.copying_epochs, self.copying_epochs >= 1),
-        ):
-            if not ok:
-                raise BadInput(f"{flag} {given}: out of range; see --help")
+        for flag, given in (*(("--blocks", each) for each in self.blocks), ("--copying-epochs", self.copying_epochs)):
+            if given < 1:
+                raise BadInput(f"{flag} {given}: give at least 1")
+        for rate in self.rates:
+            if not 0 < rate < math.inf:
+                raise BadInput(f"--rates {rate}: give finite numbers above 0")
         self.check_depths("--depth", self.depth)
         self.check_depths("--deeper", *self.deeper)
         if min(self.deeper) <= self.depth:

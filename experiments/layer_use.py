@@ -105,7 +105,7 @@ def draw_saliency(cells: list[Cell], dataset: Dataset, folder: Path) -> None:
     if not of_seed:
         return
     stored = [np.load(folder / "cells" / cell.name / "arrays.npz") for cell in of_seed]
-    images, labels = (array[chosen_images(dataset)] for array in dataset.splits["test"])
+    images, labels = (np.asarray(array[chosen_images(dataset)]) for array in dataset.splits["test"])
     classes = np.array(dataset.classes)
     arrays = {
         "images": images.transpose(0, 2, 3, 1),

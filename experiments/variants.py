@@ -18,7 +18,7 @@ import tyro
 
 import figures
 from experiments.engine.cells import train_cell
-from experiments.engine.command import check_choice, make_folder, run_script
+from experiments.engine.command import BadInput, check_choice, make_folder, run_script
 from experiments.engine.data import Dataset, load
 from experiments.engine.ending import nothing_came_out, show_files, terminal
 from experiments.engine.grid import Cell, run_grid, write_aside
@@ -49,6 +49,8 @@ class Settings(NetworkSettings):
         super().check()
         check_each_once("--networks", self.networks)
         check_arms(self.arms)
+        if self.depth < 1:
+            raise BadInput(f"--depth {self.depth}: give at least 1 layer")
         for network in self.networks:
             check_choice("--networks", network, tuple(NETWORKS))
             self.of(network).check_depths("--depth", self.depth_of(network))

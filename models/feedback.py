@@ -19,7 +19,8 @@ class _FeedbackConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (gradient,), (x, weight, feedback) = gradients, ctx.saved_tensors
+        x, weight, feedback = ctx.saved_tensors
+        x, gradient = x.to(weight.dtype), gradients[0].to(weight.dtype)  # under autocast they came in another
         into_x = conv2d_input(x.shape, feedback, gradient, *ctx.how)
         return into_x, conv2d_weight(x, weight.shape, gradient, *ctx.how), None, None
 

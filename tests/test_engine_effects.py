@@ -15,7 +15,7 @@ from experiments.engine.effects import (
     flags,
     outcome_table,
 )
-from experiments.engine.ending import sentence, show_estimate
+from experiments.engine.ending import sentence, show_estimate, show_outcomes, terminal
 
 ACCURACY = {  # arm -> one value a seed; effects of seed 0 done by hand below
     "residual": (0.9, 0.8, 0.85),
@@ -116,6 +116,15 @@ def test_the_sentence_states_effects_and_their_limits() -> None:
     assert "n = 2 of 3 seeds, the others diverged" in lost
     nothing = sentence(outcome_table(outcomes().query("arm != 'plain'"), 100), 20, title="toy", classes=10)
     assert "nothing can be said" in nothing
+
+
+def test_an_arm_is_shown_at_the_depths_at_which_it_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    everywhere = outcomes().assign(depth_total=lambda t: np.where(t["arm"] == "plain", 8, 20))
+    trained = everywhere[everywhere["split"] == "test"].assign(split="train")
+    show_outcomes(terminal(), pd.concat([everywhere, trained]), FACTORIAL, [], {8: {}, 20: {}})
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    named = [word for word in first if word in FACTORIAL]
+    assert named == ["plain", "residual", "stop-gradient", "gradient-only"]
 
 
 def test_the_table_of_effects_is_long() -> None:

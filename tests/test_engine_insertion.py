@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.engine.block_changes import block_changes, some_images
@@ -57,6 +58,15 @@ def test_identities_keep_the_function(batches: Batches, arm: str, block: str) ->
     else:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert wanted.std(0).min() > 0.001  # logits that tell images apart
+
+
+def test_an_inserted_identity_lets_no_gradient_down_in_a_stop_gradient_network_alone(batches: Batches) -> None:
+    images, labels = batches.get("train", slice(0, 64))
+    for arm in ("residual", "stop-gradient", "plain"):
+        deep = grown(trained(batches, ARMS[arm]), batches, ARMS[arm]).train()
+        F.cross_entropy(deep(images), labels).backward()
+        below = [p.grad for part in (deep.stem, deep.layer1, deep.layer3[0]) for p in part.parameters()]
+        assert all((g == 0).all() for g in below if g is not None) == (arm == "stop-gradient")
 
 
 def test_blocks_at_random_weights_change_the_function(batches: Batches) -> None:

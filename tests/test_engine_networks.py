@@ -12,7 +12,7 @@ from experiments.engine.networks import NETWORKS, make, outline
 from experiments.engine.training import parameter_groups
 from models import ARMS, residual_blocks
 from probes import find_junctions, gate
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 
 DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
 SHAPE = (1, 8, 8)
@@ -92,7 +92,7 @@ def test_a_network_that_cannot_be_is_one_line(
 
 @pytest.mark.slow
 def test_an_experiment_asks_of_another_network(tmp_path: Path) -> None:
-    arguments = ["--network", "mlp", "--depths", 5, "--seeds", 0, "--epochs", 1, "--width", 2, "--workers", 1]
+    arguments = ["--network", "mlp", "--depths", 5, "--seeds", 0, "--epochs", 1, "--width", 2, "--train-limit", 256]
     done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     gradients = pd.read_csv(tmp_path / "results" / "stopgrad_shortcut" / "gradients.csv")

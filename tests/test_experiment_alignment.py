@@ -11,7 +11,8 @@ import figures
 from experiments.alignment import Settings
 from experiments.engine.alignment_effects import EFFECTS, Effects, effect_table, effects_of, over_epochs, sentence
 from experiments.engine.effects import estimate
-from tests.test_experiments import print_of, run
+from tests.conditions import short_search
+from tests.scripts import print_of, run
 from tests.test_figures import close, number, pick, xy
 
 STOP, SEEDS = "stop-gradient", (0, 1, 2)
@@ -188,7 +189,8 @@ def test_a_users_mistake_is_one_line(
 def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     arguments = ["--depths", 8, "--arms", STOP, "--seeds", 0, 1, 2, "--tuning-seeds", 100, "--epochs", 2]
     arguments += ["--width", 2, "--train-limit", 256, "--further", 1]
-    done = run("alignment", *arguments, cwd=tmp_path)
+    with short_search():
+        done = run("alignment", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "alignment"
     found = pd.read_csv(folder / "alignment.csv")
@@ -209,6 +211,7 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(before, outcomes["value"])
     for name in ("alignment", "alignment_over_epochs"):
         assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
-    again = run("alignment", *arguments, cwd=tmp_path)
+    with short_search():
+        again = run("alignment", *arguments, cwd=tmp_path)
     assert "6 of 6 cells are already done" in again.stderr
     assert again.stdout == done.stdout

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import budget, dose_and_timing, learning_rates, magnitude_or_direction
+from experiments.engine import explanation
 from experiments.engine.grid import Cell
 from tests.conditions import run_made_up
 
@@ -27,6 +28,13 @@ def ends(cell: Cell) -> float:
 
 def run(script: ModuleType, out: Path, **changes: Any) -> str:
     return run_made_up(script, out, **{"ends": ends, "seeds": (0, 1, 2)} | FEW[script.EXPERIMENT] | changes)
+
+
+def test_numbers_beside_long_names_are_whole_where_the_output_is_a_file(tmp_path: Path) -> None:
+    conditions = (explanation.TRUE_DIRECTION,)
+    shown = run(magnitude_or_direction, tmp_path, conditions=conditions, ends=lambda cell: ends(cell) / 100)
+    assert "ceiling" in shown
+    assert "…" not in shown
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)

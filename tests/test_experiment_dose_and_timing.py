@@ -15,7 +15,7 @@ from experiments.engine.answer import COINS, DOSES, PLACES, timing
 from experiments.engine.dose_rules import against_ordinary, pairs_of_coins, pairs_of_timing, sentence
 from experiments.engine.training import Training
 from tests.conditions import Ran, cells_of, outcomes, run_twice
-from tests.test_experiments import print_of
+from tests.scripts import print_of
 from tests.test_figures import number, pick, texts
 
 EPOCHS = 10

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 import figures
-from experiments.ensemble import errors, sentence, top_error
-from tests.test_experiments import run
+from experiments.engine.command import BadInput
+from experiments.ensemble import Settings, errors, sentence, top_error
+from tests.scripts import run
 
 LABELS = np.array([0, 1])
 # Two networks, each wrong about another image; together they are right about both.
@@ -69,3 +70,8 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
 def test_one_network_is_no_ensemble(tmp_path: Path) -> None:
     done = run("ensemble", "--depths", 8, cwd=tmp_path)
     assert (done.returncode, "an ensemble has two members or more" in done.stderr) == (2, True)
+
+
+def test_an_unknown_arm_is_named_by_its_flag() -> None:
+    with pytest.raises(BadInput, match="--arm: unknown 'skip'; choose from residual, stop-gradient"):
+        Settings(arm="skip").check()

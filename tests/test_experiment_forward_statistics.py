@@ -22,7 +22,8 @@ from experiments.engine.forward_reading import sentence, verdict
 from experiments.engine.grid import Cell
 from experiments.engine.score import NONE_TO_EXPLAIN, recovery
 from experiments.engine.training import Training, train
-from tests.test_experiments import print_of, run
+from experiments.forward_statistics import Settings
+from tests.scripts import print_of, run
 from tests.test_figures import pick
 
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))
@@ -147,6 +148,12 @@ def test_conditions_of_a_network_are_named_and_share_the_arms_cells(bench: Bench
         bench.cell(replace(c, name="x", network=network), 8, 0, 0.1).name for c in ALIVE for network in (None, "resnet")
     }
     assert len(names) == 4
+
+
+def test_the_mlp_is_asked_at_a_depth_at_which_it_stays_finite() -> None:
+    settings = Settings()
+    assert [settings.depth_of(network) for network in ("resnet", "mlp")] == [32, 8]
+    assert replace(settings, depth=5).depth_of("mlp") == 5
 
 
 @pytest.mark.parametrize(

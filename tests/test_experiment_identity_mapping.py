@@ -21,7 +21,7 @@ from experiments.engine.identity_effects import (
     is_harder,
     mean_changes,
 )
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import pick
 
 ERRORS = {  # of copies by arm and rate, a seed each
@@ -89,6 +89,10 @@ def test_the_tables_are_whole_where_the_output_is_a_file(capsys: pytest.CaptureF
     assert "…" not in shown  # cut
     for text in ("0.567 ± 0.404", "0.0567 ± 0.0404", "1.600 ± 0.000", "identity, 20", "0.001 to 0.061"):
         assert text in shown
+    assert ending.CLOSED.split(",")[0] not in shown  # an arm that was not run
+    _, of_plain = insertions(tables["outcomes"], 100).values()
+    ending.show_insertions(terminal(), {("stop-gradient", "identity", 20): of_plain}, {})
+    assert "no gradient passes a block whose branch gives zeros" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_an_error_of_exactly_0_is_the_smallest_that_is_told() -> None:
@@ -172,7 +176,7 @@ def test_the_insertion_figure_shows_the_tables_numbers() -> None:
 
 
 TOY = ["--seeds", 0, 1, 2, "--arms", "residual", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256]
-TOY += ["--blocks", 1, 2, "--copying-epochs", 2, "--deeper", 14, "--workers", 2]
+TOY += ["--blocks", 1, 2, "--copying-epochs", 2, "--deeper", 14]
 
 
 @pytest.mark.slow
@@ -212,7 +216,7 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_part_that_diverged_leaves_the_other(tmp_path: Path) -> None:
     arguments = ["--seeds", 0, "--arms", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256, "--blocks", 1]
-    arguments += ["--copying-epochs", 1, "--deeper", 14, "--workers", 1, "--learning-rate", 1e30, "--rates", 0.1]
+    arguments += ["--copying-epochs", 1, "--deeper", 14, "--learning-rate", 1e30, "--rates", 0.1]
     done = run("identity_mapping", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "diverged: insertion plain, depth 14, seed 0, random" in done.stdout
@@ -226,10 +230,10 @@ def test_a_part_that_diverged_leaves_the_other(tmp_path: Path) -> None:
         (["--network", "bottleneck"], "--network: unknown 'bottleneck'; choose from resnet, skipinit"),
         (["--deeper", "8"], "--deeper 8: give more layers than --depth, 8"),
         (["--deeper", "21"], "--deeper 21: depth 21 is not 6n + 2"),
-        (["--blocks", "0", "1"], "--blocks 0: out of range"),
-        (["--rates", "0"], "--rates 0.0: out of range"),
+        (["--blocks", "0", "1"], "--blocks 0: give at least 1"),
+        (["--rates", "0"], "--rates 0.0: give finite numbers above 0"),
         (["--rates", "0.1", "0.1"], "--rates: got 0.1 0.1; give one or more, each once"),
-        (["--copying-epochs", "0"], "--copying-epochs 0: out of range; see --help"),
+        (["--copying-epochs", "0"], "--copying-epochs 0: give at least 1"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -18,7 +18,7 @@ from experiments.engine.grid import Cell
 from experiments.engine.training import Training
 from experiments.layer_use import Settings, main
 from models import RESIDUAL, residual_blocks
-from tests.test_experiments import print_of
+from tests.scripts import print_of
 
 ARMS = ("residual", "stop-gradient", "plain")
 DATA = Data(train_limit=128)

@@ -1,8 +1,6 @@
 """The lesions experiment at toy size, and its figures: what is drawn equals the table."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,21 @@ import pytest
 import torch
 
 import figures
-from experiments.engine.command import run_script
 from experiments.engine.damage import damaged
 from experiments.engine.data import Batches, Data, load
 from experiments.engine.training import evaluate
 from figures import ARMS
 from models import PLAIN, CifarResNet, cifar_resnet
+from tests.scripts import run
 
-ROOT = Path(__file__).parents[1]
 TOY = ["--depth", "14", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--counts", "1", "2", "--draws", "2"]
-
-
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "experiments" / "lesions.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+TOY += ["--train-limit", "256"]
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("toy")
-    done = run(*TOY, "--arms", "residual", "plain", cwd=folder)
+    done = run("lesions", *TOY, "--arms", "residual", "plain", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "results" / "lesions", done.stdout
 
@@ -81,7 +74,7 @@ def test_weights_of_a_public_network(tmp_path: Path) -> None:
     }
     torch.save(public, tmp_path / "weights.pt")
     few = ["--depth", "8", "--width", "2", "--counts", "1", "--draws", "1"]
-    done = run(*few, "--weights", "weights.pt", cwd=tmp_path)
+    done = run("lesions", *few, "--weights", "weights.pt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("results/lesions/cells/*/run.json")]
     assert report["cell"]["settings"]["weights"]
@@ -100,21 +93,23 @@ def test_weights_of_a_public_network(tmp_path: Path) -> None:
         (["--weights", __file__, "--depth", "8"], "--weights"),
     ],
 )
-def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setattr(sys, "argv", ["lesions", *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_script("experiments.lesions")
-    assert end.value.code == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert "Traceback" not in shown
+def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run("lesions", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def errors(model: CifarResNet, **settings: Any) -> pd.DataFrame:
     batches = Batches(load(Data()), torch.device("cpu"))
     return pd.DataFrame(damaged(model, batches, counts=(1,), draws=1, seed=0, **settings)).query("quantity == 'error'")
+
+
+def test_a_first_block_that_changes_the_shape_cannot_be_skipped() -> None:
+    """A bottleneck's first block quadruples the channels: of six, three keep their shape."""
+    found = errors(cifar_resnet(20, width=2, in_channels=1, block="bottleneck", flow=PLAIN))
+    deleted = found.query("lesion == 'delete' and statistics == 'kept'")["block"]
+    assert deleted.tolist() == ["layer1.1", "layer2.1", "layer3.1"]
 
 
 def test_a_lesion_that_cannot_hurt_does_not() -> None:

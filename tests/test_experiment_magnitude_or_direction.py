@@ -15,7 +15,7 @@ from experiments.engine.condition_scores import scores
 from experiments.engine.explanation import FROZEN, NOISE, TRUE_DIRECTION, TRUE_NORMS, bias, learning, sentence
 from experiments.magnitude_or_direction import CONDITIONS, GROUPS, subtractions
 from tests.conditions import Ran, cells_of, outcomes, run_twice
-from tests.test_experiments import print_of
+from tests.scripts import print_of
 from tests.test_figures import drawn_y, lines_of, number, pick, texts
 
 EVERY = (*AS_THEY_ARE, *MAGNITUDE)

@@ -17,7 +17,7 @@ from experiments.engine.grid import Cell
 from experiments.engine.recovery import Comparison, compare, first_of_all, judge, sentence
 from experiments.engine.training import Training
 from experiments.short_paths import Settings, main, make_cells, train_limited
-from tests.test_experiments import print_of
+from tests.scripts import print_of
 
 TRAINING = Training(epochs=2, batch_size=64)
 DATA = Data(train_limit=128)

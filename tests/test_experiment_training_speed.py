@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import figures
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import close, drawn_y, lines_of, number, pick, texts, xy
 
 ARMS, SEEDS, NETWORKS = ("residual", "plain"), (0, 1, 2), ("resnet", "inception")

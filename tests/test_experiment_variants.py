@@ -19,7 +19,7 @@ from experiments.engine.networks import NETWORKS, make, nearest_depth
 from experiments.engine.training import Training, settle_statistics, train
 from experiments.variants import measured
 from models import ARMS
-from tests.test_experiments import print_of, run
+from tests.scripts import print_of, run
 from tests.test_figures import number, pick
 
 ERRORS = {  # by seed
@@ -221,6 +221,7 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     [
         (["--networks", "densenet"], f"--networks: unknown 'densenet'; choose from {', '.join(NETWORKS)}"),
         (["--networks", "imagenet"], "--depth 32: an imagenet network begins with 64 channels, not 8: add --width 64"),
+        (["--depth", "0"], "--depth 0: give at least 1 layer"),
         (["--networks", "mlp", "mlp"], "--networks: got mlp mlp; give one or more, each once"),
     ],
 )

@@ -1,6 +1,9 @@
-"""Every script in experiments/ at toy size, as a user runs it, and what it wrote."""
+"""The main experiment at toy size, as a user runs it, and what it wrote; what every script in experiments/ shows."""
 
+import ast
+import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,26 +18,18 @@ from PIL import Image
 
 from experiments.engine.command import run_script
 from models import ARMS
+from tests.scripts import ROOT, command, file_of, print_of, run, run_apart
 from tests.test_engine_data import CIFAR_JPEG, unpack_cifar
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
-TOY = ["--depths", "8", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--train-limit", "256", "--workers", "2"]
-
-
-def command(script: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *map(str, arguments)]
-
-
-def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
+TOY = ["--depths", "8", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--train-limit", "256"]
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The main experiment's folder and what it printed, after one toy run."""
+    """The main experiment's folder and what it printed, after one toy run in processes of its own."""
     folder = tmp_path_factory.mktemp("toy")
-    done = run("stopgrad_shortcut", *TOY, cwd=folder)
+    done = run_apart("stopgrad_shortcut", *TOY, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "results" / "stopgrad_shortcut", done.stdout
 
@@ -48,9 +43,35 @@ def test_no_script_hides_a_module() -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = print_of(script, ["--help"], capsys, status=0)
-    assert "?" in shown.split("options")[0]  # it begins with its question
+    question = str(ast.get_docstring(ast.parse(Path(file_of(script)).read_text()))).split("\n\n")[0]
+    assert question.endswith("?")
+    assert " ".join(question.split()) in " ".join(shown.split("options")[0].split())
     for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
         assert f"--{flag} " in shown
+
+
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"probe_model", "verdict"}))  # these have no cells
+def test_a_dry_run_tells_the_cells_and_writes_nothing(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, "--quick", "--dry-run"])
+    run_script(f"experiments.{script}")
+    lines = capsys.readouterr().out.splitlines()
+    (summary,) = (index for index, line in enumerate(lines) if " cells to do; how long is not known" in line)
+    assert summary > 0
+    assert all(line.startswith("to do ") for line in lines[:summary])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "level"), [([], "INFO"), (["--log-level", "warning"], "WARNING")])
+def test_the_log_level_is_set_for_a_run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], level: str) -> None:
+    levels = []
+    logger = logging.getLogger("experiments")
+    monkeypatch.setattr("experiments.stopgrad_shortcut.main", lambda settings: levels.append(logger.level))
+    monkeypatch.setattr(sys, "argv", ["stopgrad_shortcut", *arguments])
+    run_script("experiments.stopgrad_shortcut")
+    assert [*map(logging.getLevelName, levels), logger.level] == [level, logging.INFO]
 
 
 def test_the_main_experiment_has_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +150,7 @@ def test_a_diverged_cell_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
-    arguments = [*TOY, "--seeds", *map(str, range(4))]
+    arguments = [*TOY, "--arms", "residual", "plain", "--seeds", *map(str, range(8))]
     process = subprocess.Popen(
         command("stopgrad_shortcut", *arguments),
         cwd=tmp_path,
@@ -149,17 +170,17 @@ def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
     assert "Traceback" not in shown
     assert shown.splitlines()[-1] == "interrupted: finished cells are kept; the same command goes on from there"
     finished = [path.parent.name for path in cells.glob("*/run.json")]
-    assert 0 < len(finished) < 20
+    assert 0 < len(finished) < 16
     again = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"{len(finished)} of 20 cells are already done" in again.stderr
+    assert f"{len(finished)} of 16 cells are already done" in again.stderr
 
 
 @pytest.mark.skipif(not CIFAR_JPEG.exists(), reason=f"the CIFAR-10 JPEG archive is not at {CIFAR_JPEG}")
 def test_real_colour_images_from_a_folder(tmp_path: Path) -> None:
     unpack_cifar(tmp_path / "cifar10-jpeg", per_class=20)
     arguments = ["--dataset", "folder", "--data-dir", tmp_path / "cifar10-jpeg", "--augment", "crop-flip"]
-    arguments += ["--depths", 8, "--seeds", 0, "--epochs", 1, "--width", 2, "--workers", 2, "--batch-size", 64]
+    arguments += ["--depths", 8, "--seeds", 0, "--epochs", 1, "--width", 2, "--batch-size", 64]
     done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "stopgrad_shortcut"
@@ -219,12 +240,11 @@ def test_an_output_folder_that_cannot_be_written(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def print_of(script: str, arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int) -> str:
-    """What a script prints before it exits with that status, run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_script(f"experiments.{script}")
-    assert (end.value.code or 0) == status
-    captured = capsys.readouterr()
-    return captured.out + captured.err
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(settings: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("experiments.stopgrad_shortcut.main", main)
+    assert print_of("stopgrad_shortcut", [], capsys, status=1) == (
+        "error: No space left on device: finished cells are kept; make room, and the same command goes on from there\n"
+    )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from experiments.engine import processes
 from models import Flow, residual_blocks
 
 Group = list[nn.Parameter]
@@ -49,8 +50,9 @@ def set_flows(model: nn.Module, flows: Sequence[Flow]) -> None:
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> Gradients:
-    """What the network's present flows pass back to each parameter."""
-    return dict(zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=retain_graph), strict=True))
+    """What the network's present flows pass back to each parameter, in the mean over the processes that train it."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
+    return dict(zip(parameters, processes.means(found), strict=True))
 
 
 def flat(group: Group, of: Gradients) -> Tensor:

@@ -49,7 +49,7 @@ def errors(model: nn.Module, first: nn.Module, batches: Batches) -> Iterator[Row
     the table if its shape forbids it.
     """
     images, _ = batches.get("test", slice(0, 2))
-    blocks = Blocks(find_junctions(model.eval(), images), model)
+    blocks = Blocks(model.eval(), images)
     for statistics in ("kept", "re-estimated"):
         about: Row = {"statistics": statistics}
         yield {

@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.checkpoints import Checkpoint, framed, plain
+from experiments.engine.computing import Computing
 from experiments.engine.controls import NO_CONTROL, Backward, Control
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
@@ -48,13 +50,13 @@ def train_cell(
     training: Training,
     *,
     control: Control = NO_CONTROL,
-    watch: Callable[[Backward], Backward] = lambda backward: backward,
+    watch: Callable[[Backward], Backward] | None = None,
     model: nn.Module | None = None,
     loss: Loss = cross_entropy,
     evaluate: Evaluate = evaluate,
     validate: bool = True,
     measure: Measure = lambda model, batches, epoch, last: {},
-    around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+    around: Callable[[nn.Module], AbstractContextManager[object]] | None = None,
 ) -> Outcome:
     """Train the cell's network, and give curves, each step's loss, final outcomes, and what `measure` tells.
 
@@ -62,18 +64,39 @@ def train_cell(
     than `make_network` gives; it is trained in place. loss, evaluate: another task than classification; `evaluate`
     tells quantities of a split by name. validate: after every epoch, which takes time, or at the end alone. measure:
     called as (model, batches, epoch, last) before the first step and after every epoch; its tables are joined by name,
-    with columns step and epoch. around: a context for the training's forwards and backwards.
+    with columns step and epoch. around: a context for the training's forwards and backwards. In a grid, a cell that was
+    killed goes on from its last checkpoint, but with `watch` or `around`, which may keep a state of their own, it
+    begins anew; `measure` keeps none from epoch to epoch.
     """
     model = make_network(cell, dataset) if model is None else model
-    backward = watch(control.prepare(model, seed=cell.seed))
+    backward = control.prepare(model, seed=cell.seed)
     batches = Batches(dataset, torch.device(str(cell.settings["device"])))
-    measured = [at(measure(model, batches, 0, False), step=0, epoch=0)]
-    curves: list[dict[str, object]] = []
-    losses: list[float] = []
+    checkpoint = Checkpoint.take() if watch is None and around is None else Checkpoint()
+    curves: list[dict[str, object]] = checkpoint.told.get("curves", [])
+    losses: list[float] = checkpoint.told.get("losses", [])
+    measured = [{name: framed(each) for name, each in of.items()} for of in checkpoint.told.get("measured", [])]
+    begun = len(measured)  # epochs that are over, and the moment before the first
+    if not begun:
+        measured.append(at(measure(model, batches, 0, False), step=0, epoch=0))
+    checkpoint.tell = lambda: {
+        "curves": curves,
+        "losses": losses,
+        "measured": [{name: plain(each) for name, each in tables.items()} for tables in measured],
+    }
     outcome = Outcome()
-    learning = train(model, batches, training, seed=cell.seed, loss=loss, backward=backward, around=around)
+    learning = train(
+        model,
+        batches,
+        training,
+        seed=cell.seed,
+        loss=loss,
+        backward=watch(backward) if watch else backward,
+        computing=Computing.of(cell.settings),
+        around=around or (lambda model: nullcontext()),
+        checkpoint=checkpoint,
+    )
     try:
-        for epoch, of_epoch in enumerate(learning, 1):
+        for epoch, of_epoch in enumerate(learning, max(1, begun)):
             last = epoch == training.epochs
             losses += of_epoch.tolist()
             moment = {"step": (step := len(losses)), "epoch": epoch}

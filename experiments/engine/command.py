@@ -1,12 +1,27 @@
 """A script's command line: typed settings in, one plain line for a user's mistake."""
 
+import errno
+import logging
+import os
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 import tyro
+
+from experiments.engine import processes
+
+DRY_RUN = ContextVar("DRY_RUN", default=False)
+"""Whether a plan is told and nothing else: no folder is made, nothing is trained or written."""
+
+
+class Planned(Exception):
+    """A dry run has told its plan; what would follow depends on the cells in it."""
 
 
 class BadInput(Exception):
@@ -17,7 +32,8 @@ def run_script(name: str) -> None:
     """Run the script of that module name: its `Settings` become flags (--quick: those of its `QUICK`) for its `main`.
 
     The script is imported by its name, since workers cannot import what lives in `__main__`. Exit status: 0; 2 for a
-    user's mistake, with one line on standard error; 130 when interrupted.
+    user's mistake and 1 for a full disk, with one line on standard error; 130 when interrupted. Under torchrun the
+    first process runs it, and the others train along.
     """
     script = import_module(name)
     settings = tyro.cli(
@@ -26,14 +42,42 @@ def run_script(name: str) -> None:
         default=script.QUICK if "--quick" in sys.argv[1:] else script.Settings(),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+    logger = logging.getLogger("experiments")
+    level = logger.level
+    logger.setLevel(getattr(settings, "log_level", "info").upper())
+    dry = DRY_RUN.set(getattr(settings, "dry_run", False))
     try:
-        script.main(settings)
+        with processes.joined():
+            if processes.rank() == 0:
+                status = _attempt(partial(script.main, settings))
+                processes.dismiss(status)
+            else:
+                status = _attempt(processes.follow)
+    finally:
+        DRY_RUN.reset(dry)
+        logger.setLevel(level)
+    if status:
+        sys.exit(status)
+
+
+def _attempt(main: Callable[[], int | None]) -> int:
+    """The exit status of a script's main; the first process says what went wrong."""
+    go_on = "the same command goes on from there"
+    try:
+        return main() or 0
+    except Planned:
+        return 0
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status, message = 2, f"error: {error}"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        status, message = 1, f"error: {error.strerror}: finished cells are kept; make room, and {go_on}"
     except KeyboardInterrupt:
-        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        status, message = 130, f"interrupted: finished cells are kept; {go_on}"
+    if processes.rank() == 0:
+        print(message, file=sys.stderr)
+    return status
 
 
 def check_choice(flag: str, given: str, choices: tuple[str, ...]) -> None:
@@ -47,11 +91,21 @@ def check_device(name: str) -> torch.device:
     has = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in (*has, "cuda") or (name == "cuda" and len(has) == 1):
         raise BadInput(f"--device {name}: not available here; this machine has {', '.join(has)}")
+    if processes.count() > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise BadInput(f"--device {name}: under torchrun each process takes a GPU of its own; give --device cuda")
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > len(has) - 1:
+            raise BadInput(f"--device cuda: {len(has) - 1} GPUs here; start no more processes (--nproc-per-node)")
     return torch.device(name)
 
 
 def make_folder(folder: Path) -> Path:
-    """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind."""
+    """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind.
+
+    In a dry run it is not touched.
+    """
+    if DRY_RUN.get():
+        return folder
     missing = next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)

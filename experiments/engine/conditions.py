@@ -110,12 +110,12 @@ class Bench:
         ]
 
     def run(
-        self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path
+        self, cells: Sequence[Cell], conditions: Iterable[Condition], folder: Path, *, then: str = ""
     ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
         """Train what the store lacks; all tables, which also go to `folder`, and the cells that diverged."""
         controls = {condition.name: condition.control for condition in conditions}
         run = partial(run_condition, dataset=self.dataset, training=self.settings.training, controls=controls)
-        return run_grid(cells, run, folder, workers=self.settings.workers, store=self.settings.store)
+        return run_grid(cells, run, folder, workers=self.settings.workers, store=self.settings.store, then=then)
 
     def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
         """Each condition's learning rate at each depth: highest mean validation accuracy over its tuning seeds (of
@@ -133,7 +133,7 @@ class Bench:
                 for level in sorted(levels)
                 for seed in self.settings.tuning_seeds[: None if condition.is_arm else 1]
             ]
-            tables, _ = self.run(cells, conditions, folder)
+            tables, _ = self.run(cells, conditions, folder, then="further rates if need be, and cells at the best")
             found = validation(tables, cells)
             best = {key: self._best(found, *key) for key in tried}
             further = {key: beyond(levels, best[key], key[0].levels) for key, levels in tried.items()}

@@ -122,7 +122,8 @@ class _Controlled:
 
     def __init__(self, control: Control, model: nn.Module, *, seed: int) -> None:
         self.control = control
-        self.tosses, self.noise = (torch.Generator().manual_seed(seed) for _ in range(2))
+        self.generators = tuple(torch.Generator().manual_seed(seed) for _ in range(2))
+        self.tosses, self.noise = self.generators
         self.flows = [block.flow for block in residual_blocks(model)]
         self.stages, self.groups = stages(model), groups(model)
         if control.cut is not None and control.cut.stage not in (None, *self.stages):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -12,14 +13,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.engine.data import Batches
 from experiments.engine.effects import estimate
 from experiments.engine.ending import show_estimate
 from experiments.engine.training import evaluate, settle_statistics
 from models import residual_blocks
-from probes import Junction, find_junctions, lesion, permute
+from probes import find_junctions, lesion, permute
 
 Damage = Callable[[nn.Module], AbstractContextManager[object]]
 
@@ -29,7 +30,7 @@ def damaged(
 ) -> Iterator[dict[str, object]]:
     """Test errors (0..1) of the network with every lesion, and Kendall's tau of every permutation."""
     images, _ = batches.get("test", slice(0, 2))
-    blocks = Blocks(find_junctions(model.eval(), images), model)
+    blocks = Blocks(model.eval(), images)
     random = torch.Generator().manual_seed(seed)
     for about, damage in blocks.lesions(counts, draws, random):
         tau = about.pop("tau", None)
@@ -54,12 +55,12 @@ def error_after(
 class Blocks:
     """The blocks of a network, and what can be done to them."""
 
-    def __init__(self, junctions: list[Junction], model: nn.Module) -> None:
-        self.junctions = junctions
-        self.names = [junction.name for junction in junctions]
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.junctions = find_junctions(model, images)
+        self.names = [junction.name for junction in self.junctions]
         self.carries = [block.flow.shortcut != 0 for block in residual_blocks(model)]
         stages = [name.split(".")[0] for name in self.names]
-        self.inner = [i for i, stage in enumerate(stages) if i == 0 or stage == stages[i - 1]]  # they keep their shape
+        self.inner = [i for i, keeps in enumerate(keep_shape(model, self.names, images)) if keeps]
         self.pairs = [(i, j) for i in self.inner for j in self.inner if i < j and stages[i] == stages[j]]
 
     def delete(self, chosen: list[int]) -> Damage:
@@ -103,6 +104,23 @@ class Blocks:
                     tau = float(kendalltau(range(len(order)), order).statistic)
                     about = {"lesion": "permute", "count": count, "draw": draw, "tau": tau}
                     yield about, self.reorder(order)
+
+
+@torch.no_grad()
+def keep_shape(model: nn.Module, names: Sequence[str], images: Tensor) -> list[bool]:
+    """Whether what each of these modules gives has the shape of what it gets."""
+    kept: dict[str, bool] = {}
+
+    def compare(name: str, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        kept[name] = args[0].shape == output.shape
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(compare, name)) for name in names]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [kept[name] for name in names]
 
 
 def show_lesions(console: Console, rows: pd.DataFrame, images: int) -> None:

@@ -1,7 +1,7 @@
-"""Data sets as arrays in memory, with a fixed stratified train / validation / test split."""
+"""Data sets in memory or in image files, with a fixed stratified train / validation / test split."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -15,9 +15,10 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from experiments.engine.command import BadInput, check_choice
-from experiments.engine.image_folder import read_image_folder
+from experiments.engine.image_files import ImageFiles, read_ahead
+from experiments.engine.image_folder import list_image_folder
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
+Arrays = tuple[np.ndarray | ImageFiles, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that many public weights expect
 NORMALISATIONS = ("training", "imagenet")
 AUGMENTATIONS = ("auto", "none", "crop", "crop-flip")
@@ -35,6 +36,9 @@ class Data:
     """Let torchvision fetch cifar10, cifar100 or fashion-mnist into --data-dir."""
     image_size: int | None = None
     """Folder only: scale and cut every image to a square of so many pixels."""
+    data_loader_workers: int = 0
+    """Folder only, for images that do not fit into memory: leave them in their files, and let so many processes read
+    the next batches. 0: all in memory."""
     augment: str = "auto"
     """none, crop (shift by up to 1/8), crop-flip (also mirror), or auto: crop-flip, but none for digits and folder."""
     normalise: str = "training"
@@ -63,12 +67,13 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """A fingerprint of every image, label and split."""
+        """A fingerprint of every image, label and split; of images in files by the files' names and lengths."""
         how = (self.classes, self.augment) + (() if self.normalise == "training" else (self.normalise,))
         digest = hashlib.sha256(repr(how).encode())
         for arrays in self.splits.values():
             for array in arrays:
-                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).data)
+                told = array.fingerprint if isinstance(array, ImageFiles) else np.ascontiguousarray(array).data
+                digest.update(repr(array.shape).encode() + told)
         return digest.hexdigest()[:16]
 
 
@@ -81,6 +86,7 @@ def load(data: Data) -> Dataset:
         ("--data-dir", data.data_dir is not None, set(LOADERS) - {"digits"}),
         ("--download", data.download, set(LOADERS) - {"digits", "folder"}),
         ("--image-size", data.image_size is not None, {"folder"}),
+        ("--data-loader-workers", data.data_loader_workers != 0, {"folder"}),
     ):
         if given and data.dataset not in sets:
             raise BadInput(f"{flag} means nothing to --dataset {data.dataset}; it belongs to {', '.join(sorted(sets))}")
@@ -88,6 +94,7 @@ def load(data: Data) -> Dataset:
         raise BadInput(f"--dataset {data.dataset} needs --data-dir, the folder where the data lies")
     if data.image_size is not None and data.image_size < 4:
         raise BadInput(f"--image-size {data.image_size}: give at least 4 pixels")
+    _check_files(data)
     title, classes, splits = LOADERS[data.dataset](data)
     counts = np.bincount(splits["train"][1])
     if data.train_limit is not None:
@@ -102,18 +109,37 @@ def load(data: Data) -> Dataset:
     return Dataset(title, classes, splits, augment, data.normalise)
 
 
+def _check_files(data: Data) -> None:
+    """Raise BadInput where images are to stay in their files and cannot."""
+    workers = data.data_loader_workers
+    if workers < 0:
+        raise BadInput(f"--data-loader-workers {workers}: give at least 1, or 0 to have all images in memory")
+    if workers and data.image_size is None:
+        raise BadInput(f"--data-loader-workers {workers} needs --image-size: the files are not read beforehand")
+    if workers and data.normalise != "imagenet":
+        raise BadInput(
+            f"--data-loader-workers {workers} needs --normalise imagenet: the training images' own mean and deviation "
+            "would have to be read from all files for each cell"
+        )
+
+
 class Batches:
-    """A data set on a device, normalised per channel."""
+    """A data set on a device, normalised per channel. Images in files come to the device when their batch does."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.device = device
         self.splits = {
-            name: tuple(torch.tensor(array, device=device) for array in arrays)
-            for name, arrays in dataset.splits.items()
+            name: (
+                images if isinstance(images, ImageFiles) else torch.tensor(images, device=device),
+                torch.tensor(labels, device=device),
+            )
+            for name, (images, labels) in dataset.splits.items()
         }
-        pixels = dataset.splits["train"][0].astype(np.float32)
-        mean, std = pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
         if dataset.normalise == "imagenet":
             mean, std = (255 * np.array(of_channels) for of_channels in IMAGENET)
+        else:
+            pixels = np.asarray(dataset.splits["train"][0]).astype(np.float32)
+            mean, std = pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1).clamp(min=1e-6)
         self.augment = dataset.augment
@@ -125,27 +151,64 @@ class Batches:
     def get(self, split: str, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W), normalised float32, and their labels (N,)."""
         images, labels = self.splits[split]
-        if isinstance(indices, Tensor):
-            indices = indices.to(labels.device)
-        return (images[indices].float() - self.mean) / self.std, labels[indices]
+        there = on(indices, self.device) if isinstance(indices, Tensor) else indices
+        if isinstance(images, ImageFiles):
+            part = indices.numpy() if isinstance(indices, Tensor) else indices
+            return self._normalised(on(torch.from_numpy(np.asarray(images[part])), self.device)), labels[there]
+        return self._normalised(images[there]), labels[there]
 
-    def augmented(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Training images and labels, shifted and mirrored by chance as the data allows."""
-        images, labels = self.get("train", indices)
+    def in_turn(self, split: str, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels as `get` gives them, for the indices of one part after the other."""
+        images, labels = self.splits[split]
+        if not isinstance(images, ImageFiles):
+            yield from (self.get(split, part) for part in parts)
+            return
+        read = read_ahead(images, parts, pinned=self.device.type == "cuda")
+        for part, pixels in zip(parts, read, strict=True):
+            yield self._normalised(on(pixels, self.device)), labels[on(part, self.device)]
+
+    def epoch(
+        self, order: Sequence[Tensor], generator: torch.Generator, *, share: slice = slice(None)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images and labels of each batch in turn, shifted and mirrored by chance as the data allows.
+
+        share: of each batch these alone; they are shifted and mirrored as they are in the whole batch.
+        """
+        for whole, (images, labels) in zip(
+            order, self.in_turn("train", [batch[share] for batch in order]), strict=True
+        ):
+            yield self._augmented(images, generator, len(whole), share), labels
+
+    def _augmented(self, images: Tensor, generator: torch.Generator, whole: int, share: slice) -> Tensor:
         if self.augment != "none":
-            images = shift(images, generator)
+            images = shift(images, generator, whole=whole, share=share)
         if self.augment == "crop-flip":
-            mirror = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(mirror.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
-        return images, labels
+            mirror = torch.rand(whole, generator=generator)[share] < 0.5
+            images = torch.where(on(mirror, images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() - self.mean) / self.std
 
 
-def shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to 1/8 of its side each way, zeros moving in: He et al. 2015's pad-4 crop at 32 x 32."""
+def on(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on the device, without waiting for it to arrive."""
+    crosses = drawn.device.type == "cpu" and device.type == "cuda"
+    return drawn.pin_memory().to(device, non_blocking=True) if crosses else drawn.to(device)
+
+
+def shift(
+    images: Tensor, generator: torch.Generator, *, whole: int | None = None, share: slice = slice(None)
+) -> Tensor:
+    """Each image moved by up to 1/8 of its side each way, zeros moving in: He et al. 2015's pad-4 crop at 32 x 32.
+
+    whole, share: the images are that share of a batch of so many, for all of which the moves are drawn.
+    """
     n, _, height, width = images.shape
     pad = max(1, min(height, width) // 8)
     padded = F.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=generator).to(images.device)
+    moves = torch.randint(2 * pad + 1, (2, whole or n, 1), generator=generator)[:, share]
+    top, left = on(moves, images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     samples = torch.arange(n, device=images.device).view(n, 1, 1)
@@ -183,7 +246,8 @@ def _torchvision(
 
 def _folder(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
     assert data.data_dir is not None
-    classes, parts = read_image_folder(data.data_dir, data.image_size)
+    classes, listed = list_image_folder(data.data_dir, data.image_size, workers=data.data_loader_workers)
+    parts = cast(dict[str, Arrays], listed if data.data_loader_workers else _in_memory(listed))
     if "test" in parts and "val" in parts:
         splits = {"train": parts["train"], "validation": parts["val"], "test": parts["test"]}
     else:
@@ -195,6 +259,14 @@ def _folder(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
         train, validation = _split(parts["train"], max(len(classes), len(parts["train"][1]) // 10))
         splits = {"train": train, "validation": validation, "test": parts.get("test", parts.get("val"))}
     return data.data_dir.resolve().name, classes, splits  # pyright: ignore[reportReturnType]
+
+
+def _in_memory(listed: dict[str, tuple[ImageFiles, np.ndarray]]) -> dict[str, Arrays]:
+    """All images of all parts, which must have one size."""
+    every = [images for images, _ in listed.values()]
+    read = np.asarray(ImageFiles(np.concatenate([images.files for images in every]), every[0].size))
+    arrays = np.split(read, np.cumsum([len(images) for images in every])[:-1])
+    return {part: (array, labels) for array, (part, (_, labels)) in zip(arrays, listed.items(), strict=True)}
 
 
 def _as_arrays(images: np.ndarray, labels: np.ndarray) -> Arrays:

@@ -30,13 +30,15 @@ def show_outcomes(
     """Arm x depth: train loss, train and test accuracy (mean ± sd over seeds), n, diverged cells, floor or ceiling."""
     table = Table(title="At the end of training: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", *(" ".join(pair) for pair in SHOWN), "n", "note"):
-        table.add_column(column, no_wrap=column != "note")  # numbers are never cut off
+        table.add_column(column, no_wrap=column not in ("", "note"))  # numbers are never cut off
     for depth in sorted(marks):
         table.add_row(f"depth {depth}", style="bold")
         for arm in arms:
             at = outcomes[(outcomes["depth_total"] == depth) & (outcomes["arm"] == arm)]
             numbers = [at[(at["split"] == split) & (at["quantity"] == quantity)]["value"] for split, quantity in SHOWN]
             gone = sum(cell.arm == arm and cell.depth == depth for cell in diverged)
+            if at.empty and not gone:  # not asked at this depth
+                continue
             note = [f"{gone} diverged"] * bool(gone) + [marks[depth].get(arm, "")]
             table.add_row(arm, *map(mean_sd, numbers), str(len(numbers[0])), " ".join(note))
         table.add_section()
@@ -69,7 +71,7 @@ def show_effects(console: Console, cells: pd.DataFrame, depth: int) -> None:
 def clear_figures(folder: Path) -> None:
     """Take away the figures that an earlier run, with other settings perhaps, left in an experiment's folder."""
     for stale in (folder / "figures").glob("*"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)
 
 
 def nothing_came_out(

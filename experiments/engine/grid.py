@@ -3,26 +3,27 @@
 import hashlib
 import json
 import os
-import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import parent_process
+from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import Timeout
 from joblib import Parallel, delayed, parallel_config
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from experiments.engine.command import make_folder
-from experiments.engine.provenance import commit, provenance
+from experiments.engine import processes
+from experiments.engine.cell_folders import is_intact, owners, read_report, set_aside, write_folder
+from experiments.engine.checkpoints import checkpoint_at
+from experiments.engine.claims import begin_worker, claim
+from experiments.engine.command import DRY_RUN, BadInput, Planned, make_folder
+from experiments.engine.plan import show_plan
+from experiments.engine.progress import logger, progress
+from experiments.engine.provenance import provenance
 from probes.tables import COLUMNS
 
 
@@ -45,6 +46,11 @@ class Cell:
         settings = json.dumps(self.settings, sort_keys=True, default=str)
         return f"{self.arm}-depth{self.depth}-seed{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
+    @property
+    def work(self) -> int:
+        """How long it takes, in layers times epochs."""
+        return self.depth * int(str(self.settings.get("epochs", 1)))
+
 
 @dataclass
 class Outcome:
@@ -58,47 +64,63 @@ class Outcome:
 
 
 def run_grid(
-    cells: Sequence[Cell], run: Callable[[Cell], Outcome], folder: Path, *, workers: int, store: Path | None = None
+    cells: Sequence[Cell],
+    run: Callable[[Cell], Outcome],
+    folder: Path,
+    *,
+    workers: int,
+    store: Path | None = None,
+    then: str = "",
 ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
     """Run the cells that are not yet in `store` (`folder`/cells), one thread a worker; return all cells' tables, joined
     by name, and the cells that diverged.
 
-    An interrupted run keeps its finished cells; experiments may share a store. The joined tables are written to
-    `folder` as CSV.
+    An interrupted run, also a killed one, keeps its finished cells; experiments may share a store, and several
+    invocations the work. A cell whose files are not as they were written is set aside and run again. The joined tables
+    are written to `folder` as CSV. then: what follows by the outcome of these cells, if anything. In a dry run the plan
+    is told, and Planned raised unless all is done and something follows. Raises BadInput for a store that holds another
+    experiment's cells.
     """
     home = make_folder(store or folder / "cells")
     make_folder(folder)
+    if others := owners(home) - (own := {cell.experiment for cell in cells}):
+        raise BadInput(f"{home}: holds cells of {min(others)}, not of {' and '.join(sorted(own))}; give another --out")
     different = list({cell.name: cell for cell in cells}.values())  # some may differ in their labels alone
-    missing = sorted((cell for cell in different if not is_finished(home / cell.name)), key=lambda cell: -cell.depth)
-    with _progress(different, missing, home) as done, parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = Parallel(n_jobs=min(workers, max(1, len(missing))), return_as="generator_unordered")
-        for cell in pool(delayed(_run_cell)(cell, run, home) for cell in missing):
-            done(cast(Cell, cell))
+    missing = sorted((cell for cell in different if not is_intact(home / cell.name)), key=lambda cell: -cell.depth)
+    if DRY_RUN.get():
+        show_plan(different, missing, home, workers=workers, then=then)
+        if missing or not then:
+            raise Planned
+    worker = {"inner_max_num_threads": 1, "initializer": begin_worker, "initargs": (os.getpid(),)}
+    with progress(different, missing, home) as done, parallel_config("loky", **worker):
+        at_once = min(workers, max(1, len(missing))) if processes.count() == 1 else 1  # which this process then runs
+        pool = Parallel(n_jobs=at_once, return_as="generator_unordered")
+
+        def tried(cells: Sequence[Cell], *, wait: bool) -> Iterator[tuple[Cell, bool]]:
+            return cast(Any, pool(delayed(_run_cell)(cell, run, home, wait=wait) for cell in cells))
+
+        held = []
+        for cell, finished in tried(missing, wait=False):
+            done(cell) if finished else held.append(cell)
+        if held:
+            logger.warning(f"waiting for {len(held)} cells that another invocation runs")
+        for cell, _ in tried(held, wait=True):
+            done(cell)
     return join(cells, home, folder)
-
-
-def is_finished(cell: Path) -> bool:
-    """Whether a cell's folder is complete: `run.json` is its last file, and the folder appears as a whole."""
-    return (cell / "run.json").is_file()
-
-
-def commit_of(cell: Path) -> str | None:
-    """The commit that made a finished cell; None for one that is not finished."""
-    return json.loads((cell / "run.json").read_text())["commit"] if is_finished(cell) else None
 
 
 def join(cells: Sequence[Cell], home: Path, folder: Path) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
     """The tables of all cells, one under the other, and the diverged cells; the tables also go to disk."""
     parts: dict[str, list[pd.DataFrame]] = {}
     diverged = []
-    for stale in folder.glob("*.csv"):
-        stale.unlink()
     for cell in cells:
         for file in sorted((home / cell.name).glob("*.csv")):
             parts.setdefault(file.stem, []).append(ordered(pd.read_csv(file).assign(**cell.labels)))
-        if json.loads((home / cell.name / "run.json").read_text())["outcome"] != "finished":
+        if read_report(home / cell.name)["outcome"] != "finished":
             diverged.append(cell)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    for stale in () if DRY_RUN.get() else folder.glob("*.csv"):
+        stale.unlink(missing_ok=True)  # another invocation may be as far
     for name, table in tables.items():
         write_aside(folder / f"{name}.csv", table)
     return tables, diverged
@@ -110,61 +132,44 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_aside(file: Path, table: pd.DataFrame) -> None:
-    """Write a CSV so that the file is the old one or the new one, never half."""
+    """Write a CSV so that the file is the old one or the new one, never half; in a dry run not at all."""
+    if DRY_RUN.get():
+        return
     aside = file.with_suffix(f".partial-{os.getpid()}")
-    table.to_csv(aside, index=False)
-    aside.replace(file)
-
-
-def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path) -> Cell:
-    if parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
-    start = time.monotonic()
-    outcome = run(cell)
-    aside = Path(mkdtemp(prefix=".partial-", dir=home))
     try:
-        identity = {"experiment": cell.experiment, "arm": cell.arm, "depth_total": cell.depth, "seed": cell.seed}
-        for name, table in outcome.tables.items():
-            ordered(table.assign(**identity)).to_csv(aside / f"{name}.csv", index=False)
-        if outcome.arrays:
-            np.savez_compressed(aside / "arrays.npz", allow_pickle=False, **outcome.arrays)
-        report = {
-            "cell": {name: value for name, value in asdict(cell).items() if name != "labels"},
-            "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",
-            "wall_seconds": round(time.monotonic() - start, 2),
-            **provenance(str(cell.settings.get("device", "cpu"))),
-        }
-        (aside / "run.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
-        shutil.rmtree(home / cell.name, ignore_errors=True)
-        aside.chmod(0o755)
-        aside.rename(home / cell.name)
+        table.to_csv(aside, index=False)
+        aside.replace(file)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return cell
+        aside.unlink(missing_ok=True)
 
 
-@contextmanager
-def _progress(cells: Sequence[Cell], missing: Sequence[Cell], home: Path) -> Iterator[Callable[[Cell], None]]:
-    """A bar with the time left, deep cells counted as more work; a plain line a cell where there is no terminal."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    count, start = len(cells) - len(missing), time.monotonic()
-    if count:
-        console.print(f"{count} of {len(cells)} cells are already done")
-    if others := sum(commit_of(home / cell.name) not in (None, commit()) for cell in cells):
-        console.print(
-            f"{others} of them by another version of the code, as their run.json tells: delete them to repeat"
-        )
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=sum(cell.depth for cell in missing))
+def _run_cell(cell: Cell, run: Callable[[Cell], Outcome], home: Path, *, wait: bool) -> tuple[Cell, bool]:
+    """Run a cell, unless another process has just finished it; False with it if another is running it."""
+    torch.set_num_threads(1)
+    folder = home / cell.name
+    try:
+        with claim(home, cell.name).acquire(blocking=wait):
+            if not is_intact(folder):
+                set_aside(folder)
+                start = time.monotonic()
+                with checkpoint_at(home.parent / "checkpoints" / f"{cell.name}.pt"):
+                    outcome = processes.run(run, cell)
+                    write_folder(folder, partial(_write, cell=cell, outcome=outcome, start=start))
+    except Timeout:
+        return cell, False
+    return cell, True
 
-        def done(cell: Cell) -> None:
-            nonlocal count
-            count += 1
-            bar.update(task, advance=cell.depth, description=f"{count}/{len(cells)} cells")
-            if not console.is_terminal:
-                console.print(f"[{count}/{len(cells)}] {cell.name} ({time.monotonic() - start:.0f} s)")
 
-        bar.update(task, description=f"{count}/{len(cells)} cells")
-        yield done
+def _write(folder: Path, *, cell: Cell, outcome: Outcome, start: float) -> dict[str, object]:
+    """Put a cell's tables and arrays into a folder; its report."""
+    identity = {"experiment": cell.experiment, "arm": cell.arm, "depth_total": cell.depth, "seed": cell.seed}
+    for name, table in outcome.tables.items():
+        ordered(table.assign(**identity)).to_csv(folder / f"{name}.csv", index=False)
+    if outcome.arrays:
+        np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **outcome.arrays)
+    return {
+        "cell": {name: value for name, value in asdict(cell).items() if name != "labels"},
+        "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",
+        "wall_seconds": round(time.monotonic() - start, 2),
+        **provenance(str(cell.settings.get("device", "cpu"))),
+    }

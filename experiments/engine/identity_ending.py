@@ -28,6 +28,10 @@ from experiments.engine.identity_effects import (
 from experiments.engine.recovery import MARGINS, Comparison
 
 WORDS = {"recovered": "keeps up", "falls short": "is worse", "undecided": "is undecided"}
+CLOSED = (
+    "stop-gradient, identity: at first no gradient passes a block whose branch gives zeros, so that what lies below it "
+    "stands still while the shallow network goes on learning.\n"
+)
 DEFINITION = (
     "worse: the whole 95 % paired t interval of the change lies beyond a doubled train loss, or beyond a test accuracy "
     f"lower by {MARGINS['test accuracy']}, or a seed diverged; keeps up: both lie within"
@@ -112,7 +116,9 @@ def show_insertions(
             sizes = f"{both[0].mean:.3f} to {both[1].mean:.3f}" if both else "-"
             shown.add_row(f"{kind}, {depth}", *numbers, str(each.pairs), WORDS[each.verdict], sizes)
     console.print(shown)
-    console.print(f"{DEFINITION}.\nIntervals are not corrected for their number\n")
+    closed = [arm for arm, kind, _ in found if arm == "stop-gradient" and kind == "identity"]
+    note = CLOSED if closed else ""
+    console.print(f"{DEFINITION}.\n{note}Intervals are not corrected for their number\n")
 
 
 def copying_sentence(found: dict[int, Estimate]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from experiments.engine.block_changes import changes_at_ends, some_images
 from experiments.engine.cells import make_network, train_cell
+from experiments.engine.computing import Computing
 from experiments.engine.copying import open_branches
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.grid import Cell, Outcome
@@ -89,7 +90,7 @@ def insert_and_go_on(cell: Cell, dataset: Dataset, training: Training) -> Outcom
     kind, batches = cell.settings["effect"], Batches(dataset, torch.device(str(cell.settings["device"])))
     shallow = first_network(replace(cell, depth=int(str(cell.settings["shallow"]))), dataset)
     try:
-        for _ in train(shallow, batches, training, seed=cell.seed):
+        for _ in train(shallow, batches, training, seed=cell.seed, computing=Computing.of(cell.settings)):
             pass
     except Diverged as end:
         return Outcome(diverged_at=end.step)

@@ -4,8 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from experiments.engine import processes
 from experiments.engine.command import BadInput, check_choice, check_device
+from experiments.engine.computing import Computing
 from experiments.engine.data import Data, Dataset
 from experiments.engine.grid import Cell
 from experiments.engine.networks import NETWORKS, outline
@@ -25,6 +28,7 @@ class NetworkSettings:
     """Channels of the first stage (He et al.: 16)."""
     training: Training = field(default_factory=Training)
     data: Data = field(default_factory=Data)
+    computing: Computing = field(default_factory=Computing)
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
     workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,6 +37,10 @@ class NetworkSettings:
     """The folder of all results."""
     quick: bool = False
     """A first look: defaults that take less than a minute."""
+    dry_run: bool = False
+    """Tell the cells, which of them are done, and how long the others may take; train and write nothing."""
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """What is told meanwhile: warnings alone, progress as well, or every cell that is found done, too."""
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
@@ -41,7 +49,7 @@ class NetworkSettings:
             raise BadInput(f"--workers {self.workers}: give at least 1")
         check_choice("--network", self.network, tuple(NETWORKS))
         self.training.check()
-        check_device(self.device)
+        self.computing.check(check_device(self.device))
         if self.width < 2 or self.width % 2:
             raise BadInput(
                 f"--width {self.width}: give an even number from 2, since shortcuts pad channels on both sides"
@@ -50,7 +58,8 @@ class NetworkSettings:
     def recipe(self, dataset: Dataset) -> dict[str, object]:
         """What decides a cell's outcome beside its arm, depth and seed."""
         network = {"network": self.network, "width": self.width, "device": self.device}
-        return {**network, "data": dataset.digest, **asdict(self.training)}
+        together = {"processes": processes.count()} if processes.count() > 1 else {}
+        return {**network, "data": dataset.digest, **asdict(self.training), **self.computing.recipe, **together}
 
     def about(self, dataset: Dataset) -> dict[str, object]:
         """Where the data came from."""

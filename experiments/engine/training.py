@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.engine import processes
+from experiments.engine.checkpoints import Checkpoint
 from experiments.engine.command import BadInput, check_choice
+from experiments.engine.computing import AS_WRITTEN, Computing
 from experiments.engine.controls import Backward, Moment, backpropagation
 from experiments.engine.data import Batches
 from models import residual_blocks
@@ -52,10 +55,22 @@ class Training:
         ):
             if not ok:
                 raise BadInput(f"{flag} {value}: out of range; see --help")
+        share(self.batch_size)
 
     def steps_an_epoch(self, images: int) -> int:
         """The batches that so many training images fill; one, if they do not fill any."""
         return max(1, images // self.batch_size)
+
+
+def share(images: int) -> slice:
+    """This process's part of a batch, an equal one; BadInput where that is none or under two images."""
+    if images % processes.count() or images < 2 * processes.count():
+        least = 2 * processes.count()
+        raise BadInput(
+            f"{processes.count()} processes cannot share a batch of {images} images evenly: give a --batch-size, and "
+            f"as many training images or more, that is a multiple of {processes.count()}, at least {least}"
+        )
+    return processes.share(images)
 
 
 class Diverged(Exception):
@@ -79,38 +94,55 @@ def train(
     seed: int,
     backward: Backward = backpropagation,
     loss: Loss = cross_entropy,
+    computing: Computing = AS_WRITTEN,
     around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
-    backward: leaves the update in `.grad`. around: a context for an epoch's forwards and backwards. Raises Diverged at
-    the end of the epoch in which the loss stopped being finite.
+    backward: leaves the update in `.grad`. computing: how, on the device; the network's weights may be laid out anew in
+    memory. around: a context for an epoch's forwards and backwards. checkpoint: where the training goes on, and what
+    keeps its state once the caller is done with an epoch. Raises Diverged at the end of the epoch in which the loss
+    stopped being finite: within an epoch nothing waits for a GPU.
+
+    With several processes (torchrun), each takes its share of every batch, and all take the same step, by the mean of
+    their gradients (DistributedDataParallel); the losses are of whole batches. BatchNorm normalises each share by
+    itself, and what a network draws in its forward (dropout) is drawn alike for each share.
     """
+    computing.lay_out(model)
+    forward = processes.distributed(model)
     generator = torch.Generator().manual_seed(seed)
     size = batches.size("train")
     steps = training.steps_an_epoch(size)
     optimiser = make_optimiser(model, training)
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
-    for epoch in range(training.epochs):
+    checkpoint = checkpoint or Checkpoint()
+    parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
+    generators = [generator, *getattr(backward, "generators", ())]
+    for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
-        with around(model):
+        with computing.compiled(model), around(model):
             order = torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
-            for index, indices in enumerate(order):
-                images, labels = batches.augmented(indices, generator)
-                of_batch = loss(model(images), images, labels)
+            shares = batches.epoch(order, generator, share=share(len(order[0])))
+            for index, (images, labels) in enumerate(shares):
+                with computing.forward(images.device):
+                    of_batch = loss(forward(computing.laid_out(images)), images, labels)
                 optimiser.zero_grad()
                 backward(model, of_batch, Moment(step=epoch * steps + index, epoch=epoch))
                 optimiser.step()
                 scheduler.step()
                 losses.append(of_batch.detach())
-        of_epoch = torch.stack(losses)
+        of_epoch = processes.mean(torch.stack(losses))
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
             raise Diverged((epoch + 1) * steps)  # the next step's loss
+        processes.check_alike(model)
         yield of_epoch
+        if epoch + 1 < training.epochs:
+            checkpoint.save(epoch + 1, parts, generators)
 
 
 @torch.no_grad()
@@ -128,8 +160,8 @@ def settle_statistics(model: nn.Module, batches: Batches, *, batch_size: int = 1
         norm.train().reset_running_stats()
         norm.momentum = None  # the plain average over batches
     order = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))
-    for indices in order.split(batch_size)[:most] if norms else ():
-        model(batches.get("train", indices)[0])
+    for images, _ in batches.in_turn("train", order.split(batch_size)[:most] if norms else ()):
+        model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
@@ -140,8 +172,7 @@ def evaluate(model: nn.Module, batches: Batches, split: str) -> dict[str, float]
     """Mean loss and accuracy (0..1) over a split, in eval mode and without augmentation."""
     model.eval()
     loss, correct, size = 0.0, 0, batches.size(split)
-    for start in range(0, size, 512):
-        images, labels = batches.get(split, slice(start, start + 512))
+    for images, labels in batches.in_turn(split, torch.arange(size).split(512)):
         outputs = model(images)
         loss += F.cross_entropy(outputs, labels, reduction="sum").item()
         correct += int((outputs.argmax(1) == labels).sum())

@@ -1,0 +1,162 @@
+"""Is our training step as fast as a bare loop on the same network?
+
+Four kinds in interleaved rounds on one thread: either loop (`train` on `Batches`; the shortest by hand, on images that
+were normalised beforehand) with either network (ours, flow RESIDUAL; torchvision's, or for CIFAR one written by hand),
+from the same weights, on the same images in the same order. The losses must agree, or there is nothing to compare.
+
+The ratio to the bare loop on the other network is taken within a round, in processor time: median over rounds with a
+95 % bootstrap interval. The bound: the interval of our loop on our network reaches below 1.05.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from data_pipeline import noise
+from handwritten import HandwrittenResNet
+from rich.console import Console
+from rich.table import Table
+from rounds import interleave, machine, median
+from torch import Tensor, nn
+
+from experiments.engine.command import check_choice, run_script
+from experiments.engine.data import Batches
+from experiments.engine.training import Training, train
+from models import cifar_resnet, imagenet_resnet
+
+BOUND = 1.05
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Our network, its equivalent, and what they are trained on in a round."""
+
+    ours: Callable[[], nn.Module]
+    theirs: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    batch_size: int
+    steps: int
+    """Steps a round, which are an epoch: fewer than in use, so that what ours does once an epoch weighs more here."""
+
+
+PAIRS = {
+    "cifar_resnet(20), 32 x 32": Pair(
+        partial(cifar_resnet, 20),
+        partial(HandwrittenResNet, 20),
+        (3, 32, 32),
+        batch_size=32,
+        steps=4,
+    ),
+    "cifar_resnet(56, width=8), 8 x 8": Pair(
+        partial(cifar_resnet, 56, width=8, in_channels=1),
+        partial(HandwrittenResNet, 56, width=8, in_channels=1),
+        (1, 8, 8),
+        batch_size=128,
+        steps=8,
+    ),
+    "imagenet_resnet(18), 64 x 64": Pair(
+        partial(imagenet_resnet, 18, num_classes=10),
+        partial(torchvision.models.resnet18, num_classes=10),
+        (3, 64, 64),
+        batch_size=16,
+        steps=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark."""
+
+    rounds: int = 15
+    """Timed rounds a network; one more warms up."""
+    networks: tuple[str, ...] = tuple(PAIRS)
+    """Which of the networks."""
+    quick: bool = False
+    """A few rounds of the smallest network, to see it run."""
+
+
+QUICK = Settings(rounds=2, networks=("cifar_resnet(56, width=8), 8 x 8",))
+
+
+def main(settings: Settings) -> None:
+    """Run the benchmark and print its tables."""
+    for network in settings.networks:
+        check_choice("--networks", network, tuple(PAIRS))
+    torch.set_num_threads(1)
+    console = Console(width=110)
+    for network in settings.networks:
+        pair = PAIRS[network]
+        show(console, network, pair, times(pair, settings.rounds))
+    console.print(machine())
+
+
+def times(pair: Pair, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of processor time of each loop on each network in each round."""
+    dataset, epochs = noise(pair.shape, pair.steps * pair.batch_size, augment="none"), rounds + WARM_UP
+    training = Training(epochs=epochs, batch_size=pair.batch_size, learning_rate=0.01)
+    batches = Batches(dataset, torch.device("cpu"))
+    loops = {"our": partial(train, batches=batches), "bare": partial(bare, data=batches.get("train", slice(None)))}
+    running = {
+        f"{loop} loop, {whose} network": loops[loop](model, training=training, seed=0)
+        for loop in ("our", "bare")
+        for whose, model in zip(("our", "the other"), twins(pair), strict=True)
+    }
+    losses: dict[str, list[Tensor]] = {kind: [] for kind in running}
+    kinds = {kind: partial(lambda kind: losses[kind].append(next(running[kind])), kind) for kind in running}
+    found = interleave(kinds, rounds=rounds, warm_up=WARM_UP)
+    for of_kind in losses.values():
+        torch.testing.assert_close(of_kind[0], losses["bare loop, the other network"][0], rtol=1e-4, atol=0)
+    return found
+
+
+def twins(pair: Pair) -> tuple[nn.Module, nn.Module]:
+    """Both networks, with the same weights, which they hold in the same order."""
+    torch.manual_seed(0)
+    ours, theirs = pair.ours(), pair.theirs()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    return ours, theirs
+
+
+def bare(model: nn.Module, data: tuple[Tensor, Tensor], training: Training, seed: int) -> Iterator[Tensor]:
+    """The loop that one writes by hand, yielding as `train` does."""
+    images, labels = data
+    generator = torch.Generator().manual_seed(seed)
+    rate, steps = training.learning_rate, training.epochs * len(labels) // training.batch_size
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=rate, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, cycle_momentum=False)
+    model.train()
+    for _ in range(training.epochs):
+        losses = []
+        for indices in torch.randperm(len(labels), generator=generator).split(training.batch_size):
+            loss = F.cross_entropy(model(images[indices]), labels[indices])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+        yield torch.tensor(losses)
+
+
+def show(console: Console, network: str, pair: Pair, found: dict[str, np.ndarray]) -> None:
+    """Milliseconds a step, ratios with intervals, and whether the bound holds."""
+    first, *_, last = found
+    title = f"{network}, batch {pair.batch_size}, {len(found[last])} rounds of {pair.steps} steps"
+    table = Table("", "ms a step", f"ratio to {last} [95 %]", title=title)
+    for kind, seconds in found.items():
+        ratio = f"{median(seconds / found[last]):.3f}" if kind != last else "1"
+        table.add_row(kind, f"{1e3 * np.median(seconds) / pair.steps:.1f}", ratio)
+    console.print(table)
+    holds = median(found[first] / found[last]).low < BOUND
+    console.print(f"bound: the interval of {first}, reaches below {BOUND}: {'holds' if holds else 'does not hold'}")
+
+
+if __name__ == "__main__":
+    run_script("training_step")

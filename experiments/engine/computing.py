@@ -1,0 +1,83 @@
+"""How a training computes on its device: in float32 and as it is written, unless a setting says otherwise."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from experiments.engine.command import BadInput
+from models import residual_blocks
+from models.flow import COMPILED
+
+BACKEND = "inductor"  # of torch.compile
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What makes training faster on some devices. Evaluations and probes are in float32 and uncompiled in any case."""
+
+    autocast: bool = False
+    """Compute training's forwards and backwards in bfloat16 where torch deems it safe; weights and their gradients stay
+    float32."""
+    channels_last: bool = False
+    """Lay images and convolutions out in memory with the channels of a pixel side by side."""
+    compile: bool = False
+    """Compile the residual branches for training (torch.compile); what begins with it may take minutes."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> "Computing":
+        """That of a cell, by its settings."""
+        return cls(**{field.name: bool(settings.get(field.name, False)) for field in fields(cls)})
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """What belongs to a cell's settings: that which is on, so that cells from before there was a choice keep their
+        names."""
+        return {name: True for name, on in asdict(self).items() if on}
+
+    def check(self, device: torch.device) -> None:
+        """Raise BadInput where torch cannot compile for the device."""
+        if self.compile:
+            try:
+                torch.compile(torch.sin, backend=BACKEND)(torch.ones(2, device=device))
+            except Exception as error:
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise BadInput(
+                    f"--compile: torch cannot compile for {device} here ({type(error).__name__}: {first}); on the "
+                    "CPU it needs a C++ compiler; or leave --compile out"
+                ) from None
+
+    def lay_out(self, model: nn.Module) -> None:
+        """Bring the network's weights, in place, into the order that training wants in memory."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in that order."""
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def forward(self, device: torch.device) -> torch.autocast:
+        """The context of a forward and its loss."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+
+    @contextmanager
+    def compiled(self, model: nn.Module) -> Iterator[None]:
+        """The network with its branches compiled, while training lasts.
+
+        Not the whole of it: a gradient's weight is read when the backward runs, and compiled code would keep that of
+        its first call.
+        """
+        blocks = residual_blocks(model) if self.compile else []
+        for block in blocks:
+            # by vars, past nn.Module: it is no part of the network
+            vars(block)[COMPILED] = torch.compile(block.branch, backend=BACKEND)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del vars(block)[COMPILED]
+
+
+AS_WRITTEN = Computing()

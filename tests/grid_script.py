@@ -1,0 +1,66 @@
+"""A small grid for tests that kill it, and processes that begin without importing torch again."""
+
+import os
+import time
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from experiments.engine import checkpoints
+from experiments.engine.cells import train_cell
+from experiments.engine.data import Batches, Data, load
+from experiments.engine.grid import Cell, Outcome, run_grid
+from experiments.engine.settings import NetworkSettings
+from experiments.engine.training import Training
+
+CELLS = [Cell("toy", arm, depth, seed, {"rate": 1}) for arm in "abcd" for depth in (8, 14) for seed in range(3)]
+
+
+class Slow:
+    """Takes its time, and writes down which process began and ended which cell."""
+
+    def __init__(self, seconds: float, log: Path) -> None:
+        self.seconds, self.log = seconds, log
+
+    def __call__(self, cell: Cell) -> Outcome:
+        with self.log.open("a") as log:
+            log.write(f"{cell.name} {os.getpid()}\n")
+        time.sleep(self.seconds)
+        values = np.random.default_rng([ord(cell.arm), cell.depth, cell.seed]).normal(size=100)
+        return Outcome({"outcomes": pd.DataFrame({"step": range(100), "value": values})})
+
+
+def run_slowly(folder: Path, seconds: float, workers: int = 1) -> None:
+    """Run the grid in a folder."""
+    run_grid(CELLS, Slow(seconds, folder / "log"), folder, workers=workers)
+
+
+def train_cells(folder: Path, epochs: int) -> None:
+    """Train two small networks, one of which drops values by torch's own random state, and write down each epoch."""
+    checkpoints.EVERY = 0
+    data, training = load(Data(train_limit=256)), Training(epochs=epochs)
+    settings = [NetworkSettings(network=name, width=2, seeds=(0,)) for name in ("resnet", "dropout-shortcut")]
+
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> dict[str, pd.DataFrame]:
+        with (folder / "log").open("a") as log:
+            log.write(f"{epoch}\n")
+        return {"sums": pd.DataFrame({"value": [sum(p.double().sum().item() for p in model.parameters())]})}
+
+    cells = [
+        cell for each in settings for cell in each.cells("toy", data, arms=("residual",), depths=(8,), epochs=epochs)
+    ]
+    run_grid(cells, partial(train_cell, dataset=data, training=training, measure=measure), folder, workers=1)
+
+
+def start(target: object, *arguments: object) -> ForkServerProcess:
+    """Start a process that calls `target`."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.grid_script"])
+    process = context.Process(target=target, args=arguments)  # type: ignore[arg-type]
+    process.start()
+    return process

@@ -1,0 +1,221 @@
+"""Autocast, channels_last and compile: what they may change, what they may not, and no waiting for the device."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from experiments.engine import computing
+from experiments.engine.cells import train_cell
+from experiments.engine.command import BadInput
+from experiments.engine.computing import Computing
+from experiments.engine.controls import Control, Cut
+from experiments.engine.data import Batches, Data, Dataset, load
+from experiments.engine.grid import Cell
+from experiments.engine.settings import NetworkSettings
+from experiments.engine.training import Training, train
+from models import ARMS, PLAIN, CifarResNet, Flow, ResidualBlock, cifar_resnet
+from models.imagenet_resnet import SwitchedBasicBlock
+from probes import gradient_norms, record
+
+ONE_STEP = Training(epochs=1, batch_size=300)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load(Data(train_limit=300))
+
+
+@pytest.fixture(scope="module")
+def batches(dataset: Dataset) -> Batches:
+    return Batches(dataset, torch.device("cpu"))
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of the compiler but the code that it writes, which takes minutes."""
+    monkeypatch.setattr(computing, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own, which change from version to version
+        yield
+    torch._dynamo.reset()
+
+
+def network(flow: Flow = ARMS["residual"], depth: int = 20) -> CifarResNet:
+    torch.manual_seed(0)
+    return cifar_resnet(depth, flow=flow, width=4, in_channels=1)
+
+
+def trained(batches: Batches, how: Computing, arm: str) -> tuple[nn.Module, list[float]]:
+    model = network(ARMS[arm], depth=8)
+    learning = train(model, batches, Training(epochs=2, batch_size=100), seed=0, computing=how)
+    return model, torch.cat(list(learning)).tolist()
+
+
+def test_cells_as_written_keep_their_names_and_the_others_have_their_own() -> None:
+    def name(how: Computing) -> str:
+        return NetworkSettings(computing=how).cells("x", load(Data()), arms=["plain"], depths=[8])[0].name
+
+    assert name(Computing()) == "plain-depth8-seed0-955ba817"  # from before there was a choice
+    on = [Computing(autocast=True), Computing(channels_last=True), Computing(compile=True)]
+    assert len({name(how) for how in (Computing(), *on)}) == 4
+    assert [Computing.of({"width": 8, **how.recipe}) for how in on] == on
+
+
+def test_norms_under_autocast_are_those_of_float32_as_far_as_bfloat16_tells(batches: Batches) -> None:
+    """bfloat16 has 8 bits: each product is off by up to 2^-9 at random, and 20 layers there and back add up to no more
+    than a few of these in a norm; 5 % is 26 of them. The junctions and quantities are the same."""
+    found = {}
+    for autocast in (False, True):
+        with record(model := network()) as recording:
+            how = Computing(autocast=autocast)
+            list(train(model, batches, ONE_STEP, seed=0, computing=how))
+        found[autocast] = gradient_norms(recording).set_index(["block", "depth", "quantity"])["value"]
+    assert len(found[True]) == 9 * 4
+    pd.testing.assert_series_equal(found[True], found[False], rtol=0.05, atol=0, check_exact=False)
+    assert (found[True] != found[False]).any()  # it was on
+
+
+def test_what_is_recorded_under_autocast_is_autograds_gradient(batches: Batches) -> None:
+    """Each block's input keeps its own gradient, in another run of the same step."""
+    with record(model := network()) as recording:
+        list(train(model, batches, ONE_STEP, seed=0, computing=Computing(autocast=True)))
+    norms = gradient_norms(recording).query("quantity == 'total'")["value"].tolist()
+    twin, inputs = network(), list[Tensor]()
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+        args[0].retain_grad()
+        inputs.append(args[0])
+
+    for block in twin.blocks:
+        block.register_forward_pre_hook(keep)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    images, labels = batches.get("train", order)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(twin.train()(images), labels)
+    loss.backward()
+    gradients = [x.grad for x in inputs if x.grad is not None]
+    assert norms == [pytest.approx(gradient.double().norm().item(), rel=1e-5) for gradient in gradients]  # float32 sums
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_measuring_and_evaluating_stay_in_float32(dataset: Dataset) -> None:
+    seen = list[tuple[bool, torch.dtype]]()
+
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> dict[str, pd.DataFrame]:
+        seen.append((torch.is_autocast_enabled("cpu"), model(batches.get("test", slice(0, 8))[0]).dtype))
+        return {}
+
+    recipe = {"network": "resnet", "width": 4, "device": "cpu", "autocast": True}
+    train_cell(Cell("x", "residual", 8, 0, recipe), dataset, Training(epochs=1), measure=measure)
+    assert seen == [(False, torch.float32)] * 2
+
+
+@pytest.mark.parametrize("arm", ["stop-gradient", "gradient-only"])
+def test_layout_changes_rounding_alone(batches: Batches, arm: str) -> None:
+    model, losses = trained(batches, Computing(channels_last=True), arm)
+    assert losses == pytest.approx(trained(batches, Computing(), arm)[1], rel=1e-4)  # float32 sums, over six steps
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
+
+
+@pytest.mark.parametrize("block", [SwitchedBasicBlock(4, 4), cifar_resnet(8, width=4).blocks[0]])
+def test_branches_are_compiled_for_as_long_as_training_lasts(
+    monkeypatch: pytest.MonkeyPatch, block: SwitchedBasicBlock | ResidualBlock
+) -> None:
+    """Whatever the make of the block; its modules, names and values stay."""
+    compiled = list[torch.fx.GraphModule]()
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(computing, "BACKEND", note)
+    before, x = dict(block.named_modules()), torch.randn(2, 4, 8, 8)
+    wanted = block(x)
+    with Computing(compile=True).compiled(block):
+        assert torch.equal(block(x), wanted)
+        assert dict(block.named_modules()) == before
+    assert len(compiled) == 1
+    assert sum("conv" in str(node.target) for node in compiled[0].graph.nodes if node.op == "call_function") == 2
+    torch._dynamo.reset()
+    block(x)
+    assert len(compiled) == 1
+
+
+@pytest.mark.slow
+def test_compiled_branches_obey_weights_that_change_from_step_to_step(batches: Batches, compiler: None) -> None:
+    """A control sets the flows of a step after its forward: code that kept the first call's would not follow."""
+    cut = Control(cut=Cut(chance=0.5))
+
+    def losses(how: Computing) -> list[float]:
+        model = network(ARMS["gradient-only"], depth=8)
+        backward = cut.prepare(model, seed=0)
+        learning = train(model, batches, Training(epochs=2, batch_size=100), seed=0, computing=how, backward=backward)
+        return torch.cat(list(learning)).tolist()
+
+    assert losses(Computing(compile=True)) == pytest.approx(losses(Computing()), rel=1e-6)
+    uncut = trained(batches, Computing(), "gradient-only")[1]
+    assert losses(Computing()) != pytest.approx(uncut, rel=1e-4)
+
+
+def test_random_feedback_learns_under_autocast_as_in_float32(batches: Batches) -> None:
+    """Its backward is written by hand: its operands come in two types. 3 % is 15 roundings of bfloat16."""
+
+    def losses(how: Computing) -> list[float]:
+        model = network(depth=8)
+        backward = Control(feedback=True).prepare(model, seed=0)
+        return torch.cat(list(train(model, batches, ONE_STEP, seed=0, computing=how, backward=backward))).tolist()
+
+    assert losses(Computing(autocast=True)) == pytest.approx(losses(Computing()), rel=0.03)
+
+
+def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(computing, "BACKEND", "nonesuch")
+    with pytest.raises(BadInput, match=r"--compile: torch cannot compile for cpu here .*nonesuch"):
+        NetworkSettings(computing=Computing(compile=True)).check()
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a tensor's value is asked for, which would wait for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in {
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.equal,
+            torch.ops.aten.is_nonzero,
+        }, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "sign"])  # Adam counts its steps on the CPU, which costs no waiting
+def test_no_step_waits_for_its_values(optimiser: str) -> None:
+    batches = Batches(load(Data(train_limit=300, augment="crop-flip")), torch.device("cpu"))
+    training = Training(epochs=1, batch_size=100, optimiser=optimiser)
+    list(train(network(PLAIN, depth=8), batches, training, seed=0, around=lambda model: NoWaiting()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_a_gpu() -> None:
+    """As torch itself sees it; copies to the device count, too."""
+    device = torch.device("cuda")
+    batches = Batches(load(Data(train_limit=300, augment="crop-flip")), device)
+    model = network(depth=8).to(device)
+    list(train(model, batches, Training(epochs=1, batch_size=100), seed=0))  # warms up what torch sets up once
+
+    class Strict(nullcontext[None]):
+        def __enter__(self) -> None:
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *_: object) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    list(train(model, batches, Training(epochs=1, batch_size=100), seed=0, around=lambda model: Strict()))
