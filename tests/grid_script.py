@@ -1,11 +1,13 @@
 """A small grid for tests that kill it, and processes that begin without importing torch again."""
 
 import os
+import signal
 import time
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pandas as pd
@@ -21,13 +23,29 @@ from experiments.engine.training import Training
 CELLS = [Cell("toy", arm, depth, seed, {"rate": 1}) for arm in "abcd" for depth in (8, 14) for seed in range(3)]
 
 
-class Slow:
-    """Takes its time, and writes down which process began and ended which cell."""
+class Life:
+    """Ends this process by SIGKILL, so many seconds after so many steps: however busy the machine, it gets that far."""
 
-    def __init__(self, seconds: float, log: Path) -> None:
-        self.seconds, self.log = seconds, log
+    def __init__(self, steps: int, seconds: float) -> None:
+        self.steps, self.seconds = steps, seconds
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            timer = Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
+
+
+class Slow:
+    """Takes its time, and writes down which process began which cell."""
+
+    def __init__(self, seconds: float, log: Path, life: Life | None = None) -> None:
+        self.seconds, self.log, self.life = seconds, log, life
 
     def __call__(self, cell: Cell) -> Outcome:
+        if self.life:
+            self.life.step()
         with self.log.open("a") as log:
             log.write(f"{cell.name} {os.getpid()}\n")
         time.sleep(self.seconds)
@@ -35,13 +53,14 @@ class Slow:
         return Outcome({"outcomes": pd.DataFrame({"step": range(100), "value": values})})
 
 
-def run_slowly(folder: Path, seconds: float, workers: int = 1) -> None:
-    """Run the grid in a folder."""
-    run_grid(CELLS, Slow(seconds, folder / "log"), folder, workers=workers)
+def run_slowly(folder: Path, seconds: float, workers: int = 1, *, life: Life | None = None) -> None:
+    """Run the grid in a folder; a step of life is a cell."""
+    run_grid(CELLS, Slow(seconds, folder / "log", life), folder, workers=workers)
 
 
-def train_cells(folder: Path, epochs: int) -> None:
-    """Train two small networks, one of which drops values by torch's own random state, and write down each epoch."""
+def train_cells(folder: Path, epochs: int, *, life: Life | None = None) -> None:
+    """Train two small networks, one of which drops values by torch's own random state, and write down each epoch, which
+    is a step of life."""
     checkpoints.EVERY = 0
     data, training = load(Data(train_limit=256)), Training(epochs=epochs)
     settings = [NetworkSettings(network=name, width=2, seeds=(0,)) for name in ("resnet", "dropout-shortcut")]
@@ -49,6 +68,8 @@ def train_cells(folder: Path, epochs: int) -> None:
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> dict[str, pd.DataFrame]:
         with (folder / "log").open("a") as log:
             log.write(f"{epoch}\n")
+        if life:
+            life.step()
         return {"sums": pd.DataFrame({"value": [sum(p.double().sum().item() for p in model.parameters())]})}
 
     cells = [
@@ -57,10 +78,10 @@ def train_cells(folder: Path, epochs: int) -> None:
     run_grid(cells, partial(train_cell, dataset=data, training=training, measure=measure), folder, workers=1)
 
 
-def start(target: object, *arguments: object) -> ForkServerProcess:
+def start(target: object, *arguments: object, **options: object) -> ForkServerProcess:
     """Start a process that calls `target`."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.grid_script"])
-    process = context.Process(target=target, args=arguments)  # type: ignore[arg-type]
+    process = context.Process(target=target, args=arguments, kwargs=options)  # type: ignore[arg-type]
     process.start()
     return process

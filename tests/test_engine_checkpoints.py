@@ -1,7 +1,6 @@
 """A training that is killed goes on after its last whole epoch, as if nothing had happened."""
 
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from experiments.engine.data import Batches, Data, Dataset, load
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training
-from tests.grid_script import start, train_cells
+from tests.grid_script import Life, start, train_cells
 
 EPOCHS = 4
 
@@ -139,12 +138,7 @@ def test_ten_kills_in_the_middle_of_training_change_no_bit(tmp_path: Path) -> No
     train_cells(undisturbed, 20)
     moments, kept = random.Random(0), 0
     for _ in range(10):
-        process = start(train_cells, killed, 20)
-        before = epochs(killed)
-        while epochs(killed) < before + 2 and process.exitcode is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.1))
-        process.kill()
+        process = start(train_cells, killed, 20, life=Life(moments.randint(1, 4), moments.uniform(0, 0.03)))
         process.join()
         kept += len(list((killed / "checkpoints").glob("*.pt")))
     assert kept >= 3  # kills in the middle of a training

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from experiments.engine.cell_folders import is_intact, set_aside, write_folder
 from experiments.engine.claims import claim
 from experiments.engine.command import BadInput
 from experiments.engine.grid import Cell, run_grid
-from tests.grid_script import CELLS, Slow, run_slowly, start
+from tests.grid_script import CELLS, Life, Slow, run_slowly, start
 
 NAMES = {cell.name for cell in CELLS}
 
@@ -82,13 +83,11 @@ def test_workers_end_with_a_killed_parent_and_the_same_command_goes_on(tmp_path:
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path, undisturbed: bytes) -> None:
     moments, done = random.Random(0), [0]
     while len(done) <= 10:
-        process = start(run_slowly, tmp_path, 0.03)
-        wait_until(lambda: finished(tmp_path))
-        time.sleep(moments.uniform(0, 0.1))
-        process.kill()
+        process = start(run_slowly, tmp_path, 0.03, life=Life(moments.randint(1, 3), moments.uniform(0, 0.05)))
         process.join()
+        assert process.exitcode == -signal.SIGKILL
         done.append(len(finished(tmp_path)))
-    assert 0 < done[1] <= done[5] < len(CELLS)
+    assert len(set(done)) > 3  # they were killed in the middle of the grid
     run_slowly(tmp_path, 0)
     assert finished(tmp_path) == {path.name for path in (tmp_path / "cells").iterdir()} == NAMES
     assert (tmp_path / "outcomes.csv").read_bytes() == undisturbed
