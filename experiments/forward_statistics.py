@@ -22,7 +22,7 @@ import tyro
 import figures
 from experiments.engine.answer import FORWARDS, on_networks
 from experiments.engine.command import check_choice, make_folder, run_script
-from experiments.engine.condition_ending import show_conditions, show_scores
+from experiments.engine.condition_ending import left_out, show_conditions, show_scores
 from experiments.engine.condition_scores import Key, condition_table, score_table, scores
 from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
 from experiments.engine.data import load
@@ -132,7 +132,7 @@ def finish(
     show_scores(console, found, rates)
     show_files(console, folder)
     depths = {network: settings.depth_of(network) for network in settings.networks}
-    console.print(sentence(cells, found, depths, dead, title=dataset.title))
+    console.print(sentence(cells, found, depths, dead, title=dataset.title) + left_out(diverged))
 
 
 def scores_of_networks(cells: pd.DataFrame, alive: Sequence[Condition], settings: Settings) -> dict[Key, Recovery]:

@@ -22,7 +22,7 @@ from experiments.engine.forward_reading import sentence, verdict
 from experiments.engine.grid import Cell
 from experiments.engine.score import NONE_TO_EXPLAIN, recovery
 from experiments.engine.training import Training, train
-from experiments.forward_statistics import Settings
+from experiments.forward_statistics import EXPERIMENT, Settings, finish
 from tests.scripts import print_of, run
 from tests.test_figures import pick
 
@@ -148,6 +148,17 @@ def test_conditions_of_a_network_are_named_and_share_the_arms_cells(bench: Bench
         bench.cell(replace(c, name="x", network=network), 8, 0, 0.1).name for c in ALIVE for network in (None, "resnet")
     }
     assert len(names) == 4
+
+
+def test_what_diverged_is_said(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(out=tmp_path, networks=("resnet",), depth=8)
+    (tmp_path / EXPERIMENT / "figures").mkdir(parents=True)
+    ends = outcomes(ERRORS, ALIVE)
+    lost = bench.cell(ALIVE[1], 8, 3, 0.1)
+    rates = {(c.name, 8): 0.1 for c in ALIVE}
+    finish({"outcomes": ends}, [lost], ALIVE, [], rates, bench, settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Diverged, and left out of means and differences: resnet, stop-gradient at depth 8 (1 seed)." in said
 
 
 def test_the_mlp_is_asked_at_a_depth_at_which_it_stays_finite() -> None:

@@ -63,9 +63,7 @@ def learning(cells: pd.DataFrame, depth: int) -> str:
     against = difference(cells, depth, STOP, FROZEN)
     if not against.values:
         return "frozen early blocks are not compared without a seed of both them and stop-gradient"
-    words = {
-        "yes": "stop-gradient beats",
-        "no": "stop-gradient does not beat, and says nothing of early blocks beside,",
-    }
+    words = {"yes": "stop-gradient beats", "no": "stop-gradient does not beat"}
     word = words.get(exceeds(against), "it is undecided whether stop-gradient beats")
-    return f"{word} networks whose early blocks never learn ({show_estimate(against, digits=3)})"
+    then = ", and so says nothing of early blocks" * (exceeds(against) == "no")
+    return f"{word} networks whose early blocks never learn ({show_estimate(against, digits=3)}){then}"
