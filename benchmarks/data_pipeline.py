@@ -1,6 +1,6 @@
 """How many images a second does the data pipeline give, and how much of a training step does it take?
 
-`Batches.augmented` (uint8 arrays in memory: pick, normalise, shift, mirror) beside the rest of a step (forward,
+`Batches.epoch` (uint8 arrays in memory: pick, normalise, shift, mirror) beside the rest of a step (forward,
 backward and SGD of a small network, to which the pipeline is a large share), in interleaved rounds on one thread, in
 processor time. Noise stands for the images. The share, pipeline / (pipeline + rest), is taken within a round: median
 over rounds with a 95 % bootstrap interval. A bound is not set.
@@ -70,7 +70,7 @@ def times(settings: Settings, shape: tuple[int, int, int], width: int, augment: 
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(settings.images, generator=generator)[: settings.batch_size * settings.batches]
     picked = order.split(settings.batch_size)
-    rest = rest_of_step(width, *batches.augmented(picked[0], generator))
+    rest = rest_of_step(width, *next(batches.epoch(picked[:1], generator)))
     kinds = {"pipeline": partial(pipeline, batches, picked, generator), "rest": rest}
     found = interleave(kinds, rounds=settings.rounds)
     return found | {"pipeline": found["pipeline"] / len(picked)}
@@ -85,8 +85,8 @@ def noise(shape: tuple[int, int, int], count: int, augment: str) -> Dataset:
 
 def pipeline(batches: Batches, picked: tuple[torch.Tensor, ...], generator: torch.Generator) -> None:
     """Make every batch once."""
-    for indices in picked:
-        batches.augmented(indices, generator)
+    for _ in batches.epoch(picked, generator):
+        pass
 
 
 def rest_of_step(width: int, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:

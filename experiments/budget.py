@@ -23,6 +23,7 @@ from experiments.engine.ending import nothing_came_out, show_files, terminal
 from experiments.engine.grid import Cell, write_aside
 from experiments.engine.settings import check_each_once
 from experiments.engine.speed import steps_to_loss
+from experiments.engine.steps_recovery import show_steps_recovery, steps_recovery_table
 from experiments.engine.training import Training
 
 EXPERIMENT = "budget"
@@ -77,10 +78,12 @@ def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], bench: Ben
     steps = steps_to_loss(tables["losses"], settings.targets, window=window)
     ends = outcomes_of(tables["outcomes"])
     write_aside(folder / "steps.csv", steps)
+    write_aside(folder / "steps_scores.csv", steps_recovery_table(steps))
     write_aside(folder / "verdicts.csv", verdict_table(ends))
     figures.save(figures.budget(tables["outcomes"]), tables["outcomes"], folder / "figures", EXPERIMENT)
     show_budgets(console, ends)
     show_steps_to(console, steps, len(settings.seeds))
+    show_steps_recovery(console, steps)
     show_files(console, folder)
     console.print(sentence(ends, depth=max(settings.depths), title=bench.dataset.title) + left_out(diverged))
 

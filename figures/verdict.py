@@ -91,7 +91,10 @@ def _short(name: str) -> str:
 
 def _explained(rows: pd.DataFrame) -> str:
     depths = ", ".join(map(str, sorted(rows["depth_total"].unique())))
+    keys = ["data", "control", "depth_total", "effect", "outcome"]
+    counts = rows[rows["quantity"] == "difference"].groupby(keys).size()
+    n = "–".join(map(str, sorted({counts.min(), counts.max()})))
     return (
-        f"mean, 95 % t interval (paired) and each seed at depths {depths}, hollow: the shallower\n"
-        "right is better; grey band: the margin"
+        f"mean, 95 % t interval (paired) and each of {n} seeds at depths {depths},\n"
+        "hollow: the shallower; right is better; grey band: the margin"
     )

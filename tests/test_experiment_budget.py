@@ -11,6 +11,7 @@ import pytest
 import figures
 from experiments import budget
 from experiments.engine.budgets import fitting, generalising, outcomes_of, sentence, verdict_table
+from experiments.engine.steps_recovery import steps_recovery, steps_recovery_table
 from models import ARMS
 from tests.conditions import Ran, run_twice
 from tests.scripts import print_of
@@ -195,3 +196,28 @@ def test_a_second_call_repeats_no_cell(ran: Ran) -> None:
     assert not ran.repeated
     assert "20 of 20 cells are already done" in ran.log
     assert ran.again == ran.shown
+
+
+def test_r_of_steps_on_paper_and_none_where_a_step_is_censored() -> None:
+    """Plain takes 100 steps more than residual in each seed, the arm 25: R = 0.75. One seed that does not get there
+    leaves no R for its arm, and where it is plain's for none."""
+    first = {"plain": (120.0, 130.0, 140.0), "residual": (20.0, 30.0, 40.0), "shortest-path": (45.0, 55.0, 65.0)}
+    steps = pd.DataFrame(
+        {"depth_total": 8, "budget": 1, "arm": arm, "seed": seed, "target": 0.3, "value": value}
+        for arm, values in first.items()
+        for seed, value in enumerate(values)
+    )
+    found = steps_recovery(steps, "shortest-path", 0.3)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75))
+    for arm, r in (("plain", 0), ("residual", 1)):
+        assert steps_recovery(steps, arm, 0.3).mean == pytest.approx(r)  # type: ignore[union-attr]
+    assert steps_recovery(steps, "stop-gradient", 0.3) is None
+    censored = steps.assign(value=steps["value"].where((steps["arm"] != "shortest-path") | (steps["seed"] != 1)))
+    assert steps_recovery(censored, "shortest-path", 0.3) is None
+    assert steps_recovery(censored, "residual", 0.3) is not None
+    rows = steps_recovery_table(censored)
+    assert rows[rows["arm"] == "shortest-path"]["value"].isna().all()
+    assert rows[(rows["arm"] == "residual") & (rows["quantity"] == "R")]["value"].tolist() == pytest.approx([1])
+    none = steps.assign(value=steps["value"].where((steps["arm"] != "plain") | (steps["seed"] != 1)))
+    assert all(steps_recovery(none, arm, 0.3) is None for arm in first)
