@@ -53,6 +53,15 @@ def cells_of(errors: Mapping[str, Sequence[float]], *, depth: int = 8) -> pd.Dat
     return condition_table(outcomes(errors, depth=depth), TEST_SIZE)
 
 
+def is_best(rate: float, own: pd.DataFrame) -> bool:
+    """Whether a rate is the best of its search on digits: the highest accuracy, or the lowest rate where no network
+    has learned anything."""
+    rates, accuracies = own["learning_rate"], own["value"]
+    if accuracies.max() <= 0.1 + module.LEARNED:
+        return rate == rates.min()
+    return accuracies[rates == rate].item() == accuracies.max()
+
+
 @contextmanager
 def short_search() -> Iterator[pytest.MonkeyPatch]:
     """Two learning rates, 0.1 and 0.316, and none beyond."""

@@ -14,7 +14,7 @@ from experiments import learning_rates
 from experiments.engine.conditions import rate_of
 from experiments.engine.rates import curves, sentence, show_search
 from models import ARMS
-from tests.conditions import Ran, cells_of, run_twice
+from tests.conditions import Ran, cells_of, is_best, run_twice
 from tests.scripts import print_of
 from tests.test_figures import close, lines_of, pick, texts, xy
 
@@ -136,7 +136,7 @@ def test_a_toy_run_reports_each_arm_at_its_best_rate(ran: Ran) -> None:
         own = pick(search, control=arm, quantity="accuracy").sort_values("learning_rate")
         assert own["learning_rate"].tolist() == [0.1, 0.316]
         (rate,) = set(pick(outcomes, arm=arm)["learning_rate"])
-        assert pick(own, learning_rate=rate)["value"].item() == own["value"].max()
+        assert is_best(rate, own)
     assert len(pick(outcomes, split="test", quantity="accuracy")) == 5 * 2
     effects = pd.read_csv(ran.folder / "effects.csv")
     wide = pick(outcomes, split="test", quantity="accuracy").pivot(index="seed", columns="arm", values="value")
