@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ import pandas as pd
 import torch
 
 from experiments.engine import processes
+from experiments.engine.progress import logger
 from experiments.engine.provenance import commit
 
 _FILE: ContextVar[Path | None] = ContextVar("_FILE", default=None)
 EVERY = 10.0
 """Seconds from one checkpoint to the next, at least: each takes as long as a step or two."""
-logger = logging.getLogger("experiments")
 
 
 class Stateful(Protocol):

@@ -1,7 +1,6 @@
 """A script's command line: typed settings in, one plain line for a user's mistake."""
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 import tyro
 
 from experiments.engine import processes
+from experiments.engine.progress import logger
 
 DRY_RUN = ContextVar("DRY_RUN", default=False)
 """Whether a plan is told and nothing else: no folder is made, nothing is trained or written."""
@@ -42,7 +42,6 @@ def run_script(name: str) -> None:
         default=script.QUICK if "--quick" in sys.argv[1:] else script.Settings(),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    logger = logging.getLogger("experiments")
     level = logger.level
     logger.setLevel(getattr(settings, "log_level", "info").upper())
     dry = DRY_RUN.set(getattr(settings, "dry_run", False))
