@@ -25,6 +25,7 @@ from rounds import judged, machine, median
 
 from experiments.engine.command import BadInput, run_script
 from experiments.engine.grid import Cell, Outcome, run_grid
+from experiments.engine.workers import Workers
 
 BEGIN = 50  # by then the workers are there, and everything has happened once
 BOUND = 5.0  # MiB
@@ -64,7 +65,7 @@ def lead(cells: int) -> tuple[float, float, float]:
     """Lead a grid; this process's MiB at cell 50, at the last one, and once all tables are joined."""
     grid = [Cell("grid_memory", "none", 1, seed, {}) for seed in range(cells)]
     with TemporaryDirectory() as folder:
-        tables, _ = run_grid(grid, partial(read_memory, process=os.getpid()), Path(folder), workers=2)
+        tables, _ = run_grid(grid, partial(read_memory, process=os.getpid()), Path(folder), workers=Workers(2))
         joined = resident(os.getpid())
     get_reusable_executor().shutdown()  # a process of multiprocessing waits for its children, which idle for minutes
     held = tables["memory"].sort_values("step")["value"].to_numpy()  # in the order in which they were read

@@ -24,6 +24,7 @@ from experiments.engine.data import Data, Dataset, load
 from experiments.engine.grid import Cell, run_grid
 from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 
 BOUND = 1.6
 
@@ -66,7 +67,7 @@ def main(settings: Settings) -> None:
 def run_all(cells: Sequence[Cell], dataset: Dataset, training: Training, *, workers: int) -> None:
     """Run every cell anew."""
     with TemporaryDirectory() as folder:
-        run_grid(cells, partial(train_cell, dataset=dataset, training=training), Path(folder), workers=workers)
+        run_grid(cells, partial(train_cell, dataset=dataset, training=training), Path(folder), workers=Workers(workers))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from experiments.engine.condition_scores import condition_table
 from experiments.engine.data import Data
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 
 TEST_SIZE = 1000  # images
 SMALL = {
@@ -24,7 +25,7 @@ SMALL = {
     "seeds": (0, 1),
     "tuning_seeds": (100,),
     "width": 2,
-    "workers": 1,  # cells run in this process
+    "workers": Workers(1),  # cells run in this process
     "training": Training(epochs=1),
     "data": Data(train_limit=256),
 }

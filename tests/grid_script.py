@@ -19,8 +19,10 @@ from experiments.engine.data import Batches, Data, load
 from experiments.engine.grid import Cell, Outcome, run_grid
 from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 
 CELLS = [Cell("toy", arm, depth, seed, {"rate": 1}) for arm in "abcd" for depth in (8, 14) for seed in range(3)]
+ONE = Workers(1)
 
 
 class Life:
@@ -53,9 +55,10 @@ class Slow:
         return Outcome({"outcomes": pd.DataFrame({"step": range(100), "value": values})})
 
 
-def run_slowly(folder: Path, seconds: float, workers: int = 1, *, life: Life | None = None) -> None:
+def run_slowly(folder: Path, seconds: float, *, at: Workers = ONE, life: Life | None = None) -> None:
     """Run the grid in a folder; a step of life is a cell."""
-    run_grid(CELLS, Slow(seconds, folder / "log", life), folder, workers=workers)
+    folder.mkdir(exist_ok=True)
+    run_grid(CELLS, Slow(seconds, folder / "log", life), folder, workers=at)
 
 
 def train_cells(folder: Path, epochs: int, *, life: Life | None = None) -> None:
@@ -75,7 +78,7 @@ def train_cells(folder: Path, epochs: int, *, life: Life | None = None) -> None:
     cells = [
         cell for each in settings for cell in each.cells("toy", data, arms=("residual",), depths=(8,), epochs=epochs)
     ]
-    run_grid(cells, partial(train_cell, dataset=data, training=training, measure=measure), folder, workers=1)
+    run_grid(cells, partial(train_cell, dataset=data, training=training, measure=measure), folder, workers=Workers(1))
 
 
 def start(target: object, *arguments: object, **options: object) -> ForkServerProcess:

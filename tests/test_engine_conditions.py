@@ -15,13 +15,14 @@ from experiments.engine.controls import Control, Cut
 from experiments.engine.data import Data, load
 from experiments.engine.grid import Cell, Outcome
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 
 RESIDUAL = Condition("residual", "residual")
 COIN = Condition("coin", "residual", Control(Cut(chance=0.5)))
 
 
 def bench(out: Path, **changes: Any) -> Bench:
-    given: dict[str, Any] = {"depths": (8,), "seeds": (0, 1), "width": 2, "workers": 1, "out": out}
+    given: dict[str, Any] = {"depths": (8,), "seeds": (0, 1), "width": 2, "workers": Workers(1), "out": out}
     settings = ConditionSettings(**(given | {"training": Training(epochs=1), "data": Data(train_limit=256)} | changes))
     return Bench(settings, load(settings.data))
 

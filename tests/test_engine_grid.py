@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments.engine.grid import Cell, Outcome, run_grid
+from experiments.engine.workers import Workers
 
 
 def cells(**settings: object) -> list[Cell]:
@@ -35,7 +36,7 @@ class Failing:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_cells_are_joined_with_their_names(tmp_path: Path, workers: int) -> None:
-    tables, diverged = run_grid(cells(), outcome, tmp_path, workers=workers)
+    tables, diverged = run_grid(cells(), outcome, tmp_path, workers=Workers(workers))
     expected = [("toy", c.arm, c.depth, c.seed, "accuracy", c.depth + c.seed / 10) for c in cells()]
     assert list(tables["outcomes"].itertuples(index=False, name=None)) == expected
     assert [(cell.arm, cell.seed) for cell in diverged] == [("b", 1), ("b", 1)]
@@ -43,7 +44,7 @@ def test_all_cells_are_joined_with_their_names(tmp_path: Path, workers: int) -> 
 
 
 def test_a_cell_says_where_its_numbers_come_from(tmp_path: Path) -> None:
-    run_grid(cells()[:1], outcome, tmp_path, workers=1)
+    run_grid(cells()[:1], outcome, tmp_path, workers=Workers(1))
     report = json.loads((tmp_path / "cells" / cells()[0].name / "run.json").read_text())
     assert report["cell"] == {
         "experiment": "toy",
@@ -60,11 +61,11 @@ def test_a_cell_says_where_its_numbers_come_from(tmp_path: Path) -> None:
 
 def test_finished_cells_are_not_repeated_and_other_settings_are_other_cells(tmp_path: Path) -> None:
     log, home = tmp_path / "log", tmp_path / "results"
-    run_grid(cells(), Failing(log), home, workers=1)
+    run_grid(cells(), Failing(log), home, workers=Workers(1))
     assert len(log.read_text().split()) == 8
-    run_grid([*cells(), replace(cells()[0], seed=5)], Failing(log), home, workers=1)
+    run_grid([*cells(), replace(cells()[0], seed=5)], Failing(log), home, workers=Workers(1))
     assert log.read_text().split()[8:] == [replace(cells()[0], seed=5).name]
-    run_grid(cells(rate=2), Failing(log), home, workers=1)
+    run_grid(cells(rate=2), Failing(log), home, workers=Workers(1))
     assert len(log.read_text().split()) == 17
     assert len(list((home / "cells").iterdir())) == 17  # the first grid's results are still there
 
@@ -72,10 +73,10 @@ def test_finished_cells_are_not_repeated_and_other_settings_are_other_cells(tmp_
 def test_a_cell_that_breaks_leaves_nothing_and_the_finished_ones_stay(tmp_path: Path) -> None:
     log, home = tmp_path / "log", tmp_path / "results"
     with pytest.raises(ArithmeticError):
-        run_grid(cells(), Failing(log, fails="b-depth8-seed0"), home, workers=1)
+        run_grid(cells(), Failing(log, fails="b-depth8-seed0"), home, workers=Workers(1))
     ran = log.read_text().split()
     assert sorted(path.name for path in (home / "cells").iterdir()) == sorted(ran[:-1])
-    run_grid(cells(), Failing(log), home, workers=1)
+    run_grid(cells(), Failing(log), home, workers=Workers(1))
     assert set(log.read_text().split()[len(ran) :]) == {cell.name for cell in cells()} - set(ran[:-1])
 
 
@@ -83,7 +84,7 @@ def test_a_folder_without_its_report_is_run_again(tmp_path: Path) -> None:
     half = tmp_path / "cells" / cells()[0].name
     half.mkdir(parents=True)
     (half / "outcomes.csv").write_text("value\n0\n")
-    tables, _ = run_grid(cells()[:1], outcome, tmp_path, workers=1)
+    tables, _ = run_grid(cells()[:1], outcome, tmp_path, workers=Workers(1))
     assert tables["outcomes"]["value"].tolist() == [8.0]
 
 
@@ -91,7 +92,7 @@ def test_experiments_share_a_store_under_labels_of_their_own(tmp_path: Path) -> 
     log, store = tmp_path / "log", tmp_path / "store"
     for folder, budget in (("first", 1), ("second", 3)):
         labelled = [replace(cell, labels={"budget": budget, "control": name}) for cell in cells() for name in "xy"]
-        tables, _ = run_grid(labelled, Failing(log), tmp_path / folder, workers=1, store=store)
+        tables, _ = run_grid(labelled, Failing(log), tmp_path / folder, workers=Workers(1), store=store)
         assert tables["outcomes"]["budget"].tolist() == [budget] * 16
         assert tables["outcomes"]["control"].tolist() == ["x", "y"] * 8
     assert len(log.read_text().split()) == 8

@@ -17,6 +17,7 @@ from experiments.engine.data import Batches, Data, Dataset, load
 from experiments.engine.grid import Cell, run_grid
 from experiments.engine.image_files import ImageFiles
 from experiments.engine.training import Training, evaluate, settle_statistics, train
+from experiments.engine.workers import Workers
 from models import cifar_resnet
 
 SPLITS = ("train", "validation", "test")
@@ -92,7 +93,7 @@ def test_a_grids_workers_can_have_workers_that_read(both: tuple[Dataset, Dataset
             cells,
             partial(train_cell, dataset=dataset, training=Training(epochs=1, batch_size=8)),
             tmp_path / dataset.digest,
-            workers=2,
+            workers=Workers(2),
         )[0]["outcomes"]
         for dataset in both
     )

@@ -11,6 +11,7 @@ from experiments.engine.command import DRY_RUN, Planned
 from experiments.engine.grid import Cell, run_grid
 from experiments.engine.plan import estimate
 from experiments.engine.progress import duration, logger, progress
+from experiments.engine.workers import Workers
 from tests.grid_script import CELLS, Slow, run_slowly
 
 LIKE = {"network": "resnet", "width": 8, "data": "x", "device": "cpu", "batch_size": 128, "epochs": 2}
@@ -32,15 +33,15 @@ def test_time_is_estimated_from_cells_that_are_like_the_missing_ones(tmp_path: P
     finish(tmp_path, 10**6, depth=10, width=16)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text("{")
-    assert estimate(missing[:1], tmp_path, 2) == "about 40 s with --workers 2"  # one cell is not divided
-    assert estimate(missing, tmp_path, 2) == "about 60 s with --workers 2"
+    assert estimate(missing[:1], tmp_path, 2) == "about 40 s with 2 at once"  # one cell is not divided
+    assert estimate(missing, tmp_path, 2) == "about 60 s with 2 at once"
     longer = replace(missing[0], settings=LIKE | {"epochs": 20})
     other = replace(missing[0], settings=LIKE | {"network": "mlp"})
-    assert estimate([longer, other], tmp_path, 1) == "about 7 min with --workers 1, and 1 of which nothing is known"
+    assert estimate([longer, other], tmp_path, 1) == "about 7 min with 1 at once, and 1 of which nothing is known"
 
 
 def test_a_dry_run_tells_every_cell_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_grid(CELLS[:2], Slow(0, tmp_path / "log"), tmp_path, workers=1)
+    run_grid(CELLS[:2], Slow(0, tmp_path / "log"), tmp_path, workers=Workers(1))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     dry = DRY_RUN.set(True)
     try:
@@ -48,14 +49,14 @@ def test_a_dry_run_tells_every_cell_and_does_nothing(tmp_path: Path, capsys: pyt
             run_slowly(tmp_path, 0)
         shown = capsys.readouterr().out.splitlines()
         with pytest.raises(Planned):
-            run_grid(CELLS[:2], Slow(0, tmp_path / "log"), tmp_path, workers=1)
-        tables, _ = run_grid(CELLS[:2], Slow(0, tmp_path / "log"), tmp_path, workers=1, then="more")
+            run_grid(CELLS[:2], Slow(0, tmp_path / "log"), tmp_path, workers=Workers(1))
+        tables, _ = run_grid(CELLS[:2], Slow(0, tmp_path / "log"), tmp_path, workers=Workers(1), then="more")
         with pytest.raises(Planned):
-            run_grid(CELLS[:3], Slow(0, tmp_path / "log"), tmp_path, workers=1, then="more")
+            run_grid(CELLS[:3], Slow(0, tmp_path / "log"), tmp_path, workers=Workers(1), then="more")
     finally:
         DRY_RUN.reset(dry)
     assert shown[:-1] == [f"{'done ' if cell in CELLS[:2] else 'to do'} {cell.name}" for cell in CELLS]
-    assert re.fullmatch("22 of 24 cells to do; about .* with --workers 1", shown[-1])
+    assert re.fullmatch("22 of 24 cells to do; about .* with 1 at once", shown[-1])
     assert len(tables["outcomes"]) == 200  # what follows is planned by the finished cells
     assert capsys.readouterr().out.endswith("\nthen: more\n")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

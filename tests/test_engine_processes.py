@@ -28,6 +28,7 @@ from experiments.engine.data import Batches, Data, load
 from experiments.engine.grid import Cell
 from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training, train
+from experiments.engine.workers import Workers
 from models import RESIDUAL, STOP_GRADIENT, residual_mlp
 from probes import gate, limit_paths
 
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 from experiments import stopgrad_shortcut
 from experiments.engine.command import run_script
+from experiments.engine.workers import Workers
 stopgrad_shortcut.finish = lambda *_: print("reported")  # its figures take longer than all the rest
 run_script("experiments.stopgrad_shortcut")
 """
@@ -47,7 +49,7 @@ TOY = stopgrad_shortcut.Settings(
     width=4,
     training=Training(epochs=2),
     data=Data(train_limit=256, augment="crop"),
-    workers=1,
+    workers=Workers(1),
 )
 FLAGS = "--seeds 0 --depths 5 --arms residual stop-gradient --network mlp --width 4 --epochs 2 --train-limit 256"
 FLAGS += " --augment crop"

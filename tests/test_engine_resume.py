@@ -16,6 +16,7 @@ from experiments.engine.cell_folders import is_intact, set_aside, write_folder
 from experiments.engine.claims import claim
 from experiments.engine.command import BadInput
 from experiments.engine.grid import Cell, run_grid
+from experiments.engine.workers import Workers
 from tests.grid_script import CELLS, Life, Slow, run_slowly, start
 
 NAMES = {cell.name for cell in CELLS}
@@ -67,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 def test_workers_end_with_a_killed_parent_and_the_same_command_goes_on(tmp_path: Path, undisturbed: bytes) -> None:
-    process = start(run_slowly, tmp_path, 0.5, 2)
+    process = start(run_slowly, tmp_path, 0.5, at=Workers(2))
     wait_until(lambda: len(finished(tmp_path)) >= 3)
     workers = children(process.pid or 0)
     assert len(workers) >= 2
@@ -171,7 +172,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
     run_slowly(tmp_path, 0)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BadInput, match=r"cells: holds cells of toy, not of other; give another --out"):
-        run_grid([Cell("other", "a", 8, 0, {})], Slow(0, tmp_path / "log"), tmp_path, workers=1)
+        run_grid([Cell("other", "a", 8, 0, {})], Slow(0, tmp_path / "log"), tmp_path, workers=Workers(1))
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -16,6 +16,7 @@ from experiments.engine.command import BadInput
 from experiments.engine.data import Batches, Data, load
 from experiments.engine.grid import Cell
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 from experiments.layer_use import Settings, main
 from models import RESIDUAL, residual_blocks
 from tests.scripts import print_of
@@ -25,8 +26,15 @@ DATA = Data(train_limit=128)
 
 
 def settings(out: Path, **changes: Any) -> Settings:
-    given: dict[str, Any] = {"depth": 8, "arms": ARMS, "seeds": (0, 1), "width": 2, "workers": 1, "attributed": 8}
-    given |= {"training": Training(epochs=2, batch_size=32), "data": DATA, "steps": 4}
+    given: dict[str, Any] = {
+        "depth": 8,
+        "arms": ARMS,
+        "seeds": (0, 1),
+        "width": 2,
+        "workers": Workers(1),
+        "attributed": 8,
+    }
+    given |= {"training": Training(epochs=2, batch_size=32), "data": DATA, "steps": 4, "attributed": 8}
     return Settings(out=out, **(given | changes))
 
 

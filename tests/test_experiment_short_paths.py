@@ -16,6 +16,7 @@ from experiments.engine.effects import Estimate
 from experiments.engine.grid import Cell
 from experiments.engine.recovery import Comparison, compare, first_of_all, judge, sentence
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 from experiments.short_paths import Settings, main, make_cells, train_limited
 from tests.scripts import print_of
 
@@ -24,7 +25,7 @@ DATA = Data(train_limit=128)
 
 
 def settings(out: Path, **changes: Any) -> Settings:
-    given: dict[str, Any] = {"depth": 8, "at_most": (0, 1, 99), "seeds": (0, 1), "width": 2, "workers": 1}
+    given: dict[str, Any] = {"depth": 8, "at_most": (0, 1, 99), "seeds": (0, 1), "width": 2, "workers": Workers(1)}
     return Settings(**(given | {"training": TRAINING, "data": DATA, "out": out} | changes))
 
 

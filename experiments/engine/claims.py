@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from itertools import count
 from pathlib import Path
 from threading import Thread
 
-from filelock import FileLock
+import torch
+from filelock import FileLock, Timeout
 
 
 def claim(home: Path, name: str) -> FileLock:
@@ -16,14 +18,30 @@ def claim(home: Path, name: str) -> FileLock:
     return FileLock(locks / f"{name}.lock")
 
 
-def begin_worker(parent: int) -> None:
+def begin_worker(parent: int, numbered: Path | None = None) -> None:
     """Begin a worker: Ctrl-C is its parent's to handle, and it ends soon after its parent, also a killed one.
 
     Without this, a worker would go on with its cell and with those that already wait for it, and an idle one for
-    minutes.
+    minutes. numbered: the folder whose workers take the GPUs of this machine in turn.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_watch, args=(parent,), daemon=True).start()
+    if numbered:
+        torch.cuda.set_device(number(numbered) % torch.cuda.device_count())
+
+
+_taken: list[FileLock] = []
+
+
+def number(home: Path) -> int:
+    """The lowest number, from 0, that no other worker has, also of another invocation; this process's to its end."""
+    for free in count():
+        try:
+            _taken.append(claim(home, f"worker{free}").acquire(blocking=False).lock)
+            return free
+        except Timeout:
+            continue
+    raise AssertionError
 
 
 def _watch(parent: int, *, every: float = 0.5) -> None:

@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import Timeout
-from joblib import Parallel, delayed, parallel_config
 
 from experiments.engine import processes
 from experiments.engine.cell_folders import is_intact, owners, read_report, set_aside, write_folder
 from experiments.engine.checkpoints import checkpoint_at
-from experiments.engine.claims import begin_worker, claim
+from experiments.engine.claims import claim
 from experiments.engine.command import DRY_RUN, BadInput, Planned, make_folder
 from experiments.engine.plan import show_plan
 from experiments.engine.progress import logger, progress
 from experiments.engine.provenance import provenance
+from experiments.engine.workers import Workers
 from probes.tables import COLUMNS
 
 
@@ -68,12 +68,12 @@ def run_grid(
     run: Callable[[Cell], Outcome],
     folder: Path,
     *,
-    workers: int,
+    workers: Workers,
     store: Path | None = None,
     then: str = "",
 ) -> tuple[dict[str, pd.DataFrame], list[Cell]]:
-    """Run the cells that are not yet in `store` (`folder`/cells), one thread a worker; return all cells' tables, joined
-    by name, and the cells that diverged.
+    """Run the cells that are not yet in `store` (`folder`/cells), one thread each; return all cells' tables, joined by
+    name, and the cells that diverged.
 
     An interrupted run, also a killed one, keeps its finished cells; experiments may share a store, and several
     invocations the work. A cell whose files are not as they were written is set aside and run again. The joined tables
@@ -87,17 +87,15 @@ def run_grid(
         raise BadInput(f"{home}: holds cells of {min(others)}, not of {' and '.join(sorted(own))}; give another --out")
     different = list({cell.name: cell for cell in cells}.values())  # some may differ in their labels alone
     missing = sorted((cell for cell in different if not is_intact(home / cell.name)), key=lambda cell: -cell.depth)
+    device = torch.device(str(cells[0].settings.get("device", "cpu")))
     if DRY_RUN.get():
-        show_plan(different, missing, home, workers=workers, then=then)
+        show_plan(different, missing, home, at_once=workers.at_once(device), then=then)
         if missing or not then:
             raise Planned
-    worker = {"inner_max_num_threads": 1, "initializer": begin_worker, "initargs": (os.getpid(),)}
-    with progress(different, missing, home) as done, parallel_config("loky", **worker):
-        at_once = min(workers, max(1, len(missing))) if processes.count() == 1 else 1  # which this process then runs
-        pool = Parallel(n_jobs=at_once, return_as="generator_unordered")
+    with progress(different, missing, home) as done, workers.pool(device, home, most=len(missing)) as each:
 
         def tried(cells: Sequence[Cell], *, wait: bool) -> Iterator[tuple[Cell, bool]]:
-            return cast(Any, pool(delayed(_run_cell)(cell, run, home, wait=wait) for cell in cells))
+            return each(partial(_run_cell, run=run, home=home, wait=wait), cells)
 
         held = []
         for cell, finished in tried(missing, wait=False):

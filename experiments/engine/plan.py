@@ -17,18 +17,18 @@ LIKE = ("network", "width", "data", "device", "batch_size")
 """The settings in which cells are alike that take the same time a layer and epoch."""
 
 
-def show_plan(cells: "Sequence[Cell]", missing: "Sequence[Cell]", home: Path, *, workers: int, then: str) -> None:
+def show_plan(cells: "Sequence[Cell]", missing: "Sequence[Cell]", home: Path, *, at_once: int, then: str) -> None:
     """Print a line for each cell, and what is to be expected."""
     console = Console(highlight=False, markup=False)
     for cell in cells:
         console.print(f"{'to do' if cell in missing else 'done '} {cell.name}", soft_wrap=True)
-    said = [f"{len(missing)} of {len(cells)} cells to do", *([estimate(missing, home, workers)] if missing else [])]
+    said = [f"{len(missing)} of {len(cells)} cells to do", *([estimate(missing, home, at_once)] if missing else [])]
     console.print("; ".join(said), soft_wrap=True)
     if then and missing:
         console.print(f"then: {then}")
 
 
-def estimate(missing: "Sequence[Cell]", home: Path, workers: int) -> str:
+def estimate(missing: "Sequence[Cell]", home: Path, at_once: int) -> str:
     """How long the cells may take, by the finished cells of their store that are like them.
 
     Time grows with layers and epochs: a cell takes the like cells' seconds a layer and epoch, times its own.
@@ -39,8 +39,8 @@ def estimate(missing: "Sequence[Cell]", home: Path, workers: int) -> str:
     if not known:
         return "how long is not known, since no finished cell here is like them"
     each = [cell.work * spent[likeness(cell.settings)] for cell in known]
-    time = duration(max(sum(each) / workers, max(each)))
-    return f"about {time} with --workers {workers}" + f", and {unknown} of which nothing is known" * bool(unknown)
+    time = duration(max(sum(each) / at_once, max(each)))
+    return f"about {time} with {at_once} at once" + f", and {unknown} of which nothing is known" * bool(unknown)
 
 
 def seconds_by_likeness(home: Path) -> dict[str, float]:

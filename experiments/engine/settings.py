@@ -1,18 +1,20 @@
 """The settings that experiments on trained networks share, their checks, and the cells that follow from them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from experiments.engine import processes
-from experiments.engine.command import BadInput, check_choice, check_device
+from experiments.engine.command import BadInput, check_choice
 from experiments.engine.computing import Computing
 from experiments.engine.data import Data, Dataset
 from experiments.engine.grid import Cell
 from experiments.engine.networks import NETWORKS, outline
 from experiments.engine.training import Training
+from experiments.engine.workers import Workers
 from models import ARMS
 
 
@@ -31,8 +33,7 @@ class NetworkSettings:
     computing: Computing = field(default_factory=Computing)
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
-    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    """Cells that run at once, one thread each."""
+    workers: Workers = field(default_factory=Workers)
     out: Path = Path("results")
     """The folder of all results."""
     quick: bool = False
@@ -45,11 +46,11 @@ class NetworkSettings:
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
         check_seeds("--seeds", self.seeds)
-        if self.workers < 1:
-            raise BadInput(f"--workers {self.workers}: give at least 1")
         check_choice("--network", self.network, tuple(NETWORKS))
         self.training.check()
-        self.computing.check(check_device(self.device))
+        self.workers.check(self.device)
+        if self.workers.backend == "processes":  # a cluster's machines are others
+            self.computing.check(torch.device(self.device))
         if self.width < 2 or self.width % 2:
             raise BadInput(
                 f"--width {self.width}: give an even number from 2, since shortcuts pad channels on both sides"

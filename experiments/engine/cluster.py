@@ -1,0 +1,109 @@
+"""A Ray cluster that somebody has started: each cell takes one of its CPUs, or GPUs.
+
+Its machines share a file system: cells are claimed, kept and looked up in one folder, as on a single machine.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from experiments.engine.command import BadInput
+
+if TYPE_CHECKING:
+    import ray
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+CHECKOUT = Path(__file__).parents[2]
+
+
+def connect(address: str) -> None:
+    """Connect to a cluster, if that is not done; BadInput where none answers, or Ray is not installed."""
+    try:
+        import ray
+    except ImportError:
+        raise BadInput("--backend ray: Ray is not installed; pip install -e '.[cluster]'") from None
+    where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = where.rpartition(":")
+    if where != "auto" and not (host and port.isdecimal()):
+        raise BadInput(f"--ray-address {where}: give HOST:PORT, or auto")
+    try:
+        if where != "auto":
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
+        ray.init(
+            where,
+            ignore_reinit_error=True,
+            logging_level="warning",
+            runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}},
+        )
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise BadInput(
+            f"--backend ray: no cluster answers at {where} ({first}); start one (ray start --head), or give its "
+            "--ray-address HOST:PORT"
+        ) from None
+
+
+def slots(device: torch.device) -> int:
+    """How many cells the cluster can run at once on such a device; BadInput if none."""
+    import ray
+
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    if not (found := int(ray.cluster_resources().get(kind, 0))):
+        raise BadInput(f"--backend ray --device {device}: the cluster has no {kind}")
+    return found
+
+
+def check_sees(home: Path) -> None:
+    """Raise BadInput unless every machine of the cluster sees this checkout, the folder of the cells, and the one from
+    which relative names lead on."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def unseen(paths: Sequence[Path]) -> tuple[str, list[Path]]:  # nested, and so sent as it is: it needs no checkout
+        return socket.gethostname(), [path for path in paths if not path.exists()]
+
+    there = [
+        ray.remote(num_cpus=0)(unseen)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote([CHECKOUT, home, Path.cwd()])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    for machine, missing in ray.get(there):
+        if missing:
+            raise BadInput(
+                f"--backend ray: {machine} does not see {' nor '.join(map(str, missing))}; every machine "
+                "of the cluster must see the checkout, --out and the working folder by these names"
+            )
+
+
+def each(
+    function: Callable[[Item], Result], items: Sequence[Item], *, device: torch.device, at_once: int
+) -> Iterator[Result]:
+    """What a function gives for each item, as it comes, in slots of one CPU, and one GPU if the device is one.
+
+    A cell whose machine is lost runs again elsewhere, from its last checkpoint. An error in it is raised as itself.
+    """
+    import ray
+
+    folder = Path.cwd()
+
+    def call(function: Callable[[Item], Result], item: Item) -> Result:
+        os.chdir(folder)  # relative names mean there what they mean here
+        return function(item)
+
+    remote, sent = ray.remote(num_gpus=int(device.type == "cuda"))(call), ray.put(function)  # once, with its data
+    waiting, running = list(reversed(items)), list["ray.ObjectRef[Any]"]()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(remote.remote(sent, waiting.pop()))
+        (first,), running = ray.wait(running)
+        try:
+            yield ray.get(first)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error

@@ -1,0 +1,155 @@
+"""A grid on a Ray cluster that the tests start and stop: the tables of joblib's processes, and nothing left behind."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from experiments.engine import cluster, processes
+from experiments.engine.cells import train_cell
+from experiments.engine.command import BadInput
+from experiments.engine.data import Data, load
+from experiments.engine.grid import run_grid
+from experiments.engine.settings import NetworkSettings
+from experiments.engine.training import Training
+from experiments.engine.workers import Workers
+from experiments.stopgrad_shortcut import measure
+from tests.grid_script import CELLS, run_slowly, start
+from tests.test_engine_resume import NAMES, alive, finished, ran, wait_until
+
+CPU = torch.device("cpu")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of one machine with two CPUs; --block ends all of it when its first process is told to end."""
+    ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
+    found = f"127.0.0.1:{free_port()}"
+    with TemporaryDirectory(prefix="ray") as folder:  # short: sockets lie in it
+        options = f"--head --block --num-cpus=2 --include-dashboard=false --disable-usage-stats --temp-dir={folder}"
+        command = [str(Path(sys.executable).with_name("ray")), "start", *options.split(), f"--port={found[10:]}"]
+        log = Path(folder) / "log"
+        with log.open("w") as written, subprocess.Popen(command, stdout=written, stderr=written) as head:
+            try:
+                wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
+                assert head.poll() is None, log.read_text()
+                yield found
+            finally:
+                ray.shutdown()
+                head.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_tables_of_processes(tmp_path: Path, address: str) -> None:
+    data, training = load(Data(train_limit=256)), Training(epochs=2)
+    settings = NetworkSettings(width=2, seeds=(0, 1), training=training)
+    cells = settings.cells("toy", data, arms=("residual", "stop-gradient"), depths=(8,))
+    run = partial(train_cell, dataset=data, training=training, measure=measure)
+    run_grid(cells, run, tmp_path / "processes", workers=Workers(2))
+    run_grid(cells, run, tmp_path / "ray", workers=Workers(backend="ray", ray_address=connected(address)))
+    tables = {file.name: file.read_bytes() for file in (tmp_path / "processes").glob("*.csv")}
+    assert {"outcomes.csv", "losses.csv", "gradients.csv", "paths.csv"} < set(tables)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "ray").glob("*.csv")} == tables
+
+
+def connected(address: str) -> str:
+    cluster.connect(address)
+    return address
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_a_killed_invocation_ends_its_cells_and_the_same_command_goes_on(tmp_path: Path, address: str) -> None:
+    process = start(run_on_cluster, tmp_path, address, 0.5)
+    wait_until(lambda: len(finished(tmp_path)) >= 3)
+    workers = {int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines()}
+    assert len(workers) >= 2
+    assert process.pid not in workers
+    process.kill()
+    wait_until(lambda: not any(map(alive, workers)), seconds=20)
+    done, before = finished(tmp_path), len(ran(tmp_path))
+    assert len(done) < len(CELLS)
+    run_on_cluster(tmp_path, address, 0)
+    assert set(ran(tmp_path)[before:]) == NAMES - done
+    run_slowly(tmp_path / "undisturbed", 0)
+    assert (tmp_path / "outcomes.csv").read_bytes() == (tmp_path / "undisturbed" / "outcomes.csv").read_bytes()
+
+
+def run_on_cluster(folder: Path, address: str, seconds: float) -> None:
+    run_slowly(folder, seconds, at=Workers(backend="ray", ray_address=connected(address)))
+
+
+@pytest.mark.slow
+def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done(address: str) -> None:
+    connected(address)
+
+    def timed(seconds: float) -> tuple[float, float]:
+        begin = time.time()
+        time.sleep(seconds)
+        return begin, time.time()
+
+    (first, second) = cluster.each(timed, [0.2, 0.2], device=CPU, at_once=1)
+    assert first[1] <= second[0]
+    assert list(cluster.each(lambda item: time.sleep(item) or item, [2.0, 0.1], device=CPU, at_once=2)) == [0.1, 2.0]
+
+
+@pytest.mark.slow
+def test_an_error_in_a_cell_is_raised_as_itself(address: str) -> None:
+    connected(address)
+
+    def fail(item: int) -> None:
+        raise OSError(28, f"no space for {item}")
+
+    with pytest.raises(OSError, match="no space for 7") as caught:
+        list(cluster.each(fail, [7], device=CPU, at_once=1))
+    assert caught.value.errno == 28
+
+
+@pytest.mark.slow
+def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str) -> None:
+    with pytest.raises(BadInput, match="--backend ray --device cuda: the cluster has no GPU"):
+        Workers(backend="ray", ray_address=address).check("cuda")
+    with pytest.raises(BadInput, match=r"does not see .*nowhere; every machine of the cluster must see the checkout"):
+        cluster.check_sees(tmp_path / "nowhere")
+    assert Workers(backend="ray", ray_address=address).at_once(CPU) == 2
+    assert Workers(1, backend="ray", ray_address=address).at_once(CPU) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nonsense", "--ray-address nonsense: give HOST:PORT, or auto"),
+        ("ray:", "--ray-address ray:: give HOST:PORT, or auto"),
+        ("127.0.0.1:{port}", r"no cluster answers at 127.0.0.1:{port} .*start one \(ray start --head\), or give its"),
+    ],
+)
+def test_an_address_that_does_not_answer_is_told_at_once(address: str, message: str) -> None:
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    port = free_port()
+    with pytest.raises(BadInput, match=message.format(port=port)):
+        Workers(backend="ray", ray_address=address.format(port=port)).check("cpu")
+
+
+def test_a_missing_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadInput, match=r"Ray is not installed; pip install -e '.\[cluster\]'"):
+        Workers(backend="ray").check("cpu")
+
+
+def test_torchrun_and_a_cluster_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(BadInput, match="torchrun's processes train one cell together; give one of the two"):
+        Workers(backend="ray").check("cpu")
