@@ -53,13 +53,14 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_tables_of_processes(tmp_path: Path, address: str) -> None:
+def test_a_cluster_gives_the_tables_of_processes(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # relative names mean the same to a worker
     data, training = load(Data(train_limit=256)), Training(epochs=2)
     settings = NetworkSettings(width=2, seeds=(0, 1), training=training)
     cells = settings.cells("toy", data, arms=("residual", "stop-gradient"), depths=(8,))
     run = partial(train_cell, dataset=data, training=training, measure=measure)
-    run_grid(cells, run, tmp_path / "processes", workers=Workers(2))
-    run_grid(cells, run, tmp_path / "ray", workers=Workers(backend="ray", ray_address=connected(address)))
+    run_grid(cells, run, Path("processes"), workers=Workers(2))
+    run_grid(cells, run, Path("ray"), workers=Workers(backend="ray", ray_address=connected(address)))
     tables = {file.name: file.read_bytes() for file in (tmp_path / "processes").glob("*.csv")}
     assert {"outcomes.csv", "losses.csv", "gradients.csv", "paths.csv"} < set(tables)
     assert {file.name: file.read_bytes() for file in (tmp_path / "ray").glob("*.csv")} == tables

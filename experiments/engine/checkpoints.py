@@ -78,8 +78,8 @@ class Checkpoint:
         for generator, state in zip(generators, self.found["generators"], strict=True):
             generator.set_state(state)
         torch.set_rng_state(self.found["random"])
-        if self.found["devices"]:
-            torch.cuda.set_rng_state_all(self.found["devices"])
+        if self.found["of_gpu"] is not None:
+            torch.cuda.set_rng_state(self.found["of_gpu"])
         return self.found["epochs"]
 
     def save(self, epochs: int, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> None:
@@ -89,7 +89,7 @@ class Checkpoint:
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"epochs": epochs, "generators": [generator.get_state() for generator in generators]}
         state |= {"random": torch.get_rng_state(), "told": self.tell(), "commit": commit()}
-        state["devices"] = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        state["of_gpu"] = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # the one that is in use
         torch.save(state, buffer := io.BytesIO())
         aside = self.file.with_suffix(".partial")
         self.file.parent.mkdir(exist_ok=True)
