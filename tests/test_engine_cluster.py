@@ -1,5 +1,6 @@
 """A grid on a Ray cluster that the tests start and stop: the tables of joblib's processes, and nothing left behind."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -117,6 +118,19 @@ def test_an_error_in_a_cell_is_raised_as_itself(address: str) -> None:
     with pytest.raises(OSError, match="no space for 7") as caught:
         list(cluster.each(fail, [7], device=CPU, at_once=1))
     assert caught.value.errno == 28
+
+
+@pytest.mark.slow
+def test_a_cell_whose_process_is_lost_runs_again(tmp_path: Path, address: str) -> None:
+    connected(address)
+
+    def dies_once(item: int) -> int:
+        if not (mark := tmp_path / "begun").exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    assert list(cluster.each(dies_once, [7], device=CPU, at_once=1)) == [7]
 
 
 @pytest.mark.slow

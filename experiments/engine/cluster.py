@@ -3,6 +3,7 @@
 Its machines share a file system: cells are claimed, kept and looked up in one folder, as on a single machine.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ def connect(address: str) -> None:
         ray.init(
             where,
             ignore_reinit_error=True,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}},
         )
     except Exception as error:
@@ -90,6 +91,7 @@ def each(
     A cell whose machine is lost runs again elsewhere, from its last checkpoint. An error in it is raised as itself.
     """
     import ray
+    from ray.exceptions import RayTaskError
 
     folder = Path.cwd()
 
@@ -105,5 +107,5 @@ def each(
         (first,), running = ray.wait(running)
         try:
             yield ray.get(first)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise error.cause from error
