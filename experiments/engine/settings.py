@@ -17,6 +17,9 @@ from experiments.engine.training import Training
 from experiments.engine.workers import Workers
 from models import ARMS
 
+WIDEST = 2**16
+"""Channels of a first stage beyond which a weight's size would overflow in some networks."""
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -51,9 +54,10 @@ class NetworkSettings:
         self.workers.check(self.device)
         if self.workers.backend == "processes":  # a cluster's machines are others
             self.computing.check(torch.device(self.device))
-        if self.width < 2 or self.width % 2:
+        if not 2 <= self.width <= WIDEST or self.width % 2:
             raise BadInput(
-                f"--width {self.width}: give an even number from 2, since shortcuts pad channels on both sides"
+                f"--width {self.width}: give an even number from 2 to {WIDEST}, since shortcuts pad channels on both "
+                "sides"
             )
 
     def recipe(self, dataset: Dataset) -> dict[str, object]:

@@ -46,15 +46,15 @@ class Training:
         """Raise BadInput for a value that makes no sense."""
         check_choice("--schedule", self.schedule, SCHEDULES)
         check_choice("--optimiser", self.optimiser, OPTIMISERS)
-        for flag, value, ok in (
-            ("--epochs", self.epochs, self.epochs >= 1),
-            ("--batch-size", self.batch_size, self.batch_size >= 2),
-            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf),
-            ("--momentum", self.momentum, 0 <= self.momentum < 1),
-            ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf),
+        for flag, value, ok, wanted in (
+            ("--epochs", self.epochs, self.epochs >= 1, "at least 1"),
+            ("--batch-size", self.batch_size, self.batch_size >= 2, "at least 2"),
+            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf, "a number above 0"),
+            ("--momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and less than 1"),
+            ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0"),
         ):
             if not ok:
-                raise BadInput(f"{flag} {value}: out of range; see --help")
+                raise BadInput(f"{flag} {value}: give {wanted}")
         share(self.batch_size)
 
     def steps_an_epoch(self, images: int) -> int:
