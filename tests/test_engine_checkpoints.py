@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 from experiments.engine import checkpoints
 from experiments.engine.cells import train_cell
-from experiments.engine.checkpoints import checkpoint_at, framed, plain
+from experiments.engine.checkpoints import Checkpoint, checkpoint_at, framed, plain
 from experiments.engine.controls import NO_CONTROL, Control, Cut
 from experiments.engine.data import Batches, Data, Dataset, load
 from experiments.engine.grid import Cell, Outcome
@@ -129,6 +130,22 @@ def test_checkpoints_are_not_more_frequent_than_need_be(
     with checkpoint_at(file := tmp_path / "a.pt"):
         train_cell(cell_of(dataset), dataset, Training(epochs=2))
         assert not file.exists()
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, {0: "first", 1: "second"}), (2, {0: "first", 1: "first"})])
+def test_gpus_go_on_with_their_random_states_and_a_followers_with_its_leaders(
+    monkeypatch: pytest.MonkeyPatch, count: int, wanted: dict[int, str]
+) -> None:
+    """Of two GPUs here, and three where the checkpoint was made."""
+    given: dict[int, str] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: given.update({index: state}))
+    monkeypatch.setattr("experiments.engine.processes.count", lambda: count)
+    checkpoint = Checkpoint()
+    states = {"random": torch.get_rng_state(), "devices": ["first", "second", "third"]}
+    checkpoint.found = {"epochs": 2, "generators": [], **states}
+    assert checkpoint.restore({}, []) == 2
+    assert given == wanted
 
 
 @pytest.mark.slow

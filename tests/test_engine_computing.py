@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -201,21 +200,3 @@ def test_no_step_waits_for_its_values(optimiser: str) -> None:
     batches = Batches(load(Data(train_limit=300, augment="crop-flip")), torch.device("cpu"))
     training = Training(epochs=1, batch_size=100, optimiser=optimiser)
     list(train(network(PLAIN, depth=8), batches, training, seed=0, around=lambda model: NoWaiting()))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_a_gpu() -> None:
-    """As torch itself sees it; copies to the device count, too."""
-    device = torch.device("cuda")
-    batches = Batches(load(Data(train_limit=300, augment="crop-flip")), device)
-    model = network(depth=8).to(device)
-    list(train(model, batches, Training(epochs=1, batch_size=100), seed=0))  # warms up what torch sets up once
-
-    class Strict(nullcontext[None]):
-        def __enter__(self) -> None:
-            torch.cuda.set_sync_debug_mode("error")
-
-        def __exit__(self, *_: object) -> None:
-            torch.cuda.set_sync_debug_mode("default")
-
-    list(train(model, batches, Training(epochs=1, batch_size=100), seed=0, around=lambda model: Strict()))

@@ -78,8 +78,9 @@ class Checkpoint:
         for generator, state in zip(generators, self.found["generators"], strict=True):
             generator.set_state(state)
         torch.set_rng_state(self.found["random"])
-        if self.found["devices"]:
-            torch.cuda.set_rng_state_all(self.found["devices"])
+        for index, state in enumerate(self.found["devices"][: torch.cuda.device_count()]):
+            # Each process draws on a GPU of its own what the leader draws on the first.
+            torch.cuda.set_rng_state(state if processes.count() == 1 else self.found["devices"][0], index)
         return self.found["epochs"]
 
     def save(self, epochs: int, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> None:
