@@ -149,6 +149,25 @@ def test_branches_are_compiled_for_as_long_as_training_lasts(
     assert len(compiled) == 1
 
 
+def test_each_shape_of_branch_is_compiled_once_and_for_that_shape(
+    compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six branches five: the two of the first stage are alike."""
+    shapes = list[list[Any]]()
+
+    def note(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        shapes.append([size for x in inputs for size in (x.shape if isinstance(x, Tensor) else [x])])
+        return graph.forward
+
+    monkeypatch.setattr(computing, "BACKEND", note)
+    model, how = network(depth=14), Computing(compile=True)
+    for _ in range(2):
+        with how.compiled(model):
+            model(torch.randn(2, 1, 8, 8))
+    assert len(shapes) == 5
+    assert all(type(size) is int for of_graph in shapes for size in of_graph)
+
+
 @pytest.mark.slow
 def test_compiled_branches_obey_weights_that_change_from_step_to_step(batches: Batches, compiler: None) -> None:
     """A control sets the flows of a step after its forward: code that kept the first call's would not follow."""

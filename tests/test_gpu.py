@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,8 +46,8 @@ def network(flow: Flow = ARMS["residual"], depth: int = 20) -> CifarResNet:
     return cifar_resnet(depth, flow=flow, width=4, in_channels=1)
 
 
-def some_batches(device: torch.device, **data: str) -> Batches:
-    return Batches(load(Data(train_limit=300, **data)), device)
+def some_batches(device: torch.device, augment: str = "auto") -> Batches:
+    return Batches(load(Data(train_limit=300, augment=augment)), device)
 
 
 def probed(device: torch.device, *, cut: float) -> dict[str, pd.DataFrame]:
@@ -84,8 +85,7 @@ class NormFirst(nn.Sequential):
 
 def attention() -> nn.Module:
     """A small vision transformer, whose attention is one operation of torch's."""
-    sizes = {"image_size": 64, "patch_size": 16, "num_layers": 3, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64}
-    return torchvision.models.VisionTransformer(**sizes)
+    return torchvision.models.VisionTransformer(64, 16, num_layers=3, num_heads=4, hidden_dim=32, mlp_dim=64)
 
 
 OTHERS = [getattr(torchvision.models, name) for name in ("resnet18", "convnext_tiny", "swin_t")]
@@ -119,7 +119,7 @@ def test_norms_under_autocast_are_those_of_float32_as_far_as_bfloat16_tells() ->
         pd.testing.assert_series_equal(recorded(GPU, how), wanted, rtol=0.05, atol=0, check_exact=False)
 
 
-def update(device: torch.device, arm: str, **gated: float) -> tuple[Tensor, Tensor]:
+def update(device: torch.device, arm: str, **gated: Any) -> tuple[Tensor, Tensor]:
     """Outputs and all gradients of an arm in bfloat16, channels last."""
     model, batches = network(ARMS[arm]).to(device), some_batches(device)
     ALL.lay_out(model)

@@ -111,7 +111,8 @@ def trained(dataset: Dataset, device: torch.device, control: Control, how: Compu
 @pytest.fixture
 def group() -> Iterator[None]:
     """A group of this process alone: NCCL between GPUs, as under torchrun."""
-    dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(store=store, rank=0, world_size=1)
     try:
         yield
     finally:

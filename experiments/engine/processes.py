@@ -120,8 +120,10 @@ def means(values: Sequence[Tensor]) -> Sequence[Tensor]:
 @torch.no_grad()
 def check_alike(model: nn.Module) -> None:
     """Raise RuntimeError where the processes' weights differ, which gradients that were not averaged would do."""
+    if not together():
+        return
     norms = torch.stack([parameter.double().norm() for parameter in model.parameters()])
-    if together() and not torch.allclose(norms, mean(norms), rtol=1e-6, atol=0, equal_nan=True):
+    if not torch.allclose(norms, mean(norms), rtol=1e-6, atol=0, equal_nan=True):
         raise RuntimeError(
             f"the weights of {count()} processes differ: this training's gradients do not come from loss.backward(), "
             "in which DistributedDataParallel averages them; run it in one process"
