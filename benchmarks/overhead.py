@@ -4,7 +4,8 @@ Each round times one training step (forward, backward, SGD) of every kind, in a 
 of processor time: what else the machine does counts only as far as it slows memory down. A ratio is taken within a
 round; the table gives the median over rounds, with a 95 % bootstrap interval. The cost at an interval of
 k steps follows from one recorded step: 1 + (ratio - 1) / k. Memory is the peak of the process's resident set over that
-of the bare step, each measured in a process of its own.
+of the bare step, each measured in a process of its own. On a GPU times are wall-clock times, and memory is that which
+torch took on it.
 """
 
 import multiprocessing
@@ -19,10 +20,10 @@ import torchvision
 from resident import highest_resident
 from rich.console import Console
 from rich.table import Table
-from rounds import interleave, machine, median
+from rounds import clock_of, interleave, machine, median
 from torch import nn
 
-from experiments.engine.command import check_choice, run_script
+from experiments.engine.command import check_choice, check_device, run_script
 from models import cifar_resnet
 from probes import gate, gradient_norms, record, residual_magnitudes
 
@@ -45,6 +46,8 @@ class Settings:
     """Images a step."""
     networks: tuple[str, ...] = tuple(NETWORKS)
     """Which of the networks."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
     quick: bool = False
     """A few rounds of the smallest network, to see it run."""
 
@@ -55,11 +58,12 @@ QUICK = Settings(rounds=3, networks=("cifar_resnet(56, width=8), 8 x 8",))
 class Step:
     """A training step of one network, bare or watched."""
 
-    def __init__(self, network: str, batch_size: int) -> None:
+    def __init__(self, network: str, batch_size: int, device: torch.device) -> None:
         torch.manual_seed(0)
         make, size = NETWORKS[network]
-        self.model = make()
-        self.images, self.labels = torch.randn(batch_size, 3, size, size), torch.randint(10, (batch_size,))
+        self.model = make().to(device)
+        self.images = torch.randn(batch_size, 3, size, size).to(device)
+        self.labels = torch.randint(10, (batch_size,)).to(device)
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
 
     def bare(self) -> None:
@@ -94,44 +98,55 @@ class Step:
 KINDS = ("bare", "gated", "recorded", "hooked")
 
 
-def times(network: str, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of processor time of each kind of step in each round."""
-    step = Step(network, batch_size)
-    return interleave({kind: getattr(step, kind) for kind in KINDS}, rounds=rounds, warm_up=2)
+def times(network: str, batch_size: int, rounds: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Seconds of each kind of step in each round."""
+    step = Step(network, batch_size, device)
+    kinds = {kind: getattr(step, kind) for kind in KINDS}
+    return interleave(kinds, rounds=rounds, warm_up=2, clock=clock_of(device))
 
 
-def peak_memory(network: str, batch_size: int, kind: str) -> int:
-    """The highest resident set of three steps, in kilobytes; run in a fresh process."""
+def peak_memory(network: str, batch_size: int, kind: str, device: torch.device) -> int:
+    """The most memory of three steps: the resident set in kilobytes, of a fresh process; on a GPU, bytes there."""
     torch.set_num_threads(1)
-    step = Step(network, batch_size)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    step = Step(network, batch_size, device)
     for _ in range(3):
         getattr(step, kind)()
-    return highest_resident()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else highest_resident()
+
+
+def peak_memory_apart(network: str, batch_size: int, kind: str, device: torch.device) -> int:
+    """`peak_memory`, in a process of its own where that is what is measured."""
+    if device.type == "cuda":
+        return peak_memory(network, batch_size, kind, device)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(peak_memory, (network, batch_size, kind, device))
 
 
 def main(settings: Settings) -> None:
     """Run the benchmark and print its tables."""
     for network in settings.networks:
         check_choice("--networks", network, tuple(NETWORKS))
+    device = check_device(settings.device)
     torch.set_num_threads(1)
     console = Console(width=110)
     for network in settings.networks:
-        found = times(network, settings.batch_size, settings.rounds)
+        found = times(network, settings.batch_size, settings.rounds, device)
         bare = found.pop("bare")
         title = (
-            f"{network}, batch {settings.batch_size}: {np.median(bare) * 1e3:.0f} ms a bare step, {len(bare)} rounds"
+            f"{network}, batch {settings.batch_size}: {np.median(bare) * 1e3:.1f} ms a bare step, {len(bare)} rounds"
         )
         table = Table(title=title)
         for column in ("", *(f"every {k}" for k in INTERVALS), "peak memory"):
             table.add_column(column)
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            peak = {kind: pool.apply(peak_memory, (network, settings.batch_size, kind)) for kind in KINDS}
+        peak = {kind: peak_memory_apart(network, settings.batch_size, kind, device) for kind in KINDS}
         for kind, seconds in found.items():
             ratios = seconds / bare
             every = [f"{median(ratios):.3f}", *(f"{1 + (np.median(ratios) - 1) / k:.3f}" for k in INTERVALS[1:])]
             table.add_row(kind, *every, f"{peak[kind] / peak['bare']:.2f}")
         console.print(table)
-    console.print(machine())
+    console.print(machine(device))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ def interleave(
 ) -> dict[str, np.ndarray]:
     """Seconds of every kind in each round, after `warm_up` rounds that do not count.
 
-    clock: processor time by default, to which other jobs do little; time.perf_counter where parallelism is measured.
+    clock: processor time by default, to which other jobs do little; time.perf_counter where parallelism is measured;
+    `clock_of` a device.
     """
     order = random.Random(0)
     found: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -64,7 +65,24 @@ def judged(bound: str, found: Interval, *, least: float = -np.inf, most: float =
     return f"bound: {bound}: {word}"
 
 
-def machine() -> str:
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Processor time; of a GPU wall-clock time, once all that it was given is done."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def machine(device: torch.device | None = None) -> str:
     """Where the numbers come from; the load tells of other jobs (it counts those that ran in the last minute)."""
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{hardware('cpu')}{load}, torch {torch.__version__}"
+    gpu = ""
+    if device is not None and device.type == "cuda":
+        flags = ((torch.backends.cudnn, "convolutions"), (torch.backends.cuda.matmul, "matrix products"))
+        tf32 = [f"{'TF32' if kind.allow_tf32 else 'no TF32'} in {where}" for kind, where in flags]
+        gpu = f"{hardware(str(device))} ({', '.join(tf32)}), "
+    return f"{gpu}{hardware('cpu')}{load}, torch {torch.__version__}"

@@ -35,8 +35,8 @@ LINEAR = LAYOUT | {
     "TBackward0", "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
 }  # fmt: skip
 INPUT = {  # which of their inputs these nodes act on; the others are weights
-    "AddmmBackward0": 1, "ConvolutionBackward0": 0, "MmBackward0": 0, "NativeBatchNormBackward0": 0,
-    "NativeGroupNormBackward0": 0, "NativeLayerNormBackward0": 0,
+    "AddmmBackward0": 1, "ConvolutionBackward0": 0, "CudnnBatchNormBackward0": 0, "MiopenBatchNormBackward0": 0,
+    "MmBackward0": 0, "NativeBatchNormBackward0": 0, "NativeGroupNormBackward0": 0, "NativeLayerNormBackward0": 0,
 }  # fmt: skip
 GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBackward0", "TanhBackward0"}
 

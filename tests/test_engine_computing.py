@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -150,6 +149,25 @@ def test_branches_are_compiled_for_as_long_as_training_lasts(
     assert len(compiled) == 1
 
 
+def test_each_shape_of_branch_is_compiled_once_and_for_that_shape(
+    compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six branches five: the two of the first stage are alike."""
+    shapes = list[list[Any]]()
+
+    def note(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        shapes.append([size for x in inputs for size in (x.shape if isinstance(x, Tensor) else [x])])
+        return graph.forward
+
+    monkeypatch.setattr(computing, "BACKEND", note)
+    model, how = network(depth=14), Computing(compile=True)
+    for _ in range(2):
+        with how.compiled(model):
+            model(torch.randn(2, 1, 8, 8))
+    assert len(shapes) == 5
+    assert all(type(size) is int for of_graph in shapes for size in of_graph)
+
+
 @pytest.mark.slow
 def test_compiled_branches_obey_weights_that_change_from_step_to_step(batches: Batches, compiler: None) -> None:
     """A control sets the flows of a step after its forward: code that kept the first call's would not follow."""
@@ -201,21 +219,3 @@ def test_no_step_waits_for_its_values(optimiser: str) -> None:
     batches = Batches(load(Data(train_limit=300, augment="crop-flip")), torch.device("cpu"))
     training = Training(epochs=1, batch_size=100, optimiser=optimiser)
     list(train(network(PLAIN, depth=8), batches, training, seed=0, around=lambda model: NoWaiting()))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_a_gpu() -> None:
-    """As torch itself sees it; copies to the device count, too."""
-    device = torch.device("cuda")
-    batches = Batches(load(Data(train_limit=300, augment="crop-flip")), device)
-    model = network(depth=8).to(device)
-    list(train(model, batches, Training(epochs=1, batch_size=100), seed=0))  # warms up what torch sets up once
-
-    class Strict(nullcontext[None]):
-        def __enter__(self) -> None:
-            torch.cuda.set_sync_debug_mode("error")
-
-        def __exit__(self, *_: object) -> None:
-            torch.cuda.set_sync_debug_mode("default")
-
-    list(train(model, batches, Training(epochs=1, batch_size=100), seed=0, around=lambda model: Strict()))

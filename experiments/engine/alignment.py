@@ -28,7 +28,8 @@ def alignment(
     A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
     Coins and noise are those of the first step.
     """
-    with torch.random.fork_rng():
+    gpu = [images.device] if images.is_cuda else []  # with none named, each worker on a CPU would set up all GPUs
+    with torch.random.fork_rng(gpu):
         true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
     by_name, whole = groups(model), list(model.parameters())
     parts = [({"block": name, "depth": depth}, by_name[name]) for depth, name in enumerate(block_names(model))]

@@ -42,8 +42,7 @@ def checkpoint_at(file: Path) -> Iterator[None]:
 class Checkpoint:
     """The state of one training at an epoch's end. file: None keeps nothing.
 
-    A file that is damaged, or another version's, is not used, which is told. Random states are torch's own and those of
-    the training's generators.
+    A file that is damaged, or another version's, is not used, which is told.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -77,9 +76,6 @@ class Checkpoint:
             part.load_state_dict(self.found[name])
         for generator, state in zip(generators, self.found["generators"], strict=True):
             generator.set_state(state)
-        torch.set_rng_state(self.found["random"])
-        if self.found["of_gpu"] is not None:
-            torch.cuda.set_rng_state(self.found["of_gpu"])
         return self.found["epochs"]
 
     def save(self, epochs: int, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> None:
@@ -88,8 +84,7 @@ class Checkpoint:
             return
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"epochs": epochs, "generators": [generator.get_state() for generator in generators]}
-        state |= {"random": torch.get_rng_state(), "told": self.tell(), "commit": commit()}
-        state["of_gpu"] = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # the one that is in use
+        state |= {"told": self.tell(), "commit": commit()}
         torch.save(state, buffer := io.BytesIO())
         aside = self.file.with_suffix(".partial")
         self.file.parent.mkdir(exist_ok=True)

@@ -72,7 +72,8 @@ class Computing:
         blocks = residual_blocks(model) if self.compile else []
         for block in blocks:
             # by vars, past nn.Module: it is no part of the network
-            vars(block)[COMPILED] = torch.compile(block.branch, backend=BACKEND)
+            # dynamic=False: a code for each shape, of which there are few, not one for all that is slower
+            vars(block)[COMPILED] = torch.compile(block.branch, backend=BACKEND, dynamic=False)
         try:
             yield
         finally:

@@ -22,12 +22,17 @@ PATIENCE = timedelta(days=1)  # while the leader reads data or draws; whoever di
 
 def count() -> int:
     """How many processes train a network together; 1 without torchrun."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if together() else 1
+
+
+def together() -> bool:
+    """Whether a group has been joined, of one process or more."""
+    return dist.is_initialized()
 
 
 def rank() -> int:
     """The number of this one among them; 0 leads."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if together() else 0
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def follow() -> int:
 
 def leaders(value: Item) -> Item:
     """The leader's value, in all processes."""
-    if count() == 1:
+    if not together():
         return value
     values = [value]
     dist.broadcast_object_list(values, device=torch.device("cpu"))
@@ -83,7 +88,7 @@ def leaders(value: Item) -> Item:
 
 def distributed(model: nn.Module) -> nn.Module:
     """What calls the network so that a backward leaves the mean of all processes' gradients."""
-    return model if count() == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
+    return DistributedDataParallel(model, forward_sync_buffers=False) if together() else model
 
 
 def share(images: int) -> slice:
@@ -96,7 +101,7 @@ def share(images: int) -> slice:
 
 def mean(values: Tensor) -> Tensor:
     """The mean over the processes, in all of them."""
-    if count() == 1:
+    if not together():
         return values
     summed = values.clone()
     dist.all_reduce(summed)
@@ -105,7 +110,7 @@ def mean(values: Tensor) -> Tensor:
 
 def means(values: Sequence[Tensor]) -> Sequence[Tensor]:
     """Of each tensor the mean over the processes, in one message."""
-    if count() == 1:
+    if not together():
         return values
     whole = mean(torch.cat([value.flatten() for value in values]))
     parts = whole.split([value.numel() for value in values])
@@ -115,7 +120,7 @@ def means(values: Sequence[Tensor]) -> Sequence[Tensor]:
 @torch.no_grad()
 def check_alike(model: nn.Module) -> None:
     """Raise RuntimeError where the processes' weights differ, which gradients that were not averaged would do."""
-    if count() == 1:
+    if not together():
         return
     norms = torch.stack([parameter.double().norm() for parameter in model.parameters()])
     if not torch.allclose(norms, mean(norms), rtol=1e-6, atol=0, equal_nan=True):

@@ -119,7 +119,7 @@ def train(
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
     checkpoint = checkpoint or Checkpoint()
     parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
-    generators = [generator, *getattr(backward, "generators", ())]
+    generators = [generator, *getattr(backward, "generators", ()), *torchs_own(batches.device)]
     for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
@@ -143,6 +143,14 @@ def train(
         yield of_epoch
         if epoch + 1 < training.epochs:
             checkpoint.save(epoch + 1, parts, generators)
+
+
+def torchs_own(device: torch.device) -> list[torch.Generator]:
+    """Of what a network draws in its forward: on the CPU, and on the GPU that it is trained on, if it is one."""
+    if device.type == "cpu":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
 
 
 @torch.no_grad()

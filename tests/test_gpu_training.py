@@ -1,0 +1,179 @@
+"""Whole trainings on a GPU: killed and resumed, compiled, in a group of processes."""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from experiments.engine import checkpoints, processes, training
+from experiments.engine.cells import make_network, train_cell
+from experiments.engine.checkpoints import checkpoint_at
+from experiments.engine.computing import Computing
+from experiments.engine.controls import NO_CONTROL, Control
+from experiments.engine.data import Batches, Data, Dataset, load
+from experiments.engine.grid import Cell
+from experiments.engine.settings import NetworkSettings
+from experiments.engine.training import Training, train
+from models import ARMS, cifar_resnet
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("default"),  # what a GPU's libraries warn of is theirs
+]
+GPU = torch.device("cuda", 0)
+ROOT = Path(__file__).parents[1]
+DRAWING = ("dropout-shortcut", "stochastic-depth")  # they draw in their forward, on the device
+
+
+class Killed(Exception):
+    """Ends a training."""
+
+
+@pytest.fixture(autouse=True)
+def same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal inputs give equal sums; a checkpoint after every epoch."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(checkpoints, "EVERY", 0)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load(Data(train_limit=256))
+
+
+def cell_of(dataset: Dataset, network: str, device: torch.device) -> Cell:
+    settings = NetworkSettings(network=network, width=4, seeds=(0,), device=str(device))
+    return settings.cells("toy", dataset, arms=("residual",), depths=(8,))[0]
+
+
+def weights_after(cell: Cell, dataset: Dataset, *, killed_in: int | None = None) -> dict[str, Tensor]:
+    """A cell's network after four epochs, or the end in one of them."""
+
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> dict[str, pd.DataFrame]:
+        if epoch == killed_in:
+            raise Killed
+        return {}
+
+    model = make_network(cell, dataset)
+    train_cell(cell, dataset, Training(epochs=4, batch_size=64), model=model, measure=measure)
+    return model.state_dict()
+
+
+def killed_and_resumed(cell: Cell, dataset: Dataset, file: Path) -> dict[str, Tensor]:
+    with pytest.raises(Killed), checkpoint_at(file):
+        weights_after(cell, dataset, killed_in=3)
+    assert file.exists()
+    with checkpoint_at(file):
+        return weights_after(cell, dataset)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("network", ["resnet", *DRAWING])
+def test_a_killed_training_goes_on_to_the_same_weights(network: str, dataset: Dataset, tmp_path: Path) -> None:
+    cell = cell_of(dataset, network, GPU)
+    undisturbed = weights_after(cell, dataset)
+    assert same(weights_after(cell, dataset), undisturbed), "nothing but the seed decides"
+    assert same(killed_and_resumed(cell, dataset, tmp_path / "a.pt"), undisturbed)
+
+
+@pytest.mark.parametrize("network", DRAWING)
+def test_a_random_state_that_was_not_kept_would_be_noticed(
+    network: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cell_of(dataset, network, GPU)
+    undisturbed = weights_after(cell, dataset)
+    monkeypatch.setattr(training, "torchs_own", lambda device: [torch.default_generator])
+    assert not same(killed_and_resumed(cell, dataset, tmp_path / "a.pt"), undisturbed)
+
+
+def trained(dataset: Dataset, device: torch.device, control: Control, how: Computing) -> tuple[list[float], nn.Module]:
+    """Each step's loss in the stop-gradient arm, and the network."""
+    torch.manual_seed(0)
+    model = cifar_resnet(8, flow=ARMS["stop-gradient"], width=4, in_channels=1).to(device)
+    backward, training = control.prepare(model, seed=0), Training(epochs=2, batch_size=64)
+    losses = train(model, Batches(dataset, device), training, seed=0, backward=backward, computing=how)
+    return torch.cat(list(losses)).tolist(), model
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of this process alone: NCCL between GPUs, as under torchrun."""
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def check_group(dataset: Dataset, device: torch.device, alone: list[tuple[list[float], nn.Module]]) -> None:
+    assert (processes.count(), processes.leaders("word")) == (1, "word")
+    assert isinstance(processes.distributed(nn.Linear(2, 2).to(device)), DistributedDataParallel)
+    values = torch.tensor([1.0, 2.0], device=device)
+    assert processes.mean(values).data_ptr() != values.data_ptr()  # it went through the group
+    for (losses, model), control in zip(alone, CONTROLS, strict=True):
+        in_group, other = trained(dataset, device, control, Computing())
+        assert in_group == losses
+        assert same(other.state_dict(), model.state_dict())
+
+
+CONTROLS = (NO_CONTROL, Control(rule="true-norm"))
+
+
+@pytest.fixture
+def alone(dataset: Dataset) -> list[tuple[list[float], nn.Module]]:
+    """What this process trains without a group."""
+    return [trained(dataset, GPU, control, Computing()) for control in CONTROLS]
+
+
+def test_a_group_of_one_trains_as_a_process_alone(
+    dataset: Dataset, alone: list[tuple[list[float], nn.Module]], group: None
+) -> None:
+    """Through DistributedDataParallel and NCCL; a mean over one process is the value itself."""
+    assert "nccl" in str(dist.get_backend_config())
+    check_group(dataset, GPU, alone)
+
+
+@pytest.mark.slow
+def test_more_processes_than_gpus_are_refused_with_one_line(tmp_path: Path) -> None:
+    count = torch.cuda.device_count() + 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += [str(ROOT / "experiments" / "stopgrad_shortcut.py"), "--device", "cuda", "--batch-size", str(64 * count)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=env, timeout=120
+    )
+    assert done.returncode
+    said = f"error: --device cuda: {count - 1} GPUs here; start no more processes (--nproc-per-node)"
+    assert done.stderr.count(said) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "rounding"),
+    [(Computing(compile=True), 1e-2), (Computing(autocast=True, channels_last=True, compile=True), 3e-2)],
+)
+def test_compiled_branches_train_as_they_are_written(dataset: Dataset, how: Computing, rounding: float) -> None:
+    """Over eight steps: TF32 keeps 11 bits, and bfloat16 8; 1e-2 and 3e-2 are 20 and 8 roundings, which compiled code
+    takes at other places. That the branches are compiled is under test without a GPU."""
+    written, _ = trained(dataset, GPU, NO_CONTROL, replace(how, compile=False))
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        compiled, model = trained(dataset, GPU, NO_CONTROL, how)
+    assert compiled == pytest.approx(written, rel=rounding)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
