@@ -8,8 +8,8 @@ The ratio to the bare loop on the other network is taken within a round, in proc
 median over rounds with a 95 % bootstrap interval. The bound: the interval of our loop on our network reaches below
 1.05.
 
---autocast, --channels-last and --compile mean for our loop what they mean for the experiments (whose compiled branches
-leave the sums as they are), and for the bare one what one would write: the whole network is compiled.
+--autocast, --channels-last and --compile mean for our loop what they mean for the experiments, and for the bare one
+what one would write.
 """
 
 from collections.abc import Callable, Iterator

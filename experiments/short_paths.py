@@ -58,6 +58,7 @@ class Settings(NetworkSettings):
     """Also train with so many branches, drawn anew in each step; if not given, 23 of 54 in proportion."""
 
     def check(self) -> None:
+        self.computing.refuse_compile()
         super().check()
         self.check_depths("--depth", self.depth)
         check_each_once("--at-most", self.at_most)

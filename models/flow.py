@@ -84,9 +84,6 @@ def addend(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[
     return scale_gradient(functional_call(function, parameters, (x,)), 1.0, value=value)
 
 
-COMPILED = "compiled_branch"  # the attribute that holds a block's branch as compiled code, while it is to run so
-
-
 class Switched(Protocol):
     """A block whose shortcut and branch are weighted by its flow."""
 
@@ -101,9 +98,9 @@ class Switched(Protocol):
 def addends(block: Switched, x: Tensor) -> tuple[Tensor, Tensor]:
     """A block's two weighted addends, (shortcut, branch). Forward weights are read now, gradient weights when the
     backward runs. Raises ValueError for addends of two shapes: a sum would broadcast some."""
-    flow, function = block.flow, vars(block).get(COMPILED, block.branch)
+    flow = block.flow
     shortcut = addend(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
-    branch = addend(function, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
+    branch = addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
     shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in (shortcut, branch)]
     if shapes[0] != shapes[1]:
         raise ValueError(

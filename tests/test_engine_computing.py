@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -11,17 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments import short_paths
 from experiments.engine import computing
 from experiments.engine.cells import train_cell
 from experiments.engine.command import BadInput
 from experiments.engine.computing import Computing
+from experiments.engine.conditions import ConditionSettings
 from experiments.engine.controls import Control, Cut
 from experiments.engine.data import Batches, Data, Dataset, load
 from experiments.engine.grid import Cell
 from experiments.engine.settings import NetworkSettings
-from experiments.engine.training import Training, train
-from models import ARMS, PLAIN, CifarResNet, Flow, ResidualBlock, cifar_resnet
-from models.imagenet_resnet import SwitchedBasicBlock
+from experiments.engine.training import Training, evaluate, train
+from models import ARMS, PLAIN, CifarResNet, Flow, cifar_resnet
 from probes import gradient_norms, record
 
 ONE_STEP = Training(epochs=1, batch_size=300)
@@ -125,63 +127,61 @@ def test_layout_changes_rounding_alone(batches: Batches, arm: str) -> None:
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
 
 
-@pytest.mark.parametrize("block", [SwitchedBasicBlock(4, 4), cifar_resnet(8, width=4).blocks[0]])
-def test_branches_are_compiled_for_as_long_as_training_lasts(
-    monkeypatch: pytest.MonkeyPatch, block: SwitchedBasicBlock | ResidualBlock
+def test_a_network_is_compiled_as_one_for_training_alone(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, compiler: None
 ) -> None:
-    """Whatever the make of the block; its modules, names and values stay."""
-    compiled = list[torch.fx.GraphModule]()
-
-    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(computing, "BACKEND", note)
-    before, x = dict(block.named_modules()), torch.randn(2, 4, 8, 8)
-    wanted = block(x)
-    with Computing(compile=True).compiled(block):
-        assert torch.equal(block(x), wanted)
-        assert dict(block.named_modules()) == before
-    assert len(compiled) == 1
-    assert sum("conv" in str(node.target) for node in compiled[0].graph.nodes if node.op == "call_function") == 2
-    torch._dynamo.reset()
-    block(x)
-    assert len(compiled) == 1
-
-
-def test_each_shape_of_branch_is_compiled_once_and_for_that_shape(
-    compiler: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of six branches five: the two of the first stage are alike."""
+    """One code for a network and a batch's shape; evaluations call the network as it is written."""
     shapes = list[list[Any]]()
 
     def note(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         shapes.append([size for x in inputs for size in (x.shape if isinstance(x, Tensor) else [x])])
+        assert sum("conv" in str(node.target) for node in graph.graph.nodes if node.op == "call_function") == 7
         return graph.forward
 
     monkeypatch.setattr(computing, "BACKEND", note)
-    model, how = network(depth=14), Computing(compile=True)
-    for _ in range(2):
-        with how.compiled(model):
-            model(torch.randn(2, 1, 8, 8))
-    assert len(shapes) == 5
-    assert all(type(size) is int for of_graph in shapes for size in of_graph)
+    model, _ = trained(batches, Computing(compile=True), "residual")
+    assert len(shapes) == 1
+    assert all(type(size) is int for size in shapes[0])
+    evaluate(model, batches, "test")
+    assert len(shapes) == 1
 
 
-@pytest.mark.slow
-def test_compiled_branches_obey_weights_that_change_from_step_to_step(batches: Batches, compiler: None) -> None:
-    """A control sets the flows of a step after its forward: code that kept the first call's would not follow."""
-    cut = Control(cut=Cut(chance=0.5))
+@pytest.mark.parametrize("name", ["resnet", "exclusive-gate", "fixup", "stochastic-depth"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_compiled_code_trains_every_arm_as_it_is_written(dataset: Dataset, compiler: None, name: str, arm: str) -> None:
+    """To the last bit, since the code that would round otherwise is not written here."""
+    recipe = {"network": name, "width": 4, "device": "cpu"}
+    training = Training(epochs=2, batch_size=100)
+    found = [
+        train_cell(Cell("x", arm, 8, 0, {**recipe, **how.recipe}), dataset, training).tables["losses"]["value"].tolist()
+        for how in (Computing(), Computing(compile=True))
+    ]
+    assert found[0] == found[1]
 
+
+def test_compiled_code_follows_weights_that_change_before_a_forward(batches: Batches, compiler: None) -> None:
     def losses(how: Computing) -> list[float]:
         model = network(ARMS["gradient-only"], depth=8)
-        backward = cut.prepare(model, seed=0)
-        learning = train(model, batches, Training(epochs=2, batch_size=100), seed=0, computing=how, backward=backward)
-        return torch.cat(list(learning)).tolist()
+        learning, found = train(model, batches, Training(epochs=2, batch_size=100), seed=0, computing=how), []
+        for of_epoch in learning:
+            found += of_epoch.tolist()
+            for block in model.blocks:
+                block.flow = ARMS["plain"]
+        return found
 
-    assert losses(Computing(compile=True)) == pytest.approx(losses(Computing()), rel=1e-6)
-    uncut = trained(batches, Computing(), "gradient-only")[1]
-    assert losses(Computing()) != pytest.approx(uncut, rel=1e-4)
+    assert losses(Computing(compile=True)) == losses(Computing())
+    assert losses(Computing())[4:] != trained(batches, Computing(), "gradient-only")[1][4:]
+
+
+def test_what_compiled_code_would_not_follow_is_refused(batches: Batches) -> None:
+    how, message = Computing(compile=True), "--compile: compiled code does not follow what this experiment does"
+    backward = Control(cut=Cut(chance=0.5)).prepare(network(depth=8), seed=0)
+    for options in ({"backward": backward}, {"around": lambda model: nullcontext()}):
+        with pytest.raises(BadInput, match=message):
+            next(train(network(depth=8), batches, ONE_STEP, seed=0, computing=how, **options))
+    for settings in (ConditionSettings(computing=how), short_paths.Settings(computing=how)):
+        with pytest.raises(BadInput, match=message):
+            settings.check()
 
 
 def test_random_feedback_learns_under_autocast_as_in_float32(batches: Batches) -> None:

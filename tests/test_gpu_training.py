@@ -167,9 +167,9 @@ def test_more_processes_than_gpus_are_refused_with_one_line(tmp_path: Path) -> N
     ("how", "rounding"),
     [(Computing(compile=True), 1e-2), (Computing(autocast=True, channels_last=True, compile=True), 3e-2)],
 )
-def test_compiled_branches_train_as_they_are_written(dataset: Dataset, how: Computing, rounding: float) -> None:
+def test_a_compiled_network_trains_as_it_is_written(dataset: Dataset, how: Computing, rounding: float) -> None:
     """Over eight steps: TF32 keeps 11 bits, and bfloat16 8; 1e-2 and 3e-2 are 20 and 8 roundings, which compiled code
-    takes at other places. That the branches are compiled is under test without a GPU."""
+    takes at other places. That the network is compiled is under test without a GPU."""
     written, _ = trained(dataset, GPU, NO_CONTROL, replace(how, compile=False))
     torch._dynamo.reset()
     with warnings.catch_warnings():

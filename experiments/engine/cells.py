@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import pandas as pd
 import torch
@@ -92,7 +92,7 @@ def train_cell(
         loss=loss,
         backward=watch(backward) if watch else backward,
         computing=Computing.of(cell.settings),
-        around=around or (lambda model: nullcontext()),
+        around=around,
         checkpoint=checkpoint,
     )
     try:

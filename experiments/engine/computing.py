@@ -1,17 +1,15 @@
 """How a training computes on its device: in float32 and as it is written, unless a setting says otherwise."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from experiments.engine.command import BadInput
-from models import residual_blocks
-from models.flow import COMPILED
 
 BACKEND = "inductor"  # of torch.compile
+CODES = 64  # of networks that one worker trains; torch's own limit is 8, beyond which it compiles no more
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Computing:
     channels_last: bool = False
     """Lay images and convolutions out in memory with the channels of a pixel side by side."""
     compile: bool = False
-    """Compile the residual branches for training (torch.compile); what begins with it may take minutes."""
+    """Compile the network for training (torch.compile); what begins with it may take minutes."""
 
     @classmethod
     def of(cls, settings: Mapping[str, object]) -> "Computing":
@@ -49,6 +47,13 @@ class Computing:
                     "CPU it needs a C++ compiler; or leave --compile out"
                 ) from None
 
+    def refuse_compile(self) -> None:
+        """Raise BadInput if the network is to be compiled, where a training changes gradients after its forward."""
+        if self.compile:
+            raise BadInput(
+                "--compile: compiled code does not follow what this experiment does to gradients; leave it out"
+            )
+
     def lay_out(self, model: nn.Module) -> None:
         """Bring the network's weights, in place, into the order that training wants in memory."""
         if self.channels_last:
@@ -62,23 +67,16 @@ class Computing:
         """The context of a forward and its loss."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
 
-    @contextmanager
-    def compiled(self, model: nn.Module) -> Iterator[None]:
-        """The network with its branches compiled, while training lasts.
+    def compiled(self, forward: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What calls the network in training: as it is, or code for it and the shape that it is given.
 
-        Not the whole of it: a gradient's weight is read when the backward runs, and compiled code would keep that of
-        its first call.
+        Code follows a weight of gradients that changes before the next forward, but none that changes between a forward
+        and its backward.
         """
-        blocks = residual_blocks(model) if self.compile else []
-        for block in blocks:
-            # by vars, past nn.Module: it is no part of the network
-            # dynamic=False: a code for each shape, of which there are few, not one for all that is slower
-            vars(block)[COMPILED] = torch.compile(block.branch, backend=BACKEND, dynamic=False)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                del vars(block)[COMPILED]
+        if not self.compile:
+            return forward
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, CODES)
+        return torch.compile(forward, backend=BACKEND, dynamic=False)
 
 
 AS_WRITTEN = Computing()

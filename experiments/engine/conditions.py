@@ -60,6 +60,7 @@ class ConditionSettings(NetworkSettings):
     first alone for every other condition."""
 
     def check(self) -> None:
+        self.computing.refuse_compile()
         super().check()
         self.check_depths("--depths", *self.depths)
         check_seeds("--tuning-seeds", self.tuning_seeds)

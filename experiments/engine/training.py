@@ -95,7 +95,7 @@ def train(
     backward: Backward = backpropagation,
     loss: Loss = cross_entropy,
     computing: Computing = AS_WRITTEN,
-    around: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext(),
+    around: Callable[[nn.Module], AbstractContextManager[object]] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[Tensor]:
     """Train, yielding after each epoch its batches' losses, in the order of steps.
@@ -110,8 +110,10 @@ def train(
     their gradients (DistributedDataParallel); the losses are of whole batches. BatchNorm normalises each share by
     itself, and what a network draws in its forward (dropout) is drawn alike for each share.
     """
+    if around or backward is not backpropagation:
+        computing.refuse_compile()
     computing.lay_out(model)
-    forward = processes.distributed(model)
+    forward = computing.compiled(processes.distributed(model))
     generator = torch.Generator().manual_seed(seed)
     size = batches.size("train")
     steps = training.steps_an_epoch(size)
@@ -123,7 +125,7 @@ def train(
     for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
-        with computing.compiled(model), around(model):
+        with around(model) if around else nullcontext():
             order = torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
             shares = batches.epoch(order, generator, share=share(len(order[0])))
             for index, (images, labels) in enumerate(shares):
