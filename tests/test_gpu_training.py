@@ -112,7 +112,7 @@ def trained(dataset: Dataset, device: torch.device, control: Control, how: Compu
 def group() -> Iterator[None]:
     """A group of this process alone: NCCL between GPUs, as under torchrun."""
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group(store=store, rank=0, world_size=1)
+    dist.init_process_group(processes.backends(), store=store, rank=0, world_size=1)
     try:
         yield
     finally:

@@ -44,9 +44,14 @@ def joined() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group(timeout=PATIENCE)
+    dist.init_process_group(backends(), timeout=PATIENCE)
     yield
     dist.destroy_process_group()  # not after an error, when the others may not answer
+
+
+def backends() -> str:
+    """What messages go through; the leader's word comes from the CPU also where networks are trained on GPUs."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 _NOTHING_YET: Any = None
