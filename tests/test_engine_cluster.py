@@ -41,6 +41,7 @@ def address() -> Iterator[str]:
     found = f"127.0.0.1:{free_port()}"
     with TemporaryDirectory(prefix="ray") as folder:  # short: sockets lie in it
         options = f"--head --block --num-cpus=2 --include-dashboard=false --disable-usage-stats --temp-dir={folder}"
+        options += " --node-ip-address=127.0.0.1 --object-store-memory=100000000"
         command = [str(Path(sys.executable).with_name("ray")), "start", *options.split(), f"--port={found[10:]}"]
         log = Path(folder) / "log"
         with log.open("w") as written, subprocess.Popen(command, stdout=written, stderr=written) as head:

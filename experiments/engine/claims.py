@@ -35,13 +35,17 @@ _taken: list[FileLock] = []
 
 def number(home: Path) -> int:
     """The lowest number, from 0, that no other worker has, also of another invocation; this process's to its end."""
-    for free in count():
-        try:
-            _taken.append(claim(home, f"worker{free}").acquire(blocking=False).lock)
-            return free
-        except Timeout:
-            continue
-    raise AssertionError
+    return next(free for free in count() if _take(claim(home, f"worker{free}")))
+
+
+def _take(lock: FileLock) -> bool:
+    """Whether the lock was free; it is then held to the end of this process."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    _taken.append(lock)
+    return True
 
 
 def _watch(parent: int, *, every: float = 0.5) -> None:
