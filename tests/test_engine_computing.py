@@ -176,7 +176,8 @@ def test_compiled_code_follows_weights_that_change_before_a_forward(batches: Bat
 def test_what_compiled_code_would_not_follow_is_refused(batches: Batches) -> None:
     how, message = Computing(compile=True), "--compile: compiled code does not follow what this experiment does"
     backward = Control(cut=Cut(chance=0.5)).prepare(network(depth=8), seed=0)
-    for options in ({"backward": backward}, {"around": lambda model: nullcontext()}):
+    each: list[dict[str, Any]] = [{"backward": backward}, {"around": lambda model: nullcontext()}]
+    for options in each:
         with pytest.raises(BadInput, match=message):
             next(train(network(depth=8), batches, ONE_STEP, seed=0, computing=how, **options))
     for settings in (ConditionSettings(computing=how), short_paths.Settings(computing=how)):
