@@ -28,7 +28,8 @@ def connect(address: str) -> None:
         import ray
     except ImportError:
         raise BadInput("--backend ray: Ray is not installed; pip install -e '.[cluster]'") from None
-    where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    where = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error ends the grid, and is told; not all
     host, _, port = where.rpartition(":")
     if where != "auto" and not (host and port.isdecimal()):
         raise BadInput(f"--ray-address {where}: give HOST:PORT, or auto")
