@@ -56,10 +56,11 @@ def address() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_tables_of_processes(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # relative names mean the same to a worker
     data, training = load(Data(train_limit=256)), Training(epochs=2)
     settings = NetworkSettings(width=2, seeds=(0, 1), training=training)
     cells = settings.cells("toy", data, arms=("residual", "stop-gradient"), depths=(8,))
+    run_slowly(tmp_path / "before", 0, at=Workers(2))
+    monkeypatch.chdir(tmp_path)  # relative names mean the same to workers, also to those that began elsewhere
     run = partial(train_cell, dataset=data, training=training, measure=measure)
     run_grid(cells, run, Path("processes"), workers=Workers(2))
     run_grid(cells, run, Path("ray"), workers=Workers(backend="ray", ray_address=connected(address)))
@@ -79,7 +80,6 @@ def test_a_killed_invocation_ends_its_cells_and_the_same_command_goes_on(tmp_pat
     process = start(run_on_cluster, tmp_path, address, 0.5)
     wait_until(lambda: len(finished(tmp_path)) >= 3)
     workers = {int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines()}
-    assert len(workers) >= 2
     assert process.pid not in workers
     process.kill()
     wait_until(lambda: not any(map(alive, workers)), seconds=20)
@@ -96,7 +96,9 @@ def run_on_cluster(folder: Path, address: str, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done(address: str) -> None:
+def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connected(address)
 
     def timed(seconds: float) -> tuple[float, float]:
@@ -106,7 +108,18 @@ def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done
 
     (first, second) = cluster.each(timed, [0.2, 0.2], device=CPU, at_once=1)
     assert first[1] <= second[0]
-    assert list(cluster.each(lambda item: time.sleep(item) or item, [2.0, 0.1], device=CPU, at_once=2)) == [0.1, 2.0]
+    monkeypatch.chdir(tmp_path)
+    assert list(cluster.each(lambda item: Path.cwd(), [0], device=CPU, at_once=1)) == [tmp_path]
+
+    def in_turn(item: str) -> str:
+        if item == "second":
+            (tmp_path / "second").touch()
+        else:
+            wait_until((tmp_path / "second").exists)
+            time.sleep(1)
+        return item
+
+    assert list(cluster.each(in_turn, ["first", "second"], device=CPU, at_once=2)) == ["second", "first"]
 
 
 @pytest.mark.slow
@@ -135,11 +148,19 @@ def test_a_cell_whose_process_is_lost_runs_again(tmp_path: Path, address: str) -
 
 
 @pytest.mark.slow
-def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str) -> None:
+def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="--backend ray --device cuda: the cluster has no GPU"):
         Workers(backend="ray", ray_address=address).check("cuda")
-    with pytest.raises(BadInput, match=r"does not see .*nowhere; every machine of the cluster must see the checkout"):
-        cluster.check_sees(tmp_path / "nowhere")
+    cluster.check_sees(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "CHECKOUT", tmp_path / "nowhere")
+        with pytest.raises(BadInput, match=r"does not see .*nowhere; every machine of the cluster must see"):
+            cluster.check_sees(tmp_path)
+        patch.undo()
+        patch.setattr(torch, "__version__", "0.1")
+        with pytest.raises(BadInput, match=r"has torch [2-9].*, this machine 0.1: use one"):
+            cluster.check_sees(tmp_path)
     assert Workers(backend="ray", ray_address=address).at_once(CPU) == 2
     assert Workers(1, backend="ray", ray_address=address).at_once(CPU) == 1
 
@@ -149,6 +170,7 @@ def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str) -> None:
     [
         ("nonsense", "--ray-address nonsense: give HOST:PORT, or auto"),
         ("ray:", "--ray-address ray:: give HOST:PORT, or auto"),
+        ("ray://127.0.0.1:10001", "--ray-address ray://127.0.0.1:10001: give HOST:PORT, or auto"),
         ("127.0.0.1:{port}", r"no cluster answers at 127.0.0.1:{port} .*start one \(ray start --head\), or give its"),
     ],
 )
@@ -157,6 +179,13 @@ def test_an_address_that_does_not_answer_is_told_at_once(address: str, message: 
     port = free_port()
     with pytest.raises(BadInput, match=message.format(port=port)):
         Workers(backend="ray", ray_address=address.format(port=port)).check("cpu")
+
+
+def test_the_environments_address_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", "rubbish")
+    with pytest.raises(BadInput, match="RAY_ADDRESS rubbish: give HOST:PORT, or auto"):
+        Workers(backend="ray").check("cpu")
 
 
 def test_a_missing_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHECKOUT = Path(__file__).parents[2]
+PATIENCE = 120  # seconds in which a machine starts a process that imports torch
 
 
 def connect(address: str) -> None:
@@ -28,26 +30,27 @@ def connect(address: str) -> None:
         import ray
     except ImportError:
         raise BadInput("--backend ray: Ray is not installed; pip install -e '.[cluster]'") from None
-    where = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error ends the grid, and is told; not all
+    where, source = address, "--ray-address"
+    if address == "auto" and os.environ.get("RAY_ADDRESS"):
+        where, source = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
     host, _, port = where.rpartition(":")
-    if where != "auto" and not (host and port.isdecimal()):
-        raise BadInput(f"--ray-address {where}: give HOST:PORT, or auto")
+    if where != "auto" and not (host and "/" not in host and port.isdecimal()):
+        raise BadInput(f"{source} {where}: give HOST:PORT, or auto")
+    go_on = "start one (ray start --head), or give its --ray-address HOST:PORT"
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error ends the grid, and is told; not all
     try:
         if where != "auto":
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
-        ray.init(
-            where,
-            ignore_reinit_error=True,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}},
-        )
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--backend ray: no cluster answers at {where} ({error}); {go_on}") from None
+    path = {"env_vars": {"PYTHONPATH": str(CHECKOUT)}}
+    try:
+        ray.init(where, ignore_reinit_error=True, logging_level=logging.WARNING, runtime_env=path)
     except Exception as error:
+        if where == "auto" and isinstance(error, ConnectionError):
+            raise BadInput(f"--backend ray: this machine has joined no cluster; {go_on}") from None
         first = (str(error).strip().splitlines() or [""])[0]
-        raise BadInput(
-            f"--backend ray: no cluster answers at {where} ({first}); start one (ray start --head), or give its "
-            "--ray-address HOST:PORT"
-        ) from None
+        raise BadInput(f"--backend ray: cannot join the cluster at {where} ({first})") from None
 
 
 def slots(device: torch.device) -> int:
@@ -61,27 +64,37 @@ def slots(device: torch.device) -> int:
 
 
 def check_sees(home: Path) -> None:
-    """Raise BadInput unless every machine of the cluster sees this checkout, the folder of the cells, and the one from
-    which relative names lead on."""
+    """Raise BadInput unless every machine of the cluster has this torch, and sees this checkout, the folder of the
+    cells as it is now, and the folder from which relative names lead on."""
     import ray
+    from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def unseen(paths: Sequence[Path]) -> tuple[str, list[Path]]:  # nested, and so sent as it is: it needs no checkout
-        return socket.gethostname(), [path for path in paths if not path.exists()]
+    def told(paths: Sequence[Path]) -> tuple[str, list[Path], str]:  # nested, and so sent whole: it needs no checkout
+        import torch
 
-    there = [
-        ray.remote(num_cpus=0)(unseen)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote([CHECKOUT, home, Path.cwd()])
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    for machine, missing in ray.get(there):
+        return socket.gethostname(), [path for path in paths if not path.exists()], str(torch.__version__)
+
+    with NamedTemporaryFile(dir=home, prefix=".seen-") as here:  # a folder of the same name would not have it
+        there = [
+            ray.remote(num_cpus=0)(told)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote([CHECKOUT, Path(here.name), Path.cwd()])
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        try:
+            answers = ray.get(there, timeout=PATIENCE)
+        except GetTimeoutError:
+            raise BadInput(f"--backend ray: a machine of the cluster has not answered in {PATIENCE} s") from None
+    for machine, missing, version in answers:
         if missing:
             raise BadInput(
                 f"--backend ray: {machine} does not see {' nor '.join(map(str, missing))}; every machine "
                 "of the cluster must see the checkout, --out and the working folder by these names"
             )
+        if version != torch.__version__:
+            raise BadInput(f"--backend ray: {machine} has torch {version}, this machine {torch.__version__}: use one")
 
 
 def each(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from experiments.engine.command import BadInput
 
 BACKEND = "inductor"  # of torch.compile
-CODES = 64  # of networks that one worker trains; torch's own limit is 8, beyond which it compiles no more
+CODES = 256  # one for each arm, depth and network that a worker trains; torch stops at 8, and in all at 256
 
 
 @dataclass(frozen=True)

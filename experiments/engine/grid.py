@@ -95,7 +95,8 @@ def run_grid(
     with progress(different, missing, home) as done, workers.pool(device, home, most=len(missing)) as each:
 
         def tried(cells: Sequence[Cell], *, wait: bool) -> Iterator[tuple[Cell, bool]]:
-            return each(partial(_run_cell, run=run, home=home, wait=wait), cells)
+            # absolute: workers that a former grid has left may have begun in another folder
+            return each(partial(_run_cell, run=run, home=home.absolute(), wait=wait), cells)
 
         held = []
         for cell, finished in tried(missing, wait=False):

@@ -29,7 +29,7 @@ class Workers:
     workers: int | None = None
     """Cells that run at once, one thread each; by default as many as this machine has cores, or the cluster slots."""
     backend: Literal["processes", "ray"] = "processes"
-    """processes: on this machine. ray: on a Ray cluster that runs already, one CPU or GPU a cell."""
+    """processes: here. ray: on the Ray cluster that this machine is of; a cell takes a CPU, and for cuda a GPU."""
     ray_address: str = "auto"
     """That cluster's host:port; auto: as RAY_ADDRESS says, or the cluster that this machine has joined."""
 
