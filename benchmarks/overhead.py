@@ -106,22 +106,12 @@ def times(network: str, batch_size: int, rounds: int, device: torch.device) -> d
 
 
 def peak_memory(network: str, batch_size: int, kind: str, device: torch.device) -> int:
-    """The most memory of three steps: the resident set in kilobytes, of a fresh process; on a GPU, bytes there."""
+    """The most memory of three steps: the resident set in kilobytes; on a GPU, bytes there. Run in a fresh process."""
     torch.set_num_threads(1)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     step = Step(network, batch_size, device)
     for _ in range(3):
         getattr(step, kind)()
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else highest_resident()
-
-
-def peak_memory_apart(network: str, batch_size: int, kind: str, device: torch.device) -> int:
-    """`peak_memory`, in a process of its own where that is what is measured."""
-    if device.type == "cuda":
-        return peak_memory(network, batch_size, kind, device)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(peak_memory, (network, batch_size, kind, device))
 
 
 def main(settings: Settings) -> None:
@@ -140,7 +130,8 @@ def main(settings: Settings) -> None:
         table = Table(title=title)
         for column in ("", *(f"every {k}" for k in INTERVALS), "peak memory"):
             table.add_column(column)
-        peak = {kind: peak_memory_apart(network, settings.batch_size, kind, device) for kind in KINDS}
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            peak = {kind: pool.apply(peak_memory, (network, settings.batch_size, kind, device)) for kind in KINDS}
         for kind, seconds in found.items():
             ratios = seconds / bare
             every = [f"{median(ratios):.3f}", *(f"{1 + (np.median(ratios) - 1) / k:.3f}" for k in INTERVALS[1:])]

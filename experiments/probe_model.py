@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.command import BadInput, check_device, make_folder, run_script
+from experiments.engine.command import BadInput, check_device, first_line, make_folder, run_script
 from experiments.engine.ending import show_files, terminal
 from experiments.engine.foreign import first_output, load_images, load_model, load_weights, make_inputs
 from experiments.engine.grid import write_aside
@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
     try:
         adds = find_junctions(model, *positional, explain=True, **named)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise BadInput(f"--model {settings.model}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"--model {settings.model}: {first_line(error)}") from None
     tables, notes = measure(model, positional, named, labels, adds, settings)
     finish(tables, notes, adds, settings)
 

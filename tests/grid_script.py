@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
@@ -22,6 +23,7 @@ from experiments.engine.training import Training
 from experiments.engine.workers import Workers
 
 CELLS = [Cell("toy", arm, depth, seed, {"rate": 1}) for arm in "abcd" for depth in (8, 14) for seed in range(3)]
+NAMES = {cell.name for cell in CELLS}
 ONE = Workers(1)
 
 
@@ -88,3 +90,26 @@ def start(target: object, *arguments: object, **options: object) -> ForkServerPr
     process = context.Process(target=target, args=arguments, kwargs=options)  # type: ignore[arg-type]
     process.start()
     return process
+
+
+def finished(folder: Path) -> set[str]:
+    return {path.parent.name for path in (folder / "cells").glob("[!.]*/run.json")}
+
+
+def ran(folder: Path) -> list[str]:
+    """The cells that were begun, by name, in order."""
+    return [line.split()[0] for line in (folder / "log").read_text().splitlines()]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -23,8 +23,7 @@ from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training
 from experiments.engine.workers import Workers
 from experiments.stopgrad_shortcut import measure
-from tests.grid_script import CELLS, run_slowly, start
-from tests.test_engine_resume import NAMES, alive, finished, ran, wait_until
+from tests.grid_script import CELLS, NAMES, alive, finished, ran, run_slowly, start, wait_until
 
 CPU = torch.device("cpu")
 

@@ -37,7 +37,6 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 from experiments import stopgrad_shortcut
 from experiments.engine.command import run_script
-from experiments.engine.workers import Workers
 stopgrad_shortcut.finish = lambda *_: print("reported")  # its figures take longer than all the rest
 run_script("experiments.stopgrad_shortcut")
 """

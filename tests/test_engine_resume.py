@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,25 +16,7 @@ from experiments.engine.claims import claim
 from experiments.engine.command import BadInput
 from experiments.engine.grid import Cell, run_grid
 from experiments.engine.workers import Workers
-from tests.grid_script import CELLS, Life, Slow, run_slowly, start
-
-NAMES = {cell.name for cell in CELLS}
-
-
-def finished(folder: Path) -> set[str]:
-    return {path.parent.name for path in (folder / "cells").glob("[!.]*/run.json")}
-
-
-def ran(folder: Path) -> list[str]:
-    """The cells that were begun, by name, in order."""
-    return [line.split()[0] for line in (folder / "log").read_text().splitlines()]
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.grid_script import CELLS, NAMES, Life, Slow, alive, finished, ran, run_slowly, start, wait_until
 
 
 def children(pid: int) -> set[int]:
@@ -49,13 +30,6 @@ def children(pid: int) -> set[int]:
         if state != "Z" and int(parent) == pid:
             found.add(int(file.parent.name))
     return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

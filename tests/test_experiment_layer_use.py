@@ -26,14 +26,7 @@ DATA = Data(train_limit=128)
 
 
 def settings(out: Path, **changes: Any) -> Settings:
-    given: dict[str, Any] = {
-        "depth": 8,
-        "arms": ARMS,
-        "seeds": (0, 1),
-        "width": 2,
-        "workers": Workers(1),
-        "attributed": 8,
-    }
+    given: dict[str, Any] = {"depth": 8, "arms": ARMS, "seeds": (0, 1), "width": 2, "workers": Workers(1)}
     given |= {"training": Training(epochs=2, batch_size=32), "data": DATA, "steps": 4, "attributed": 8}
     return Settings(out=out, **(given | changes))
 

@@ -25,13 +25,13 @@ from experiments.engine.grid import Cell
 from experiments.engine.settings import NetworkSettings
 from experiments.engine.training import Training, train
 from models import ARMS, cifar_resnet
+from tests.scripts import file_of
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),  # what a GPU's libraries warn of is theirs
 ]
 GPU = torch.device("cuda", 0)
-ROOT = Path(__file__).parents[1]
 DRAWING = ("dropout-shortcut", "stochastic-depth")  # they draw in their forward, on the device
 
 
@@ -151,7 +151,7 @@ def test_a_group_of_one_trains_as_a_process_alone(
 def test_more_processes_than_gpus_are_refused_with_one_line(tmp_path: Path) -> None:
     count = torch.cuda.device_count() + 1
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += [str(ROOT / "experiments" / "stopgrad_shortcut.py"), "--device", "cuda", "--batch-size", str(64 * count)]
+    command += [file_of("stopgrad_shortcut"), "--device", "cuda", "--batch-size", str(64 * count)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=env, timeout=120

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from experiments.engine.command import BadInput
+from experiments.engine.command import BadInput, first_line
+from experiments.engine.provenance import CHECKOUT
 
 if TYPE_CHECKING:
     import ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-CHECKOUT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds in which a machine starts a process that imports torch
 
 
@@ -49,8 +49,7 @@ def connect(address: str) -> None:
     except Exception as error:
         if where == "auto" and isinstance(error, ConnectionError):
             raise BadInput(f"--backend ray: this machine has joined no cluster; {go_on}") from None
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise BadInput(f"--backend ray: cannot join the cluster at {where} ({first})") from None
+        raise BadInput(f"--backend ray: cannot join the cluster at {where} ({first_line(error)})") from None
 
 
 def slots(device: torch.device) -> int:

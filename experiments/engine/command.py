@@ -28,6 +28,11 @@ class BadInput(Exception):
     """A user's mistake: the message says what was given, what was wanted, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, for a message of one line."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def run_script(name: str) -> None:
     """Run the script of that module name: its `Settings` become flags (--quick: those of its `QUICK`) for its `main`.
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from experiments.engine.command import BadInput
+from experiments.engine.command import BadInput, first_line
 
 BACKEND = "inductor"  # of torch.compile
 CODES = 256  # one for each arm, depth and network that a worker trains; torch stops at 8, and in all at 256
@@ -41,10 +41,9 @@ class Computing:
             try:
                 torch.compile(torch.sin, backend=BACKEND)(torch.ones(2, device=device))
             except Exception as error:
-                first = (str(error).strip().splitlines() or [""])[0]
                 raise BadInput(
-                    f"--compile: torch cannot compile for {device} here ({type(error).__name__}: {first}); on the "
-                    "CPU it needs a C++ compiler; or leave --compile out"
+                    f"--compile: torch cannot compile for {device} here ({type(error).__name__}: {first_line(error)}); "
+                    "on the CPU it needs a C++ compiler; or leave --compile out"
                 ) from None
 
     def refuse_compile(self) -> None:

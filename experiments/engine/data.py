@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from experiments.engine.command import BadInput, check_choice
+from experiments.engine.command import BadInput, check_choice, first_line
 from experiments.engine.image_files import ImageFiles, read_ahead
 from experiments.engine.image_folder import list_image_folder
 
@@ -234,7 +234,7 @@ def _torchvision(
             both = [source(str(data.data_dir), train=train, download=data.download) for train in (True, False)]
         except (RuntimeError, OSError) as error:
             raise BadInput(
-                f"--dataset {data.dataset}: not found in {data.data_dir} ({str(error).splitlines()[0]}); "
+                f"--dataset {data.dataset}: not found in {data.data_dir} ({first_line(error)}); "
                 "put it there, or add --download"
             ) from None
         full, test = (_as_arrays(np.asarray(part.data), np.asarray(part.targets)) for part in both)

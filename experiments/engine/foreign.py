@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from experiments.engine.command import BadInput
+from experiments.engine.command import BadInput, first_line
 from models import CifarResNet, cifar_resnet, rename_public_weights
 
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # mean and deviation by channel
@@ -153,7 +153,7 @@ def _as_bad_input(name: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _image(file: Path, batch_size: int, height: int, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn")
 
 
@@ -25,14 +26,13 @@ def provenance(device: str) -> dict[str, object]:
 @cache
 def commit() -> str:
     """The checkout's commit, marked where files differ from it; "unknown" outside a git checkout."""
-    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != CHECKOUT.resolve():
             return "unknown"  # inside somebody else's repository
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):

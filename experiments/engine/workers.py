@@ -60,7 +60,8 @@ class Workers:
         """What runs a function for each item, of which there are `most`, for cells that are kept in `home`."""
         at_once = min(self.at_once(device), max(1, most))
         if self.backend == "ray":
-            cluster.check_sees(home.absolute())
+            if most:
+                cluster.check_sees(home.absolute())
             yield lambda function, items: cluster.each(function, items, device=device, at_once=at_once)
             return
         several = device == torch.device("cuda") and torch.cuda.device_count() > 1
