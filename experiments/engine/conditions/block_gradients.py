@@ -1,0 +1,55 @@
+"""The gradients of a network's parameters, block by block."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from experiments.engine.running import distributed
+from models import residual_blocks
+
+Group = list[nn.Parameter]
+Gradients = Mapping[nn.Parameter, Tensor]
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The names of the residual blocks, in order of depth."""
+    names = {module: name for name, module in model.named_modules()}
+    return [names[block] for block in residual_blocks(model)]
+
+
+def stages(model: nn.Module) -> list[int]:
+    """The stage of each block, from 1: blocks of one outermost module are one stage."""
+    outermost = [name.split(".")[0] for name in block_names(model)]
+    order = list(dict.fromkeys(outermost))
+    return [order.index(name) + 1 for name in outermost]
+
+
+def groups(model: nn.Module) -> dict[str, Group]:
+    """The parameters of each block by its name, and of what lies around them by the name of its outermost module, in
+    order; a parameter that is used twice belongs to the first."""
+    blocks, found, seen = set(block_names(model)), dict[str, Group](), set[nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        path = name.split(".")
+        inside = [".".join(path[:end]) for end in range(1, len(path)) if ".".join(path[:end]) in blocks]
+        if parameter not in seen:
+            seen.add(parameter)
+            found.setdefault(inside[0] if inside else path[0], []).append(parameter)
+    return found
+
+
+def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> Gradients:
+    """What the network's present flows pass back to each parameter, in the mean over the processes that train it."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
+    return dict(zip(parameters, distributed.means(found), strict=True))
+
+
+def flat(group: Group, of: Gradients) -> Tensor:
+    """A group's gradients as one vector of float64."""
+    return torch.cat([of[parameter].flatten().double() for parameter in group])
+
+
+def assign(group: Group, vector: Tensor) -> None:
+    """Leave a vector's parts in a group's `.grad`."""
+    for parameter, part in zip(group, vector.split([p.numel() for p in group]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -1,0 +1,92 @@
+"""Does an update point where the true gradient does, and how long is it beside it? Block by block."""
+
+import copy
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.engine.conditions.block_gradients import Gradients, block_names, flat, gradients, groups
+from experiments.engine.conditions.controls import Control
+from experiments.engine.training.data import Batches
+from experiments.engine.training.loop import Moment
+from experiments.engine.training.train_run import Tables, probing_batch
+from models import residual_blocks, set_flows
+from models.feedback import FeedbackConv2d
+from probes.tables import table
+
+NETWORK = "network"  # the block that is all of it
+
+
+def alignment(
+    model: nn.Module, control: Control, images: Tensor, labels: Tensor, *, seed: int, moment: Moment
+) -> pd.DataFrame:
+    """Of each residual block's parameters: cosine and norm ratio of a control's update, before the optimiser, with the
+    true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
+    of all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
+
+    A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
+    Coins and noise are those of the first step.
+    """
+    gpu = [images.device] if images.is_cuda else []  # with none named, each worker on a CPU would set up all GPUs
+    with torch.random.fork_rng(gpu):
+        true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
+    by_name, whole = groups(model), list(model.parameters())
+    parts = [({"block": name, "depth": depth}, by_name[name]) for depth, name in enumerate(block_names(model))]
+    parts.append(({"block": NETWORK, "depth": None}, whole))
+    rows = [
+        {**about, "quantity": quantity, "value": value}
+        for about, group in parts
+        for quantity, value in compare(flat(group, true), flat(group, made)).items()
+    ]
+    rows.append({"block": NETWORK, "quantity": "true norm", "value": flat(whole, true).norm().item()})
+    return table(rows)
+
+
+def compare(true: Tensor, made: Tensor) -> dict[str, float]:
+    """Cosine and norm ratio of two vectors of float64."""
+    norms = true.norm(), made.norm()
+    cosine = (made / norms[1]) @ (true / norms[0])
+    return {"cosine": cosine.item(), "norm ratio": (norms[1] / norms[0]).item() if norms[0] > 0 else float("nan")}
+
+
+def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
+    """The gradient of what the network computes, by the model's own parameters, whatever its flows and feedback are."""
+    twin = copy.deepcopy(model)
+    set_flows(twin, [block.flow.exact for block in residual_blocks(twin)])
+    for module in twin.modules():
+        if isinstance(module, FeedbackConv2d):
+            module.feedback = module.weight.detach()
+    found = gradients(loss_of(twin, images, labels), list(twin.parameters()), retain_graph=False)
+    return dict(zip(model.parameters(), found.values(), strict=True))
+
+
+def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment) -> Gradients:
+    """What a control leaves in `.grad`, by the model's own parameters; zeros where it leaves nothing.
+
+    The network has the control's random feedback already, if there is any: it is not drawn anew.
+    """
+    twin = copy.deepcopy(model)
+    twin.zero_grad()
+    control.without_feedback().prepare(twin, seed=seed)(twin, loss_of(twin, images, labels), moment)
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in twin.parameters()]
+    return dict(zip(model.parameters(), found, strict=True))
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, with the same draws (of dropout, say) in every call."""
+    torch.manual_seed(0)
+    return F.cross_entropy(model(images), labels)
+
+
+def measure_alignment(
+    model: nn.Module, batches: Batches, epoch: int, last: bool, *, control: Control, seed: int, throughout: bool = False
+) -> Tables:
+    """`alignment` before the first step and in the end (throughout: after every epoch), on one fixed batch, in train
+    mode, under the control of the epoch that has ended."""
+    if epoch and not last and not throughout:
+        return {}
+    copied, images, labels = probing_batch(model, batches)
+    moment = Moment(step=0, epoch=max(epoch - 1, 0))
+    return {"alignment": alignment(copied, control, images, labels, seed=seed, moment=moment)}

@@ -1,0 +1,182 @@
+"""Trains conditions, each at its own best learning rate, which is chosen here."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.engine.conditions.conditions import FAMILY, Condition, ConditionSettings
+from experiments.engine.conditions.controls import NO_CONTROL
+from experiments.engine.conditions.gradient_alignment import measure_alignment
+from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.training.data import Dataset
+from experiments.engine.training.networks import outline
+from experiments.engine.training.train_run import make_network, train_run
+from probes.tables import table
+
+LR_EXPONENTS = range(-4, 0)
+"""In half decades: unmodified arms are tried at 0.01, 0.0316, 0.1 and 0.316 first."""
+LR_EXPONENTS_SHORT = {"sgd": range(-3, 0), "sign": range(-7, -4), "adam": range(-5, -2)}
+"""Every other condition is tried at three rates first."""
+MAX_EXTENSION = 4
+"""So many half decades beyond either end, no further."""
+LEARNED = 0.03
+"""Above chance: what validates no better has learned nothing, and its rate is no best among others."""
+Rates = dict[tuple[str, int], float]
+"""By condition and depth."""
+
+
+@dataclass(frozen=True)
+class ConditionRunner:
+    """What trains conditions: the settings and the data of one experiment."""
+
+    settings: ConditionSettings
+    dataset: Dataset
+
+    def run_of(self, condition: Condition, depth: int, seed: int, rate: float, budget: int = 1) -> Run:
+        """One run of a condition. budget: how many times the settings' epochs it is trained."""
+        training = replace(
+            self.settings.training,
+            optimiser=condition.optimiser,
+            learning_rate=rate,
+            epochs=budget * self.settings.training.epochs,
+        )
+        network = condition.network or self.settings.network
+        (run,) = replace(self.settings, training=training, network=network).runs(
+            FAMILY,
+            self.dataset,
+            arms=(condition.arm,),
+            depths=(depth,),
+            seeds=(seed,),
+            outputs=("alignment",),  # always, since experiments share runs
+            labels={"network": network, "control": condition.name, "learning_rate": rate, "budget": budget},
+            treatment=condition.control,
+        )
+        return run
+
+    def runs(
+        self, conditions: Sequence[Condition], depths: Sequence[int], rates: Rates, budget: int = 1
+    ) -> list[Run]:
+        """A run for each depth, condition and reported seed, at the condition's learning rate there."""
+        return [
+            self.run_of(condition, depth, seed, rates[condition.name, depth], budget)
+            for depth in depths
+            for condition in conditions
+            for seed in self.settings.seeds
+        ]
+
+    def train(self, runs: Sequence[Run], output: Output, *, then: str = "") -> tuple[Tables, list[Run]]:
+        """Train what the store lacks; all tables, which also go to the output, and the runs that diverged."""
+        task = partial(train_condition, dataset=self.dataset)
+        execution, store = self.settings.execution, self.settings.store
+        return run_grid(runs, task, output, execution=execution, store=store, then=then)
+
+    def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
+        """Choose each condition's learning rate at each depth.
+
+        The best has the highest mean validation accuracy over its tuning seeds (of equals, the lowest mean validation
+        loss). It is the lowest tried while nothing has learned at any: a network at chance tells no rates apart. A best
+        at an end of its range extends the range, by at most two decades. The whole search goes to `folder`/tuning.csv.
+        """
+        self.check(conditions, depths)
+        output = Output(folder, dry_run=self.settings.execution.dry_run)
+        tried = {(condition, depth): set(first_exponents(condition)) for condition in conditions for depth in depths}
+        while True:
+            runs = [
+                self.run_of(condition, depth, seed, rate_of(exponent))
+                for (condition, depth), exponents in tried.items()
+                for exponent in sorted(exponents)
+                for seed in self.settings.tuning_seeds[: None if condition.is_arm else 1]
+            ]
+            tables, _ = self.train(runs, output, then="further rates if need be, and runs at the best")
+            found = validation(tables, runs)
+            best = {key: self._best(found, *key) for key in tried}
+            further = {
+                key: next_exponent(exponents, best[key], first_exponents(key[0])) for key, exponents in tried.items()
+            }
+            if all(exponent is None for exponent in further.values()):
+                break
+            for key, exponent in further.items():
+                tried[key] |= set() if exponent is None else {exponent}
+        output.table("tuning", table(tuning_rows(found)))
+        return {(condition.name, depth): rate_of(exponent) for (condition, depth), exponent in best.items()}
+
+    def check(self, conditions: Sequence[Condition], depths: Sequence[int]) -> None:
+        """Raise BadInput for a condition whose control the network does not know: random feedback without convolutions,
+        a stage that is not there."""
+        for condition in conditions:
+            network = condition.network or self.settings.network
+            for depth in depths if condition.control != NO_CONTROL else ():
+                try:
+                    condition.control.prepare(outline(network, depth, width=self.settings.width), seed=0)
+                except ValueError as error:
+                    raise BadInput(f"{condition.name!r} on {network}: {error}; leave it out (--conditions)") from None
+
+    def _best(self, found: pd.DataFrame, condition: Condition, depth: int) -> int:
+        rows = found[(found["control"] == condition.name) & (found["depth_total"] == depth)]
+        means = rows.groupby("learning_rate")[["accuracy", "loss"]].mean().reset_index()
+        best = means.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
+        learned = best["accuracy"] > 1 / len(self.dataset.classes) + LEARNED
+        return exponent_of(float(best["learning_rate"] if learned else means["learning_rate"].min()))
+
+
+def train_condition(run: Run, checkpoint: Path | None = None, *, dataset: Dataset) -> Outcome:
+    """Train a run under the control of its recipe, and measure cosine and norm ratio between its updates and the exact
+    gradient."""
+    control = run.recipe.treatment
+    model = make_network(run, dataset)
+    backward = control.prepare(model, seed=run.seed)
+    measure = partial(measure_alignment, control=control, seed=run.seed)
+    return train_run(
+        run, checkpoint, dataset=dataset, model=model, backward=backward, measure=measure, validate=False
+    )
+
+
+def first_exponents(condition: Condition) -> range:
+    """The exponents of the learning rates that are tried at first."""
+    return LR_EXPONENTS if condition.is_arm else LR_EXPONENTS_SHORT[condition.optimiser]
+
+
+def rate_of(exponent: int) -> float:
+    """The learning rate 10^(exponent / 2), to three digits."""
+    return float(f"{10 ** (exponent / 2):.3g}")
+
+
+def exponent_of(rate: float) -> int:
+    """The exponent of a learning rate."""
+    return round(2 * np.log10(rate))
+
+
+def next_exponent(tried: set[int], best: int, first: range) -> int | None:
+    """What to try next: beyond the end at which the best lies, unless that is too far from the first ones."""
+    if best not in (min(tried), max(tried)):
+        return None
+    exponent = best + 1 if best == max(tried) else best - 1
+    return exponent if first[0] - MAX_EXTENSION <= exponent <= first[-1] + MAX_EXTENSION else None
+
+
+def validation(tables: Tables, runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run: control, depth_total, learning_rate, seed, and validation accuracy and loss at the end; 0 and
+    infinity for a run that diverged."""
+    keys = ["control", "depth_total", "learning_rate", "seed"]
+    rows = [(run.labels["control"], run.depth, run.labels["learning_rate"], run.seed) for run in runs]
+    every = pd.DataFrame(rows, columns=keys)
+    if "outcomes" not in tables:
+        return every.assign(accuracy=0.0, loss=np.inf)
+    outcomes = tables["outcomes"][tables["outcomes"]["split"] == "validation"]
+    wide = outcomes.pivot_table(index=keys, columns="quantity", values="value").reset_index()
+    return every.merge(wide, how="left", on=keys).fillna({"accuracy": 0.0, "loss": np.inf})
+
+
+def tuning_rows(found: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """The search as rows of a long table."""
+    for row in found.to_dict("records"):
+        about = {key: row[key] for key in ("control", "depth_total", "learning_rate", "seed")}
+        for quantity in ("accuracy", "loss"):
+            yield {**about, "split": "validation", "quantity": quantity, "value": row[quantity]}

@@ -1,0 +1,99 @@
+"""How experiments on conditions are shown in the terminal: outcomes, gaps closed and differences."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from rich.console import Console
+
+from experiments.engine.reporting.console import format_estimate, show_table
+from experiments.engine.reporting.factorial import show_outcomes
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import Estimate
+from experiments.engine.statistics.factorial import flags
+
+EXPLAINED = (
+    "R, the gap closed = (plain - condition) / (plain - residual), of the same optimiser: 0 as bad as plain, 1 as good "
+    "as residual; Fieller's 95 % interval. Not corrected for their number"
+)
+SEARCHED = "Learning rates are the best of the search (tuning/tuning.csv): change another setting."
+
+
+def show_conditions(
+    console: Console,
+    outcomes: pd.DataFrame,
+    runs: pd.DataFrame,
+    names: Sequence[str],
+    diverged: Sequence[Run],
+    classes: int,
+) -> None:
+    """Depth x condition: its outcomes. runs: as `gap_closed.condition_table` gives them."""
+    gone = [(str(run.labels["control"]), run.depth) for run in diverged]
+    depths = {*outcomes["depth_total"].tolist(), *(run.depth for run in diverged)}
+    marks = {depth: flags(runs, depth, classes, by="control") for depth in sorted(depths)}
+    show_outcomes(console, outcomes, names, gone, marks, by="control")
+
+
+def show_gaps_closed(console: Console, gaps: pd.DataFrame, rates: Mapping[tuple[str, int], float]) -> None:
+    """Depth x condition: its learning rate, and R. gaps: as `gap_closed.gap_table` gives them."""
+    wide = gaps.pivot(index=["depth_total", "control", "outcome"], columns="quantity", values="value")
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for depth, name, outcome in gaps[["depth_total", "control", "outcome"]].drop_duplicates().itertuples(index=False):
+        row = rows.setdefault((f"depth {depth}", name), {"rate": f"{rates[name, depth]:g}"})
+        row[f"R, {outcome}"] = format_gap(wide.loc[(depth, name, outcome)])
+    show_table(console, rows, title="How much of the gap between plain and residual is closed", caption=EXPLAINED)
+
+
+def format_gap(numbers: "pd.Series[float]") -> str:
+    """`0.55 [0.40, 0.70]`, or why there is none."""
+    if numbers["R"] == numbers["R"]:
+        return f"{numbers['R']:.2f} [{numbers['R low']:.2f}, {numbers['R high']:.2f}]"
+    return "no seed" if not numbers["n"] else "fewer than three seeds" if numbers["n"] < 3 else "no degradation"
+
+
+def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[str, Estimate]]]) -> None:
+    """Differences in test accuracy, by depth, condition and what is subtracted."""
+    rows = {
+        (f"depth {depth}", name): {title: format_estimate(change, digits=3) for title, change in changes.items()}
+        for depth, by_name in found.items()
+        for name, changes in by_name.items()
+    }
+    count = sum(bool(change.values) for by_name in found.values() for row in by_name.values() for change in row.values())
+    caption = f"mean [95 % t interval], (seeds' values) where there is none; not corrected for their number, {count}"
+    show_table(console, rows, title="Differences in test accuracy, paired by seed", caption=caption)
+
+
+def show_alignment(console: Console, alignment: pd.DataFrame, names: Sequence[str], depth: int) -> None:
+    """Cosine and norm ratio of updates and true gradients, on one batch: the range over blocks of means over seeds."""
+    at_depth = alignment[alignment["depth_total"] == depth]
+    moments = {"first": at_depth["epoch"].min(), "last": at_depth["epoch"].max()}
+    rows = {}
+    for name in names:
+        own = at_depth[at_depth["control"] == name]
+        rows["", name] = {
+            f"{quantity}, {word}": block_range(own[(own["epoch"] == epoch) & (own["quantity"] == quantity)])
+            for word, epoch in moments.items()
+            for quantity in ("cosine", "norm ratio")
+        }
+    show_table(
+        console,
+        rows,
+        title=f"Update against true gradient at depth {depth}: from block to block",
+        caption="Blocks without an update have no cosine. Updates are taken before the optimiser",
+    )
+
+
+def block_range(rows: pd.DataFrame) -> str:
+    """`0.01 to 0.98`, least and most over blocks of the mean over seeds; `-` where there is none."""
+    means = rows.groupby("depth")["value"].mean().dropna()
+    return f"{means.min():.2g} to {means.max():.2g}" if len(means) else "-"
+
+
+def diverged_note(diverged: Sequence[Run]) -> str:
+    """` Diverged, and left out of means and differences: plain at depth 56 (2 seeds).`, or nothing where none did."""
+    counts: dict[str, int] = {}
+    for run in diverged:
+        times = f", {run.labels['budget']} times the epochs" if run.labels["budget"] != 1 else ""
+        where = f"{run.labels['control']} at depth {run.depth}{times}"
+        counts[where] = counts.get(where, 0) + 1
+    parts = [f"{where} ({count} seed{'s' * (count > 1)})" for where, count in counts.items()]
+    return f" Diverged, and left out of means and differences: {'; '.join(parts)}." if parts else ""

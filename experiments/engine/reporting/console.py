@@ -1,0 +1,128 @@
+"""The terminal: data frames as tables, numbers as text, and the files that were written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import figures
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.equivalence import DEFINITION, MARGINS, Comparison
+from experiments.engine.statistics.estimates import Estimate
+
+Rows = Mapping[tuple[str, str], Mapping[str, str]]
+"""Text by (heading, row), then by column."""
+
+
+def terminal() -> Console:
+    """A console wide enough for the tables where the output is a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=100)
+
+
+def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
+    """Print rows of text as a table.
+
+    Args:
+        console: Where.
+        rows: By (heading, name); a heading that is not empty stands in bold above its rows. Columns are in the order in
+            which they first appear, and a row may lack some.
+        title: Above the table.
+        caption: One paragraph below it.
+    """
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("", *columns):
+        shown.add_column(column, no_wrap=column not in ("", "note", "reading"))  # numbers are never cut off
+    for index, (heading, name) in enumerate(rows):
+        if heading and heading not in [before for before, _ in list(rows)[:index]]:
+            shown.add_section()
+            shown.add_row(heading, style="bold")
+        shown.add_row(Text(name), *(Text(rows[heading, name].get(column, "")) for column in columns))
+    console.print(shown)
+    console.print(f"{caption}\n" if caption else "", markup=False)
+
+
+def show_decisions(console: Console, decisions: Mapping[str, tuple[str, str, str]], *, title: str) -> None:
+    """What was decided, by rules that were fixed before any run: by effect, its estimate, the margin, the reading."""
+    rows = {
+        ("", effect): {"estimate [95 % interval]": found, "margin": margin, "reading": reading}
+        for effect, (found, margin, reading) in decisions.items()
+    }
+    show_table(console, rows, title=f"Decisions: {title}", caption="The whole interval counts; none is corrected for their number.")
+
+
+def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], name: str) -> None:
+    """Write a figure beside the table that it was drawn from."""
+    output.add(figures.save(axes, table, output.folder / "figures", name))
+
+
+def show_files(console: Console, output: Output) -> None:
+    """Where everything was written."""
+    console.print(f"Written to {output.folder}:", soft_wrap=True)
+    endings: dict[str, list[str]] = {}
+    for file in sorted(output.files, key=lambda file: (len(file.parts), file)):
+        stem = file.relative_to(output.folder).with_suffix("").as_posix()
+        endings.setdefault(stem, []).append(file.suffix[1:])
+    for stem, suffixes in endings.items():
+        ending = suffixes[0] if len(suffixes) == 1 else "{" + ",".join(suffixes) + "}"
+        console.print(f"  {stem}.{ending}", soft_wrap=True, markup=False)
+
+
+def all_diverged(
+    console: Console,
+    tables: Mapping[str, pd.DataFrame],
+    output: Output,
+    *,
+    advice: str = "A lower --learning-rate may help.",
+) -> bool:
+    """Whether every run diverged, which is then printed."""
+    if "outcomes" in tables:
+        return False
+    show_files(console, output)
+    console.print(f"Every run diverged: there is nothing to compare. {advice}")
+    return True
+
+
+def show_diverged(console: Console, diverged: Sequence[Run]) -> None:
+    """The runs that diverged, and so have no outcomes."""
+    for run in diverged:
+        labels = "".join(f", {name} {value}" for name, value in run.labels.items())
+        console.print(f"diverged: {run.experiment}, {run.arm}, depth {run.depth}, seed {run.seed}{labels}")
+
+
+def show_changes(console: Console, comparisons: Sequence[Comparison], *, where: str = "") -> None:
+    """Comparisons with ordinary training. where: of the title, as " at depth 56"."""
+    rows = {
+        ("", found.arm): {
+            outcome: format_estimate(found.changes[outcome], digits=3) if found.changes else "-" for outcome in MARGINS
+        }
+        | {"n": str(found.pairs), "ordinary training is": found.reading}
+        for found in comparisons
+    }
+    title = f"Change from ordinary training{where}: mean [95 % t interval], paired by seed"
+    show_table(console, rows, title=title, caption=f"{DEFINITION}.\nIntervals are not corrected for their number")
+
+
+def mean_sd(values: pd.Series) -> str:
+    """`0.965 ± 0.003`; without the deviation where there is one value, `-` where there is none."""
+    if values.empty:
+        return "-"
+    digits = 3 if values.mean() >= 0.1 else 4
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+
+
+def format_estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
+    """`-0.38 [-0.50, -0.26]`, the seeds' own values where there is no interval, `-` where there is no value."""
+    if found is None or not found.values:
+        return "-"
+    form = f"{'+' if sign else ''}.{digits}f"
+    if found.low == found.low:
+        return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
+    return f"{found.mean:{form}} ({', '.join(f'{value:{form}}' for value in found.values)})"

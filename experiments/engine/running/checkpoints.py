@@ -1,0 +1,101 @@
+"""A run in the middle of its training: what decides the rest of it, kept now and then until the run is finished."""
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+
+from experiments.engine.running import distributed
+from experiments.engine.running.messages import logger
+from experiments.engine.running.provenance import commit
+
+EVERY = 10.0
+"""Seconds from one checkpoint to the next, at least: each takes as long as a step or two."""
+
+
+class Stateful(Protocol):
+    """A network, an optimiser, a schedule."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+class Checkpoint:
+    """The state of one training at an epoch's end. file: None keeps nothing.
+
+    A file that is damaged, or another version's, is not used, with a warning. Several processes resume from what the
+    first has found; it alone keeps anything.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        leads = distributed.rank() == 0
+        self.file, self.last = file if leads else None, time.monotonic()
+        self.found = distributed.leaders(read(file) if leads else None) if file else None
+        self.caller_state: Callable[[], dict[str, Any]] = dict
+        """What the training's caller wants to find again."""
+
+    @property
+    def restored_state(self) -> dict[str, Any]:
+        """The caller's state as it was kept; nothing where a training begins."""
+        return self.found["caller"] if self.found else {}
+
+    def restore(self, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> int:
+        """Put everything back, if something was found; returns how many epochs are over."""
+        if self.found is None:
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(self.found[name])
+        for generator, state in zip(generators, self.found["generators"], strict=True):
+            generator.set_state(state)
+        return self.found["epochs"]
+
+    def save(self, epochs: int, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> None:
+        """Keep everything, as it is after so many epochs, unless that was done a moment ago."""
+        if self.file is None or time.monotonic() - self.last < EVERY:
+            return
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"epochs": epochs, "generators": [generator.get_state() for generator in generators]}
+        state |= {"caller": self.caller_state(), "commit": commit()}
+        torch.save(state, buffer := io.BytesIO())
+        partial = self.file.with_suffix(".partial")
+        self.file.parent.mkdir(exist_ok=True)
+        try:
+            partial.write_bytes(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
+            partial.replace(self.file)
+        finally:
+            partial.unlink(missing_ok=True)
+        self.last = time.monotonic()
+
+
+def read(file: Path) -> dict[str, Any] | None:
+    """A checkpoint's state; None if there is none, or none that can be used, which is then set partial."""
+    if not file.exists():
+        return None
+    content = file.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        reason = "damaged"
+    else:
+        state = torch.load(io.BytesIO(content[32:]), weights_only=True, map_location="cpu")
+        if state["commit"] == commit():
+            return state
+        reason = "of another version of the code"
+    damaged = file.parent.parent / "damaged"
+    damaged.mkdir(exist_ok=True)
+    file.replace(damaged / file.name)
+    logger.warning(f"the checkpoint of {file.stem} is {reason}: moved to {damaged}, and the run starts over")
+    return None
+
+
+def to_lists(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as lists, which a checkpoint can hold."""
+    return {"columns": table.to_dict("list"), "types": {name: str(kind) for name, kind in table.dtypes.items()}}
+
+
+def from_lists(kept: dict[str, Any]) -> pd.DataFrame:
+    """The table that was turned into lists."""
+    return pd.DataFrame(kept["columns"]).astype(kept["types"])

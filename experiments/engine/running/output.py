@@ -1,0 +1,78 @@
+"""An experiment's folder: its joined tables and its figures."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from experiments.engine.running.messages import BadInput
+
+MANIFEST = "written.json"
+
+
+class Output:
+    """A folder of tables and figures that knows which files it wrote, and deletes no others.
+
+    folder: created, with a test that it can be written; BadInput where it cannot. dry_run: touch nothing.
+    """
+
+    def __init__(self, folder: Path, *, dry_run: bool = False) -> None:
+        self.folder, self.dry_run = folder, dry_run
+        self.files: list[Path] = []
+        """What was written since the last `clear`."""
+        if not dry_run:
+            make_folder(folder)
+
+    def clear(self) -> None:
+        """Delete what an earlier call wrote here, with other settings perhaps; whatever else lies here stays."""
+        self.files = []
+        if self.dry_run:
+            return
+        manifest = self.folder / MANIFEST
+        for name in json.loads(manifest.read_text()) if manifest.is_file() else []:
+            (self.folder / name).unlink(missing_ok=True)  # another invocation may be as far
+        manifest.unlink(missing_ok=True)
+
+    def table(self, name: str, table: pd.DataFrame) -> None:
+        """Write NAME.csv."""
+        if not self.dry_run:
+            write_csv(self.folder / f"{name}.csv", table)
+            self.add([self.folder / f"{name}.csv"])
+
+    def add(self, files: Iterable[Path]) -> None:
+        """Note files that were written below the folder."""
+        self.files += [file for file in files if file not in self.files]
+        names = [file.relative_to(self.folder).as_posix() for file in self.files]
+        write_text(self.folder / MANIFEST, json.dumps(names, indent=1) + "\n")
+
+
+def write_csv(file: Path, table: pd.DataFrame) -> None:
+    """Write a CSV so that the file is the old one or the new one, never half."""
+    write_text(file, table.to_csv(index=False))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file so that it is the old one or the new one, never half."""
+    partial = file.with_suffix(f".partial-{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind."""
+    missing = next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        if missing and missing.is_dir():
+            missing.rmdir()
+        raise BadInput(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
+    return folder

@@ -1,0 +1,295 @@
+"""Data sets in memory or in image files, with a fixed stratified train / validation / test split."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from experiments.engine.running.messages import BadInput, check_choice, first_line
+from experiments.engine.training.image_files import ImageFiles, list_image_folder, read_ahead
+
+Arrays = tuple[np.ndarray | ImageFiles, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
+NORMALISATIONS = ("training", "imagenet")
+AUGMENTATIONS = ("auto", "none", "crop", "crop-flip")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned."""
+
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, fashion-mnist, or folder (images at --data-dir: train/CLASS/* beside test/CLASS/*)."""
+    data_dir: Path | None = None
+    """Where the data lies; not used by digits."""
+    download: bool = False
+    """Let torchvision fetch cifar10, cifar100 or fashion-mnist into --data-dir."""
+    image_size: int | None = None
+    """Folder only: scale and cut every image to a square of so many pixels."""
+    data_loader_workers: int = 0
+    """Folder only, for images that do not fit into memory: leave them in their files, and let so many processes read
+    the next batches. 0: all in memory."""
+    augment: str = "auto"
+    """none, crop (shift by up to 1/8), crop-flip (also mirror), or auto: crop-flip, but none for digits and folder."""
+    normalise: str = "training"
+    """training: by the training images' own mean and deviation. imagenet: by those that many public weights expect."""
+    train_limit: int | None = None
+    """Learn from this many training images only (stratified, the same for every seed)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set whose splits are fixed: nothing is ever chosen on test."""
+
+    title: str
+    """As a figure names it."""
+    classes: tuple[str, ...]
+    splits: dict[str, Arrays]
+    """train, validation, test."""
+    augment: str
+    normalise: str = "training"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        _, channels, height, width = self.splits["train"][0].shape
+        return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """A fingerprint of every image, label and split; of images in files by the files' names and lengths."""
+        digest = hashlib.sha256(repr((self.classes, self.augment, self.normalise)).encode())
+        for arrays in self.splits.values():
+            for array in arrays:
+                content = array.fingerprint if isinstance(array, ImageFiles) else np.ascontiguousarray(array).data
+                digest.update(repr(array.shape).encode() + content)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel by which images are normalised, on the scale 0 to 255."""
+        if self.normalise == "imagenet":
+            from torchvision.models import ResNet18_Weights
+
+            expected = ResNet18_Weights.IMAGENET1K_V1.transforms()
+            return 255 * np.array(expected.mean), 255 * np.array(expected.std)
+        pixels = np.asarray(self.splits["train"][0]).astype(np.float32)
+        return pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
+
+
+def load(data: Data) -> Dataset:
+    """Load a data set by its settings; BadInput where the settings or the files do not allow it."""
+    check_choice("--dataset", data.dataset, tuple(LOADERS))
+    check_choice("--augment", data.augment, AUGMENTATIONS)
+    check_choice("--normalise", data.normalise, NORMALISATIONS)
+    for flag, given, sets in (
+        ("--data-dir", data.data_dir is not None, set(LOADERS) - {"digits"}),
+        ("--download", data.download, set(LOADERS) - {"digits", "folder"}),
+        ("--image-size", data.image_size is not None, {"folder"}),
+        ("--data-loader-workers", data.data_loader_workers != 0, {"folder"}),
+    ):
+        if given and data.dataset not in sets:
+            raise BadInput(f"{flag} means nothing to --dataset {data.dataset}; it belongs to {', '.join(sorted(sets))}")
+    if data.dataset != "digits" and data.data_dir is None:
+        raise BadInput(f"--dataset {data.dataset} needs --data-dir, the folder where the data lies")
+    if data.image_size is not None and data.image_size < 4:
+        raise BadInput(f"--image-size {data.image_size}: give at least 4 pixels")
+    _check_files(data)
+    title, classes, splits = LOADERS[data.dataset](data)
+    counts = np.bincount(splits["train"][1])
+    if data.train_limit is not None:
+        most = int(counts.sum()) - len(classes)  # a stratified split needs one a class on both sides
+        if not len(classes) <= data.train_limit <= most:
+            raise BadInput(f"--train-limit {data.train_limit}: give {len(classes)} (one a class) to {most} images")
+        splits["train"] = _split(splits["train"], data.train_limit)[1]
+    natural = data.dataset not in ("digits", "folder")
+    augment = ("crop-flip" if natural else "none") if data.augment == "auto" else data.augment
+    if data.normalise == "imagenet" and splits["train"][0].shape[1] != 3:
+        raise BadInput(f"--normalise imagenet needs images of three channels; {title} has one")
+    return Dataset(title, classes, splits, augment, data.normalise)
+
+
+def _check_files(data: Data) -> None:
+    """Raise BadInput where images are to stay in their files and cannot."""
+    workers = data.data_loader_workers
+    if workers < 0:
+        raise BadInput(f"--data-loader-workers {workers}: give at least 1, or 0 to have all images in memory")
+    if workers and data.image_size is None:
+        raise BadInput(f"--data-loader-workers {workers} needs --image-size: the files are not read beforehand")
+    if workers and data.normalise != "imagenet":
+        raise BadInput(
+            f"--data-loader-workers {workers} needs --normalise imagenet: the training images' own mean and deviation "
+            "would have to be read from all files"
+        )
+
+
+class Batches:
+    """A data set on a device, normalised per channel. Images in files come to the device when their batch does."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.device = device
+        self.splits = {
+            name: (
+                images if isinstance(images, ImageFiles) else torch.tensor(images, device=device),
+                torch.tensor(labels, device=device),
+            )
+            for name, (images, labels) in dataset.splits.items()
+        }
+        mean, std = dataset.channel_statistics
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1).clamp(min=1e-6)
+        self.augment = dataset.augment
+
+    def size(self, split: str) -> int:
+        """How many images the split has."""
+        return len(self.splits[split][1])
+
+    def get(self, split: str, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W), normalised float32, and their labels (N,)."""
+        images, labels = self.splits[split]
+        there = to_device_async(indices, self.device) if isinstance(indices, Tensor) else indices
+        if isinstance(images, ImageFiles):
+            part = indices.numpy() if isinstance(indices, Tensor) else indices
+            return self._normalised(to_device_async(torch.from_numpy(np.asarray(images[part])), self.device)), labels[there]
+        return self._normalised(images[there]), labels[there]
+
+    def in_turn(self, split: str, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels as `get` gives them, for the indices of one part after the other."""
+        images, labels = self.splits[split]
+        if not isinstance(images, ImageFiles):
+            yield from (self.get(split, part) for part in parts)
+            return
+        read = read_ahead(images, parts, pinned=self.device.type == "cuda")
+        for part, pixels in zip(parts, read, strict=True):
+            yield self._normalised(to_device_async(pixels, self.device)), labels[to_device_async(part, self.device)]
+
+    def epoch(
+        self, order: Sequence[Tensor], generator: torch.Generator, *, share: slice = slice(None)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images and labels of each batch in turn, shifted and mirrored by chance as the data allows.
+
+        share: of each batch these alone; they are shifted and mirrored as they are in the whole batch.
+        """
+        for whole, (images, labels) in zip(
+            order, self.in_turn("train", [batch[share] for batch in order]), strict=True
+        ):
+            yield self._augmented(images, generator, len(whole), share), labels
+
+    def _augmented(self, images: Tensor, generator: torch.Generator, whole: int, share: slice) -> Tensor:
+        if self.augment != "none":
+            images = shift(images, generator, whole=whole, share=share)
+        if self.augment == "crop-flip":
+            mirror = torch.rand(whole, generator=generator)[share] < 0.5
+            images = torch.where(to_device_async(mirror, images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() - self.mean) / self.std
+
+
+def to_device_async(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on the device, without waiting for it to arrive."""
+    crosses = drawn.device.type == "cpu" and device.type == "cuda"
+    return drawn.pin_memory().to(device, non_blocking=True) if crosses else drawn.to(device)
+
+
+def shift(
+    images: Tensor, generator: torch.Generator, *, whole: int | None = None, share: slice = slice(None)
+) -> Tensor:
+    """Each image moved by up to 1/8 of its side each way, zeros moving in: He et al. 2015's pad-4 crop at 32 x 32.
+
+    whole, share: the images are that share of a batch of so many, for all of which the moves are drawn.
+    """
+    n, _, height, width = images.shape
+    pad = max(1, min(height, width) // 8)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    moves = torch.randint(2 * pad + 1, (2, whole or n, 1), generator=generator)[:, share]
+    top, left = to_device_async(moves, images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    samples = torch.arange(n, device=images.device).view(n, 1, 1)
+    return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _digits(_: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+    digits = cast(Bunch, load_digits())
+    rest, test = _split(_as_arrays(digits.images.astype(np.uint8), digits.target), 360)
+    train, validation = _split(rest, 360)
+    return "digits 8x8", tuple("0123456789"), {"train": train, "validation": validation, "test": test}
+
+
+def _torchvision(
+    name: Literal["CIFAR10", "CIFAR100", "FashionMNIST"], title: str
+) -> Callable[[Data], tuple[str, tuple[str, ...], dict[str, Arrays]]]:
+    def read(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+        import torchvision.datasets
+
+        source = getattr(torchvision.datasets, name)
+        assert data.data_dir is not None
+        try:
+            both = [source(str(data.data_dir), train=train, download=data.download) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            raise BadInput(
+                f"--dataset {data.dataset}: not found in {data.data_dir} ({first_line(error)}); "
+                "put it there, or add --download"
+            ) from None
+        full, test = (_as_arrays(np.asarray(part.data), np.asarray(part.targets)) for part in both)
+        train, validation = _split(full, len(full[1]) // 10)
+        return title, tuple(both[0].classes), {"train": train, "validation": validation, "test": test}
+
+    return read
+
+
+def _folder(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+    assert data.data_dir is not None
+    classes, listed = list_image_folder(data.data_dir, data.image_size, workers=data.data_loader_workers)
+    parts = cast(dict[str, Arrays], listed if data.data_loader_workers else _in_memory(listed))
+    if "test" in parts and "val" in parts:
+        splits = {"train": parts["train"], "validation": parts["val"], "test": parts["test"]}
+    else:
+        smallest = int(np.bincount(parts["train"][1]).min())
+        if smallest < 2:
+            raise BadInput(
+                f"{data.data_dir}/train: a class has one image only; two are needed to split off a validation"
+            )
+        train, validation = _split(parts["train"], max(len(classes), len(parts["train"][1]) // 10))
+        splits = {"train": train, "validation": validation, "test": parts.get("test", parts.get("val"))}
+    return data.data_dir.resolve().name, classes, splits  # pyright: ignore[reportReturnType]
+
+
+def _in_memory(listed: dict[str, tuple[ImageFiles, np.ndarray]]) -> dict[str, Arrays]:
+    """All images of all parts, which must have one size."""
+    every = [images for images, _ in listed.values()]
+    read = np.asarray(ImageFiles(np.concatenate([images.files for images in every]), every[0].size))
+    arrays = np.split(read, np.cumsum([len(images) for images in every])[:-1])
+    return {part: (array, labels) for array, (part, (_, labels)) in zip(arrays, listed.items(), strict=True)}
+
+
+def _as_arrays(images: np.ndarray, labels: np.ndarray) -> Arrays:
+    channels_last = images if images.ndim == 4 else images[..., None]
+    return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)), labels.astype(np.int64)
+
+
+def _split(arrays: Arrays, held_out: int) -> tuple[Arrays, Arrays]:
+    """Split off `held_out` images, stratified by class and always the same ones."""
+    images, labels = arrays
+    rest, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=0)
+    return (images[rest], labels[rest]), (images[out], labels[out])
+
+
+LOADERS = {
+    "digits": _digits,
+    "cifar10": _torchvision("CIFAR10", "CIFAR-10"),
+    "cifar100": _torchvision("CIFAR100", "CIFAR-100"),
+    "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST"),
+    "folder": _folder,
+}

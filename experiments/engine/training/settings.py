@@ -1,0 +1,145 @@
+"""The settings that experiments on trained networks share, their checks, and the runs that follow from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from experiments.engine.running import distributed
+from experiments.engine.running.messages import BadInput, check_choice, check_unique
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.running.workers import Execution
+from experiments.engine.training.compute import Computing
+from experiments.engine.training.data import Data, Dataset
+from experiments.engine.training.networks import NETWORKS, outline
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.recipe import Recipe
+from models import ARMS
+
+WIDEST = 2**16
+"""Channels of a first stage beyond which a weight's size would overflow in some networks."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which networks are trained, and how."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
+    network: str = "resnet"
+    """resnet (He et al. 2015, for CIFAR), or another network's name (docs/networks.md lists them)."""
+    width: int = 8
+    """Channels of the first stage (He et al.: 16)."""
+    training: Training = field(default_factory=Training)
+    data: Data = field(default_factory=Data)
+    computing: Computing = field(default_factory=Computing)
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    execution: Execution = field(default_factory=Execution)
+    out: Path = Path("results")
+    """The folder of all results."""
+    quick: bool = False
+    """A first look: defaults that take less than a minute."""
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """Verbosity: warnings alone; progress as well; every run that is already finished, too."""
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot run, before anything is read or written."""
+        check_seeds("--seeds", self.seeds)
+        check_choice("--network", self.network, tuple(NETWORKS))
+        self.training.check()
+        self.execution.check(self.device)
+        if self.execution.backend == "processes":  # a cluster's machines are others
+            self.computing.check(torch.device(self.device))
+        if not 2 <= self.width <= WIDEST or self.width % 2:
+            raise BadInput(
+                f"--width {self.width}: give an even number from 2 to {WIDEST}, since shortcuts pad channels on both "
+                "sides"
+            )
+
+    def output(self, experiment: str) -> Output:
+        """The experiment's folder of tables and figures."""
+        return Output(self.out / experiment, dry_run=self.execution.dry_run)
+
+    def recipe(self, dataset: Dataset, treatment: object = None) -> Recipe:
+        """How each network is trained."""
+        return Recipe(
+            network=self.network,
+            width=self.width,
+            data=dataset.digest,
+            training=self.training,
+            computing=self.computing,
+            device=self.device,
+            processes=distributed.count(),
+            treatment=treatment,
+        )
+
+    def runs(
+        self,
+        experiment: str,
+        dataset: Dataset,
+        *,
+        arms: Sequence[str],
+        depths: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        outputs: Sequence[str] = (),
+        labels: Mapping[str, object] | None = None,
+        treatment: object = None,
+    ) -> list[Run]:
+        """A run for each depth, arm and seed.
+
+        Args:
+            experiment: Its name.
+            dataset: What is learned.
+            arms: By name.
+            depths: In layers.
+            seeds: Those of the settings if not given.
+            outputs: The tables and arrays that each run must give, beside those of every training.
+            labels: Further columns of the runs' tables.
+            treatment: What is done beside ordinary training.
+        """
+        recipe = self.recipe(dataset, treatment)
+        pace = f"{self.network}, width {self.width}, batch {self.training.batch_size}, {self.device}, {recipe.data}"
+        return [
+            Run(
+                experiment,
+                arm,
+                depth,
+                seed,
+                recipe,
+                outputs=tuple(outputs),
+                labels=labels or {},
+                about={"title": dataset.title, **asdict(self.data)},
+                work=depth * self.training.epochs,
+                pace=pace,
+            )
+            for depth in depths
+            for arm in arms
+            for seed in (self.seeds if seeds is None else seeds)
+        ]
+
+    def check_depths(self, flag: str, *depths: int) -> None:
+        """Raise BadInput for depths that the network does not have."""
+        check_unique(flag, depths)
+        for depth in depths:
+            try:
+                outline(self.network, depth, width=self.width)
+            except ValueError as error:
+                raise BadInput(f"{flag} {depth}: {error}") from None
+
+
+def check_seeds(flag: str, seeds: Sequence[int]) -> None:
+    """Raise BadInput unless there are seeds, none twice, that every generator takes."""
+    check_unique(flag, seeds)
+    if min(seeds) < 0 or max(seeds) >= 2**32:
+        raise BadInput(f"{flag} {' '.join(map(str, seeds))}: give numbers from 0 to {2**32 - 1}")
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Raise BadInput unless all are arms, none twice."""
+    check_unique("--arms", arms)
+    for arm in arms:
+        check_choice("--arms", arm, tuple(ARMS))
