@@ -1,13 +1,12 @@
 """Residual networks whose shortcuts can be switched, forwards and backwards independently."""
 
 from models.block import ResidualBlock
-from models.cifar_resnet import CifarResNet, cifar_resnet
+from models.cifar_resnet import CifarResNet, cifar_resnet, rename_public_weights
 from models.feedback import random_feedback
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, rescale
 from models.imagenet_resnet import imagenet_resnet
 from models.inception import inception_resnet
-from models.public_weights import rename_public_weights
-from models.residual_blocks import residual_blocks
+from models.residual_blocks import residual_blocks, set_flows
 from models.residual_mlp import ResidualMLP, residual_mlp
 
 __all__ = [
@@ -29,4 +28,5 @@ __all__ = [
     "rescale",
     "residual_blocks",
     "residual_mlp",
+    "set_flows",
 ]

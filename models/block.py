@@ -1,19 +1,68 @@
 """The residual block, in which the shortcut is switched."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from models.flow import RESIDUAL, Flow, addends
+from models.flow import RESIDUAL, Flow
 from probes import scale_gradient
+
+
+class SwitchedBlock(Protocol):
+    """A block whose shortcut and branch are weighted by its flow."""
+
+    @property
+    def flow(self) -> Flow: ...
+    @property
+    def shortcut(self) -> nn.Module: ...
+    @property
+    def branch(self) -> nn.Module: ...
+
+
+def addends(block: SwitchedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted values of a block's shortcut and of its branch. Forward weights are read now, gradient weights when
+    the backward runs. Raises ValueError for addends of two shapes: a sum would broadcast some."""
+    flow = block.flow
+    carried = weigh(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
+    residual = weigh(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
+    shapes = [tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__ for y in (carried, residual)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"a block adds tensors of one shape, but its shortcut gives {shapes[0]} and its branch {shapes[1]}: give "
+            "it a shortcut that projects x to what the branch gives"
+        )
+    return carried, residual
+
+
+def weigh(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[], float]) -> Tensor:
+    """`value * function(x)`; a gradient g at it reaches x as `gradient() * J^T g`, parameters as `value * J^T g`.
+
+    The weight of x's gradient acts where x enters (the fork), so what lies behind it still learns at weight 0.
+    """
+    x = scale_gradient(x, gradient)
+    if value == 1:
+        return function(x)
+    parameters = {name: scale_gradient(p, value) for name, p in function.named_parameters()}
+    return scale_gradient(functional_call(function, parameters, (x,)), 1.0, value=value)
 
 
 class ResidualBlock(nn.Module):
     """y = activation(shortcut(x) + branch(x)), each addend weighted forwards and backwards by `flow`.
 
-    branch and shortcut may be any modules whose outputs are tensors of one shape (ValueError otherwise). `flow` may be
-    replaced at any time: forward weights are read when the forward runs, gradient weights when the backward runs.
+    `flow` may be replaced at any time: forward weights are read when the forward runs, gradient weights when the
+    backward runs (He et al. 2015, arXiv 1512.03385; the weights are ours).
+
+    Args:
+        branch: The residual branch F, a module from one tensor to one tensor.
+        shortcut: The shortcut S, whose output has the shape of the branch's; None for the identity.
+        activation: What follows the sum; None for ReLU.
+        flow: The weights of both addends.
+
+    Raises:
+        ValueError: In the forward, where shortcut and branch give tensors of two shapes.
     """
 
     def __init__(
@@ -31,10 +80,12 @@ class ResidualBlock(nn.Module):
         self.flow = flow
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, branch = addends(self, x)
-        return self.activation(shortcut + branch)
+        """x -> y, of the shape that the branch gives."""
+        carried, residual = addends(self, x)
+        return self.activation(carried + residual)
 
     def extra_repr(self) -> str:
+        """The flow, for the module's repr."""
         return repr(self.flow)
 
 
@@ -52,6 +103,7 @@ class ExclusiveGateBlock(ResidualBlock):
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, branch = addends(self, x)
+        """x -> y, of the shape that the branch gives."""
+        carried, residual = addends(self, x)
         g = torch.sigmoid(self.gate(scale_gradient(x, lambda: self.flow.shortcut_gradient)))
-        return self.activation((1 - g) * shortcut + g * branch)
+        return self.activation((1 - g) * carried + g * residual)

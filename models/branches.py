@@ -1,9 +1,13 @@
 """What a block adds to its shortcut: the branches of the literature, of some channels in and out and a stride."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.block import ResidualBlock
 
 
 def basic_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -76,5 +80,90 @@ def skipinit_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequ
         ("relu", nn.ReLU()),
         ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         ("scale", Scalar(0.0)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Bias(nn.Module):
+    """x + beta, with one learned number beta that begins at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.beta
+
+
+def fixup_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """conv-ReLU-conv with a learned bias before each of the three and behind, and a learned factor (Zhang et al. 2019,
+    arXiv 1901.09321, Fig. 1 right); no normalisation. `fixup_weights` gives it its first weights."""
+    layers = [
+        ("bias1", Bias()),
+        ("conv1", nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)),
+        ("bias2", Bias()),
+        ("relu", nn.ReLU()),
+        ("bias3", Bias()),
+        ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)),
+        ("scale", Scalar(1.0)),
+        ("bias4", Bias()),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+@torch.no_grad()
+def fixup_weights(blocks: Sequence[ResidualBlock], classifier: nn.Linear) -> None:
+    """Fixup's first weights, from those of He et al.: of L branches of m convolutions each, the last is 0 and the
+    others are multiplied by L^(-1 / (2m - 2)); the classifier is 0 (Zhang et al. 2019, arXiv 1901.09321, sec. 3).
+
+    So every block begins as its shortcut. The paper's tenth of the learning rate for biases and factors is not here.
+    """
+    for block in blocks:
+        *first, last = [module for module in block.branch.modules() if isinstance(module, nn.Conv2d)]
+        last.weight.zero_()
+        for convolution in first:
+            convolution.weight *= len(blocks) ** (-1 / (2 * len(first)))
+    classifier.weight.zero_()
+    classifier.bias.zero_()
+
+
+class DiracConv2d(nn.Conv2d):
+    """A 3x3 convolution by diag(alpha) delta + diag(beta) W / |W|, where delta is the identity's filters, the norm is
+    that of each filter, and alpha (first 1), beta (first 0.1) and W are learned (Zagoruyko and Komodakis 2017, arXiv
+    1706.00388): alpha times its input and a small change.
+
+    Where there are more channels out than in, the identity fills the first of them; a stride takes every second pixel.
+    """
+
+    delta: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.alpha = nn.Parameter(torch.ones(out_channels))
+        self.beta = nn.Parameter(torch.full((out_channels,), 0.1))
+        self.register_buffer("delta", nn.init.dirac_(torch.empty_like(self.weight.data)), persistent=False)
+
+    @property
+    def filters(self) -> Tensor:
+        """What x is convolved with: (out_channels, in_channels, 3, 3). A filter W of zeros stays one."""
+        alpha, beta = (scale.view(-1, 1, 1, 1) for scale in (self.alpha, self.beta))
+        return alpha * self.delta + beta * F.normalize(self.weight.flatten(1)).view_as(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.filters, stride=self.stride, padding=self.padding)
+
+
+def dirac_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """conv-BN-ReLU-conv-BN, both of them Dirac convolutions: without the shortcut (`flow=PLAIN`) a DiracNet.
+
+    The paper's networks differ: each convolution follows a concatenation of x's positive and negative part in place of
+    ReLU, pooling in place of a stride halves the maps, and alpha and beta are free of weight decay.
+    """
+    layers = [
+        ("conv1", DiracConv2d(in_channels, out_channels, stride=stride)),
+        ("bn1", nn.BatchNorm2d(out_channels)),
+        ("relu", nn.ReLU()),
+        ("conv2", DiracConv2d(out_channels, out_channels)),
+        ("bn2", nn.BatchNorm2d(out_channels)),
     ]
     return nn.Sequential(OrderedDict(layers))

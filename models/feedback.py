@@ -38,9 +38,17 @@ class FeedbackConv2d(nn.Conv2d):
 
 
 def random_feedback(model: nn.Module, draws: torch.Generator) -> None:
-    """Give every convolution inside a branch feedback weights, drawn with the standard deviation of its own.
+    """Give every convolution inside a branch fixed random feedback weights (Lillicrap et al. 2016, arXiv 1411.0247).
 
-    Parameters, their names and all values stay. Raises ValueError where no branch has a convolution.
+    They take the place of its own weights in the backward, and have their standard deviation. Parameters, their names
+    and all values stay.
+
+    Args:
+        model: A network of this package; its convolutions change class.
+        draws: What the feedback weights are drawn from, on the CPU.
+
+    Raises:
+        ValueError: No branch has a convolution.
     """
     branches = (block.branch for block in residual_blocks(model))
     found = [module for branch in branches for module in branch.modules() if type(module) is nn.Conv2d]

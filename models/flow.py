@@ -1,47 +1,68 @@
 """Flow: how much of each addend goes forward, and how much of its gradient comes back."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Protocol, cast
-
-from torch import Tensor, nn
-from torch.func import functional_call
-
-from probes import scale_gradient
+from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Flow:
-    """The weights at a junction: value = shortcut * S(x) + branch * F(x), while x receives, for a gradient g at the
-    sum, shortcut_gradient * J_S^T g + branch_gradient * J_F^T g.
+    """The weights at a junction: value = shortcut · S(x) + branch · F(x).
 
-    A gradient weight defaults to its forward weight, which is ordinary backpropagation. Parameters inside S or F
-    receive the gradient of the value (times the *forward* weight), whatever the gradient weights are. Raises ValueError
-    for a weight that is not finite.
+    For a gradient g at the sum, x receives shortcut_gradient · J_Sᵀg + branch_gradient · J_Fᵀg. Parameters inside S or
+    F receive the gradient of the value (times the *forward* weight), whatever the gradient weights are.
+
+    Args:
+        shortcut: Forward weight of the shortcut S; 0 adds exactly nothing, even where x is inf or nan.
+        branch: Forward weight of the residual branch F.
+        shortcut_gradient: Weight of the gradient that reaches x through the shortcut; None for the forward weight,
+            which is ordinary backpropagation.
+        branch_gradient: Weight of the gradient that reaches x through the branch; None for the forward weight.
+
+    Raises:
+        ValueError: A weight is not finite.
     """
 
-    shortcut: float = 1.0
-    branch: float = 1.0
-    shortcut_gradient: float = cast(float, None)
-    branch_gradient: float = cast(float, None)
+    shortcut: float
+    branch: float
+    shortcut_gradient: float
+    branch_gradient: float
 
-    def __post_init__(self) -> None:
-        if self.shortcut_gradient is None:
-            object.__setattr__(self, "shortcut_gradient", self.shortcut)
-        if self.branch_gradient is None:
-            object.__setattr__(self, "branch_gradient", self.branch)
-        for field in fields(self):
-            if not math.isfinite(weight := getattr(self, field.name)):
-                raise ValueError(f"Flow: {field.name} is {weight}; give a finite number (0 cuts, 1 leaves untouched)")
+    def __init__(
+        self,
+        shortcut: float = 1.0,
+        branch: float = 1.0,
+        shortcut_gradient: float | None = None,
+        branch_gradient: float | None = None,
+    ) -> None:
+        weights = {
+            "shortcut": shortcut,
+            "branch": branch,
+            "shortcut_gradient": shortcut if shortcut_gradient is None else shortcut_gradient,
+            "branch_gradient": branch if branch_gradient is None else branch_gradient,
+        }
+        for name, weight in weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"Flow: {name} is {weight}; give a finite number (0 cuts, 1 leaves untouched)")
+            object.__setattr__(self, name, weight)  # the class is frozen
+
+    @property
+    def exact(self) -> "Flow":
+        """The same forward weights with the gradient of what they compute."""
+        return Flow(self.shortcut, self.branch)
 
 
+#: He et al.'s residual network (2015, arXiv 1512.03385).
 RESIDUAL = Flow()
+#: The residual function; no gradient through the shortcut, so that only the longest path is left.
 STOP_GRADIENT = Flow(shortcut_gradient=0.0)
+#: The plain function; the gradient as if the shortcut were there.
 GRADIENT_ONLY = Flow(shortcut=0.0, shortcut_gradient=1.0)
+#: The plain function and its gradient.
 PLAIN = Flow(shortcut=0.0)
+#: The residual function; no gradient through the branch, so that each block learns through the shortcuts above it.
 SHORTEST_PATH = Flow(branch_gradient=0.0)
 
+#: Every arm by its name: this is the one place where an arm is added.
 ARMS = {
     "residual": RESIDUAL,
     "stop-gradient": STOP_GRADIENT,
@@ -51,60 +72,23 @@ ARMS = {
 }
 
 
-def one_a_block(flow: Flow | Sequence[Flow], blocks: int) -> list[Flow]:
-    """One flow for all blocks, or one for each, as a list; raises ValueError for a wrong number of them, or for what is
-    no Flow (such as an arm's name)."""
-    flows = [flow] * blocks if isinstance(flow, Flow) else list(flow) if isinstance(flow, Iterable) else []
-    if not flows or not all(isinstance(each, Flow) for each in flows):
-        raise ValueError(f"flow is {flow!r}: give a Flow, such as STOP_GRADIENT, or a list with one for each block")
-    if len(flows) != blocks:
-        raise ValueError(f"got {len(flows)} flows for {blocks} blocks: give one Flow for all, or one for each block")
-    return flows
-
-
 def rescale(flow: Flow, *, shortcut: float = 1.0, branch: float = 1.0) -> Flow:
-    """The flow of a sum whose addends are multiplied by these numbers, forwards and backwards: a cut stays a cut."""
+    """The flow of a sum whose addends are multiplied by these numbers, forwards and backwards: a cut stays a cut.
+
+    Args:
+        flow: The weights before.
+        shortcut: Factor of the shortcut's two weights.
+        branch: Factor of the branch's two weights.
+
+    Returns:
+        A new flow.
+
+    Raises:
+        ValueError: A product is not finite.
+    """
     return Flow(
         shortcut=shortcut * flow.shortcut,
         branch=branch * flow.branch,
         shortcut_gradient=shortcut * flow.shortcut_gradient,
         branch_gradient=branch * flow.branch_gradient,
     )
-
-
-def addend(function: nn.Module, x: Tensor, *, value: float, gradient: Callable[[], float]) -> Tensor:
-    """`value * function(x)`; a gradient g at it reaches x as `gradient() * J^T g`, parameters as `value * J^T g`.
-
-    The weight of x's gradient acts where x enters (the fork), so what lies behind it still learns at weight 0.
-    """
-    x = scale_gradient(x, gradient)
-    if value == 1:
-        return function(x)
-    parameters = {name: scale_gradient(p, value) for name, p in function.named_parameters()}
-    return scale_gradient(functional_call(function, parameters, (x,)), 1.0, value=value)
-
-
-class Switched(Protocol):
-    """A block whose shortcut and branch are weighted by its flow."""
-
-    @property
-    def flow(self) -> Flow: ...
-    @property
-    def shortcut(self) -> nn.Module: ...
-    @property
-    def branch(self) -> nn.Module: ...
-
-
-def addends(block: Switched, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's two weighted addends, (shortcut, branch). Forward weights are read now, gradient weights when the
-    backward runs. Raises ValueError for addends of two shapes: a sum would broadcast some."""
-    flow = block.flow
-    shortcut = addend(block.shortcut, x, value=flow.shortcut, gradient=lambda: block.flow.shortcut_gradient)
-    branch = addend(block.branch, x, value=flow.branch, gradient=lambda: block.flow.branch_gradient)
-    shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in (shortcut, branch)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"a block adds tensors of one shape, but its shortcut gives {shapes[0]} and its branch {shapes[1]}: give "
-            "it a shortcut that projects x to what the branch gives"
-        )
-    return shortcut, branch

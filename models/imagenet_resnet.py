@@ -6,8 +6,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.flow import RESIDUAL, Flow, addends, one_a_block
-from models.sizes import check_sizes
+from models.block import addends
+from models.construction import check_sizes, flow_per_block
+from models.flow import RESIDUAL, Flow
 
 
 class SwitchedBasicBlock(BasicBlock):
@@ -24,8 +25,8 @@ class SwitchedBasicBlock(BasicBlock):
         return nn.Sequential(self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, branch = addends(self, x)
-        return self.relu(shortcut + branch)
+        carried, residual = addends(self, x)
+        return self.relu(carried + residual)
 
 
 class SwitchedBottleneck(Bottleneck):
@@ -43,8 +44,8 @@ class SwitchedBottleneck(Bottleneck):
         return nn.Sequential(*reduce, self.conv2, self.bn2, self.relu, self.conv3, self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, branch = addends(self, x)
-        return self.relu(shortcut + branch)
+        carried, residual = addends(self, x)
+        return self.relu(carried + residual)
 
 
 LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -64,13 +65,23 @@ def imagenet_resnet(
     num_classes: int = 1000,
     stride_in: Literal["3x3", "1x1"] = "3x3",
 ) -> ResNet:
-    """A ResNet for (N, in_channels, 224, 224) images, 18, 34, 50, 101 or 152 layers, and its plain twin (flow=PLAIN).
+    """An ImageNet ResNet (He et al. 2015, arXiv 1512.03385, Table 1) with torchvision's names, and any flow.
 
-    The state dict is equal key for key with torchvision's, whose weights load. flow: one for all blocks, or one a
-    block. stride_in: the layer of a bottleneck that halves the map: its 3x3 convolution (torchvision's, 4.089 GMACs at
-    50 layers) or its first 1x1 (He et al.'s, 3.8).
+    The state dict is equal key for key with torchvision's, whose weights load. ``flow=PLAIN`` is the plain twin.
 
-    Raises ValueError for another depth, another stride_in, a size under 1 or a wrong number of flows.
+    Args:
+        depth: 18, 34, 50, 101 or 152 weighted layers.
+        flow: One for all blocks (an arm), or one a block in order of depth.
+        in_channels: Channels of the images.
+        num_classes: Outputs of the classifier.
+        stride_in: The layer of a bottleneck that halves the map: its 3x3 convolution (torchvision's, 4.089 GMACs at 50
+            layers) or its first 1x1 (He et al.'s, 3.8).
+
+    Returns:
+        torchvision's `ResNet`, (N, in_channels, 224, 224) -> (N, num_classes), in train mode.
+
+    Raises:
+        ValueError: Another depth, another stride_in, a size under 1 or a wrong number of flows.
     """
     if depth not in LAYERS:
         raise ValueError(f"imagenet_resnet has no depth {depth}: choose from {', '.join(map(str, LAYERS))}")
@@ -83,8 +94,9 @@ def imagenet_resnet(
         model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
     blocks = [b for b in model.modules() if isinstance(b, SwitchedBasicBlock | SwitchedBottleneck)]
-    for each, its_flow in zip(blocks, one_a_block(flow, len(blocks)), strict=True):
-        each.flow = its_flow
-        if stride_in == "1x1" and isinstance(each, SwitchedBottleneck):
-            each.conv1.stride, each.conv2.stride = each.conv2.stride, each.conv1.stride
+    for residual_block, block_flow in zip(blocks, flow_per_block(flow, len(blocks)), strict=True):
+        residual_block.flow = block_flow
+        if stride_in == "1x1" and isinstance(residual_block, SwitchedBottleneck):
+            first, second = residual_block.conv1, residual_block.conv2
+            first.stride, second.stride = second.stride, first.stride
     return model

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from models.block import ResidualBlock
-from models.cifar_resnet import CifarResNet, blocks_a_stage, initialise
-from models.flow import RESIDUAL, Flow, one_a_block
-from models.sizes import check_sizes
+from models.cifar_resnet import CifarResNet
+from models.construction import blocks_per_stage, check_sizes, flow_per_block, initialise_convolutions
+from models.flow import RESIDUAL, Flow
 
 Kernel = tuple[int, int]  # height, width
 # The towers of a block of each stage, by the kernels of their convolutions (Szegedy et al., Fig. 16, 17 and 19).
@@ -89,39 +89,47 @@ def inception_resnet(
     num_classes: int = 10,
     scaling: float = 1.0,
 ) -> CifarResNet:
-    """A stem, n Inception-ResNet-A, n B and n C blocks with a reduction before B and before C, average pooling and a
-    linear classifier: (N, in_channels, H, W) -> (N, num_classes).
+    """A small Inception-ResNet (Szegedy et al. 2016, arXiv 1602.07261): its branches are towers side by side.
 
-    depth: the weighted layers on the longest way, 12n + 8: four a block, three a reduction, stem and classifier. width:
-    channels of the first stage, even; each reduction doubles them. flow: one for all blocks, or one a block; under one
-    random seed all flows begin with the same parameters. Convolutions begin as those of `cifar_resnet`.
+    A stem, n Inception-ResNet-A, n B and n C blocks with a reduction before B and before C, average pooling and a
+    linear classifier. Convolutions begin as those of `cifar_resnet`; under one random seed all flows begin with the
+    same parameters. Without shortcuts (``flow=PLAIN``) it is this very network, blocks ending in relu(expansion), and
+    not Inception-v4, whose blocks end in the towers.
 
-    scaling: what every branch is multiplied by before the sum, whatever the flow. Szegedy et al. (sec. 3.3) take 0.1 to
-    0.3 where a network with over 1,000 filters dies in training. Here it is 1: these have far fewer, and a factor holds
-    the plain twin back most, in which nothing unscaled stands beside the branch (on digits, at 0.2, by 2.4 times the
-    steps to a loss of 1, the residual network by 1.2): the arms would differ by more than the shortcut.
+    Args:
+        depth: Weighted layers on the longest way, 12n + 8: four a block, three a reduction, stem and classifier.
+        flow: One for all blocks (an arm), or one a block in order of depth.
+        width: Channels of the first stage, even; each reduction doubles them.
+        in_channels: Channels of the images.
+        num_classes: Outputs of the classifier.
+        scaling: What every branch is multiplied by before the sum, whatever the flow. Szegedy et al. (sec. 3.3) take
+            0.1 to 0.3 where a network with over 1,000 filters dies in training. Here it is 1: these have far fewer,
+            and a factor holds the plain twin back most, in which nothing unscaled stands beside the branch (on digits,
+            at 0.2, by 2.4 times the steps to a loss of 1, the residual network by 1.2): the arms would differ by more
+            than the shortcut.
 
-    Without shortcuts (flow=PLAIN) it is this very network, blocks ending in relu(expansion), and not Inception-v4,
-    whose blocks end in the towers.
+    Returns:
+        A network (N, in_channels, H, W) -> (N, num_classes) in train mode.
 
-    Raises ValueError for a depth that does not fit, an odd width, a size under 1, a scaling that is not positive and
-    finite, or a wrong number of flows.
+    Raises:
+        ValueError: A depth that does not fit, an odd width, a size under 1, a scaling that is not positive and finite,
+            or a wrong number of flows.
     """
-    n = blocks_a_stage(depth, each=12, beside=8, kind="inception")
+    n = blocks_per_stage(depth, layers=12, others=8, kind="inception")
     if width < 2 or width % 2:
         raise ValueError(f"width {width}: give an even number from 2, since a tower has half a block's channels")
     if not 0 < scaling < math.inf:
         raise ValueError(f"scaling {scaling}: give a positive number (Szegedy et al.: 0.1 to 0.3; 1 leaves it out)")
     check_sizes(in_channels=in_channels, num_classes=num_classes)
-    flows = one_a_block(flow, 3 * n)
+    flows = flow_per_block(flow, 3 * n)
 
     stages = []
     for stage, towers in enumerate(TOWERS):
         channels = 2**stage * width
         blocks: list[nn.Module] = [
-            ResidualBlock(inception_branch(channels, towers, scaling), flow=each)
-            for each in flows[stage * n : (stage + 1) * n]
+            ResidualBlock(inception_branch(channels, towers, scaling), flow=block_flow)
+            for block_flow in flows[stage * n : (stage + 1) * n]
         ]
         stages.append(nn.Sequential(*([reduction(channels // 2)] if stage else []), *blocks))
     stem = convolution(in_channels, width, (3, 3))
-    return initialise(CifarResNet(stem, stages, nn.Sequential(), nn.Linear(4 * width, num_classes)))
+    return initialise_convolutions(CifarResNet(stem, stages, nn.Sequential(), nn.Linear(4 * width, num_classes)))

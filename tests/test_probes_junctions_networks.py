@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from models import ARMS, cifar_resnet
-from models.shortcut import Projection
+from models.projections import Projection
 from probes import find_junctions
 
 

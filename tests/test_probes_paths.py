@@ -12,7 +12,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from models import Flow, ResidualBlock, cifar_resnet
-from models.shortcut import Projection
+from models.projections import Projection
 from probes import Recording, path_contributions, path_gradients, record
 from tests.networks import (
     FLOAT64,

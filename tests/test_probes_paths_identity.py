@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import ARMS, CifarResNet, Flow, cifar_resnet
-from models.shortcut import Projection
+from models.projections import Projection
 from probes import path_contributions, path_gradients, record
 from tests.networks import gradients_at, images, relative_error, values
 

@@ -1,8 +1,7 @@
-"""Shortcut connections: the identity, or a projection where the shape changes (He et al. 2015, options A, B, C)."""
+"""A block's shortcut: the identity, or a projection where the shape changes (He et al. 2015, options A, B, C)."""
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,25 +26,7 @@ class ZeroPad(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
 
 
-class ShortcutGate(nn.Module):
-    """(1 - g(x)) inner(x), with g = sigmoid(gate(x)): He et al. 2016's "shortcut-only gating"."""
-
-    def __init__(self, inner: nn.Module, gate: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.gate = inner, gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (1 - torch.sigmoid(self.gate(x))) * self.inner(x)
-
-
-def gate_of(in_channels: int, out_channels: int, *, stride: int, bias: float) -> nn.Conv2d:
-    """A gate's 1x1 convolution. Its bias begins at `bias`: the more negative, the wider open is the shortcut."""
-    gate = nn.Conv2d(in_channels, out_channels, 1, stride=stride)
-    nn.init.constant_(gate.bias, bias)  # type: ignore[arg-type]
-    return gate
-
-
-def shortcut(in_channels: int, out_channels: int, *, stride: int, projection: Projection) -> nn.Module:
+def make_shortcut(in_channels: int, out_channels: int, *, stride: int, projection: Projection) -> nn.Module:
     """The shortcut of one block: A pads where the shape changes, B convolves there (1x1, BatchNorm), C everywhere.
 
     Raises ValueError where option A cannot pad equally, or for an unknown option.

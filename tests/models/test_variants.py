@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from models import ARMS, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, CifarResNet, Flow, ResidualBlock, cifar_resnet
 from models.block import ExclusiveGateBlock
-from models.kinds import KINDS, Block
-from models.variants import VARIANTS, Variant
+from models.variants import BLOCK_KINDS, VARIANTS, Block, Variant
 from probes import find_junctions, gate, path_gradients, record
 from tests.networks import FLOAT64, images, linear, relative_error
 
-DEPTHS = {block: 2 + 3 * kind.layers for block, kind in KINDS.items()}
-EACH = [(block, variant) for block in KINDS for variant in VARIANTS]
+DEPTHS = {block: 2 + 3 * kind.layers for block, kind in BLOCK_KINDS.items()}
+EACH = [(block, variant) for block in BLOCK_KINDS for variant in VARIANTS]
 
 
 def network(block: str, variant: str, flow: Flow = RESIDUAL, projection: str = "B") -> CifarResNet:
@@ -96,7 +95,7 @@ def test_any_module_is_a_branch() -> None:
 
 
 def test_the_types_name_every_kind_and_variant() -> None:
-    assert get_args(Block) == tuple(KINDS)
+    assert get_args(Block) == tuple(BLOCK_KINDS)
     assert get_args(Variant) == tuple(VARIANTS)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ARMS, RESIDUAL, STOP_GRADIENT, CifarResNet, Flow, cifar_resnet
-from models.shortcut import Projection
+from models.projections import Projection
 from tests.networks import images
 
 SAME_FUNCTION = [("residual", "stop-gradient"), ("residual", "shortest-path"), ("plain", "gradient-only")]

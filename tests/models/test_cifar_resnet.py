@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import RESIDUAL, CifarResNet, Flow, ResidualBlock, cifar_resnet
-from models.shortcut import shortcut
+from models.projections import make_shortcut
 from tests.networks import images
 
 
@@ -74,12 +74,12 @@ def test_option_a_takes_every_second_pixel_and_pads_both_sides_equally() -> None
     x = torch.arange(18.0).reshape(1, 2, 3, 3)
     zeros = [[0.0, 0.0], [0.0, 0.0]]
     wanted = [zeros, [[0.0, 2.0], [6.0, 8.0]], [[9.0, 11.0], [15.0, 17.0]], zeros]
-    assert shortcut(2, 4, stride=2, projection="A")(x).tolist() == [wanted]
+    assert make_shortcut(2, 4, stride=2, projection="A")(x).tolist() == [wanted]
 
 
 @pytest.mark.parametrize("projection", ["A", "B"])
 def test_a_shortcut_that_keeps_the_shape_is_the_identity(projection: Any) -> None:
-    assert isinstance(shortcut(4, 4, stride=1, projection=projection), nn.Identity)
+    assert isinstance(make_shortcut(4, 4, stride=1, projection=projection), nn.Identity)
     identities = [isinstance(block.shortcut, nn.Identity) for block in cifar_resnet(14, projection=projection).blocks]
     assert identities == [True, True, False, True, False, True]
 

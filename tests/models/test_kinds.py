@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from experiments.engine.networks import make
 from models import ARMS, PLAIN, CifarResNet, Flow, cifar_resnet, rescale, residual_blocks
-from models.dirac import DiracConv2d
+from models.branches import DiracConv2d
 from tests.networks import FLOAT64, images
 
 
