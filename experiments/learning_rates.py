@@ -5,26 +5,29 @@ A rate that suits one arm ruins another: published errors of one and the same pl
 best is chosen by validation, beyond the first range where it lies at an end; and on other seeds each arm is trained at
 its own best rate.
 
-Writes tables, figures and the search to OUT/learning_rates, cells to OUT/answer, and repeats none of them.
+Writes tables, figures and the search to OUT/learning_rates, runs to OUT/answer; finished runs are not repeated.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from rich.console import Console
 
 import figures
-from experiments.engine.answer import AS_THEY_ARE
-from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import SEARCHED, left_out, show_conditions, show_scores
-from experiments.engine.condition_scores import condition_table, score_table, scores
-from experiments.engine.conditions import Bench, ConditionSettings, Rates
-from experiments.engine.data import load
-from experiments.engine.effects import effect_table
-from experiments.engine.ending import nothing_came_out, show_effects, show_files, terminal
-from experiments.engine.grid import Cell, write_aside
-from experiments.engine.rates import sentence, show_search
-from experiments.engine.training import Training
+from experiments.engine.conditions.catalogue import UNMODIFIED_ARMS
+from experiments.engine.conditions.conditions import ConditionSettings
+from experiments.engine.conditions.gap_closed import condition_table, gap_table, gaps_closed
+from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_conditions, show_gaps_closed
+from experiments.engine.reporting.console import all_diverged, save_figure, show_files, show_table, terminal
+from experiments.engine.reporting.factorial import decide_factorial, show_effects
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import Tables
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.factorial import effect_table
+from experiments.engine.training.data import load
+from experiments.engine.training.optimisation import Training
 
 EXPERIMENT = "learning_rates"
 
@@ -43,35 +46,67 @@ QUICK = Settings(depths=(8,), seeds=(0, 1), tuning_seeds=(100,), training=Traini
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    bench = Bench(settings, load(settings.data))
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    rates = bench.best_rates(AS_THEY_ARE, settings.depths, folder / "tuning")
-    cells = bench.cells(AS_THEY_ARE, settings.depths, settings.seeds, rates)
-    tables, diverged = bench.run(cells, AS_THEY_ARE, folder)
-    finish(tables, diverged, rates, bench)
+    runner = ConditionRunner(settings, load(settings.data))
+    output = settings.output(EXPERIMENT)
+    rates = runner.best_rates(UNMODIFIED_ARMS, settings.depths, output.folder / "tuning")
+    tables, diverged = runner.train(runner.runs(UNMODIFIED_ARMS, settings.depths, rates), output)
+    report(tables, diverged, rates, runner, output)
 
 
-def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], rates: Rates, bench: Bench) -> None:
-    """Draw the figures, and print what came out."""
-    console, folder, depths = terminal(), bench.settings.out / EXPERIMENT, sorted(bench.settings.depths)
-    search = pd.read_csv(folder / "tuning" / "tuning.csv")
-    if nothing_came_out(console, tables, folder, advice=SEARCHED):
+def report(tables: Tables, diverged: list[Run], rates: Rates, runner: ConditionRunner, output: Output) -> None:
+    """Write gaps and effects, draw the figures, and print the results."""
+    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    search = pd.read_csv(output.folder / "tuning" / "tuning.csv")
+    if all_diverged(console, tables, output, advice=SEARCHED):
         return
-    outcomes, dataset = tables["outcomes"], bench.dataset
-    cells = condition_table(outcomes, len(dataset.splits["test"][1]))
-    found = scores(cells, AS_THEY_ARE, depths)
-    write_aside(folder / "scores.csv", score_table(found, AS_THEY_ARE))
-    write_aside(folder / "effects.csv", effect_table(cells))
-    figures.save(figures.learning_rates(search), search, folder / "figures", EXPERIMENT)
-    figures.save(figures.accuracy_by_depth(outcomes), outcomes, folder / "figures", "accuracy_by_depth")
+    outcomes, names = tables["outcomes"], [condition.name for condition in UNMODIFIED_ARMS]
+    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    gaps = gap_table(gaps_closed(runs, UNMODIFIED_ARMS, depths), UNMODIFIED_ARMS)
+    output.table("scores", gaps)
+    output.table("effects", effect_table(runs, by="control"))
+    save_figure(output, figures.learning_rates(search), search, EXPERIMENT)
+    save_figure(output, figures.accuracy_by_depth(outcomes), outcomes, "accuracy_by_depth")
     show_search(console, search, rates)
-    show_conditions(console, outcomes, cells, AS_THEY_ARE, diverged, len(dataset.classes))
-    show_scores(console, found, rates)
+    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+    show_gaps_closed(console, gaps, rates)
     for depth in depths:
-        show_effects(console, cells, depth)
-    show_files(console, folder)
-    console.print(sentence(search, cells, rates, depth=depths[-1], title=dataset.title) + left_out(diverged))
+        show_effects(console, runs, depth, by="control")
+    show_files(console, output)
+    decide_factorial(console, runs, depths[-1], title=dataset.title, classes=len(dataset.classes), by="control")
+    console.print(f"Each arm at its own best learning rate. {span(search, depths[-1])}{diverged_note(diverged)}")
+
+
+def curves(search: pd.DataFrame, depth: int) -> pd.DataFrame:
+    """Mean validation accuracy over the tuning seeds: a row for each arm, a column for each learning rate."""
+    rows = search[(search["depth_total"] == depth) & (search["quantity"] == "accuracy")]
+    wide = rows.pivot_table(index="control", columns="learning_rate", values="value")
+    return wide.reindex([condition.name for condition in UNMODIFIED_ARMS if condition.name in wide.index])
+
+
+def show_search(console: Console, search: pd.DataFrame, rates: Rates) -> None:
+    """Depth x arm x learning rate: validation accuracy, the best in brackets."""
+    rows = {
+        (f"depth {depth}", str(arm)): {
+            f"{rate:g}": f"[{value:.3f}]"
+            if rate == rates[str(arm), depth]
+            else ""
+            if value != value
+            else f"{value:.3f}"
+            for rate, value in curve.items()
+        }
+        for depth in sorted(search["depth_total"].unique().tolist())
+        for arm, curve in curves(search, depth).reindex(columns=sorted(search["learning_rate"].unique())).iterrows()
+    }
+    caption = f"[best], by the mean over n = {search['seed'].nunique()} tuning seeds, never reported; 0: diverged"
+    show_table(console, rows, title="Validation accuracy by learning rate, tuning seeds", caption=caption)
+
+
+def span(search: pd.DataFrame, depth: int) -> str:
+    """The range of each arm's validation accuracy over the rates at which all were tried."""
+    every = curves(search, depth).dropna(axis="columns")
+    ranges = [f"{arm} {curve.min():.2f} to {curve.max():.2f}" for arm, curve in every.iterrows()]
+    ends = f"{every.columns.min():g} to {every.columns.max():g}"
+    return f"Over rates from {ends} validation accuracy ranges over {', '.join(ranges)}."
 
 
 if __name__ == "__main__":

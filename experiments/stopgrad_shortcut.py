@@ -5,26 +5,28 @@ Trains CIFAR ResNets (He et al. 2015) in five arms from the same weights, on the
 residual: the shortcut carries both. stop-gradient: the signal, no gradient. gradient-only: the gradient, no signal.
 plain: neither. shortest-path: residual, but no gradient enters a branch's input.
 
-Writes tables, figures and every cell's run.json to OUT/stopgrad_shortcut, and repeats no cell that is already there.
+Writes tables, figures and every run's run.json to OUT/stopgrad_shortcut; finished runs are not repeated.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch.nn.functional as F
 from torch import nn
 
 import figures
-from experiments.engine.cells import Tables, probing, train_cell
-from experiments.engine.command import make_folder, run_script
-from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.effects import effect_table, flags, outcome_table
-from experiments.engine.ending import clear_figures, sentence, show_effects, show_files, show_outcomes, terminal
-from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_arms
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import all_diverged, save_figure, show_files, terminal
+from experiments.engine.reporting.factorial import decide_factorial, show_effects, show_outcomes
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.factorial import effect_table, flags, outcome_table
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import Tables, probing_batch, train_run
 from models import ARMS
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
 
@@ -38,7 +40,7 @@ class Settings(NetworkSettings):
     depths: tuple[int, ...] = (20, 56)
     """Layers, each 6n + 2."""
     arms: tuple[str, ...] = tuple(ARMS)
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path; effects need the first four."""
+    """Arms by name; effects need residual, stop-gradient, gradient-only and plain."""
 
 
 QUICK = Settings(depths=(8, 20), seeds=(0, 1), training=Training(epochs=3))
@@ -50,17 +52,17 @@ def main(settings: Settings) -> None:
     settings.check_depths("--depths", *settings.depths)
     check_arms(settings.arms)
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    cells = settings.cells(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths)
-    run = partial(train_cell, dataset=dataset, training=settings.training, measure=measure)
-    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    finish(tables, diverged, dataset, settings, folder)
+    output = settings.output(EXPERIMENT)
+    outputs = ("gradients", "magnitudes", "paths")
+    runs = settings.runs(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths, outputs=outputs)
+    task = partial(train_run, dataset=dataset, measure=measure)
+    tables, diverged = run_grid(runs, task, output, execution=settings.execution)
+    report(tables, diverged, dataset, settings, output)
 
 
 def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
     """The probes' tables on one fixed batch of training images; path lengths at the first and the last."""
-    copied, images, labels = probing(model, batches)
+    copied, images, labels = probing_batch(model, batches)
     paths = epoch == 0 or last
     with record(copied) as recording:
         F.cross_entropy(copied(images), labels).backward(retain_graph=paths)
@@ -68,13 +70,13 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
     return tables | ({"paths": path_contributions(recording)} if paths else {})
 
 
-def finish(
-    tables: dict[str, pd.DataFrame], diverged: list[Cell], dataset: Dataset, settings: Settings, folder: Path
-) -> None:
-    """Draw the figures, and print what came out."""
-    console = terminal()
-    test_size, classes = len(dataset.splits["test"][1]), len(dataset.classes)
-    clear_figures(folder)
+def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
+    """Write the effects, draw the figures, and print the results."""
+    console, classes = terminal(), len(dataset.classes)
+    finished = "outcomes" in tables
+    runs = outcome_table(tables["outcomes"], len(dataset.splits["test"][1])) if finished else pd.DataFrame()
+    if finished:
+        output.table("effects", effect_table(runs))
     for draw, name in (
         (figures.learning_curves, "curves"),
         (figures.accuracy_by_depth, "outcomes"),
@@ -85,25 +87,17 @@ def finish(
         (figures.residual_magnitudes, "magnitudes"),
     ):
         if name in tables:
-            figures.save(draw(tables[name]), tables[name], folder / "figures", draw.__name__)
-    if "outcomes" not in tables:
-        show_files(console, folder)
-        console.print("Every cell diverged: there are no outcomes. A lower --learning-rate may help.")
+            save_figure(output, draw(tables[name]), tables[name], draw.__name__)
+    if all_diverged(console, tables, output):
         return
-    cells = outcome_table(tables["outcomes"], test_size)
-    write_aside(folder / "effects.csv", effect_table(cells))
-    show_outcomes(
-        console,
-        tables["outcomes"],
-        settings.arms,
-        diverged,
-        {depth: flags(cells, depth, classes) for depth in settings.depths},
-    )
+    gone = [(run.arm, run.depth) for run in diverged]
+    marks = {depth: flags(runs, depth, classes) for depth in settings.depths}
+    show_outcomes(console, tables["outcomes"], settings.arms, gone, marks)
     for depth in sorted(settings.depths):
-        show_effects(console, cells, depth)
-    show_files(console, folder)
+        show_effects(console, runs, depth)
+    show_files(console, output)
     for depth in sorted(settings.depths):
-        console.print(sentence(cells, depth, title=dataset.title, classes=classes))
+        decide_factorial(console, runs, depth, title=dataset.title, classes=classes)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,7 @@ class ConditionRunner:
         )
         return run
 
-    def runs(
-        self, conditions: Sequence[Condition], depths: Sequence[int], rates: Rates, budget: int = 1
-    ) -> list[Run]:
+    def runs(self, conditions: Sequence[Condition], depths: Sequence[int], rates: Rates, budget: int = 1) -> list[Run]:
         """A run for each depth, condition and reported seed, at the condition's learning rate there."""
         return [
             self.run_of(condition, depth, seed, rates[condition.name, depth], budget)
@@ -133,9 +131,7 @@ def train_condition(run: Run, checkpoint: Path | None = None, *, dataset: Datase
     model = make_network(run, dataset)
     backward = control.prepare(model, seed=run.seed)
     measure = partial(measure_alignment, control=control, seed=run.seed)
-    return train_run(
-        run, checkpoint, dataset=dataset, model=model, backward=backward, measure=measure, validate=False
-    )
+    return train_run(run, checkpoint, dataset=dataset, model=model, backward=backward, measure=measure, validate=False)
 
 
 def first_exponents(condition: Condition) -> range:

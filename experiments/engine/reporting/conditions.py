@@ -1,6 +1,7 @@
 """How experiments on conditions are shown in the terminal: outcomes, gaps closed and differences."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -35,15 +36,15 @@ def show_conditions(
 
 def show_gaps_closed(console: Console, gaps: pd.DataFrame, rates: Mapping[tuple[str, int], float]) -> None:
     """Depth x condition: its learning rate, and R. gaps: as `gap_closed.gap_table` gives them."""
-    wide = gaps.pivot(index=["depth_total", "control", "outcome"], columns="quantity", values="value")
+    wide = gaps.pivot(index=["depth_total", "control", "outcome"], columns="quantity", values="value").to_dict("index")
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for depth, name, outcome in gaps[["depth_total", "control", "outcome"]].drop_duplicates().itertuples(index=False):
         row = rows.setdefault((f"depth {depth}", name), {"rate": f"{rates[name, depth]:g}"})
-        row[f"R, {outcome}"] = format_gap(wide.loc[(depth, name, outcome)])
+        row[f"R, {outcome}"] = format_gap(wide[depth, name, outcome])
     show_table(console, rows, title="How much of the gap between plain and residual is closed", caption=EXPLAINED)
 
 
-def format_gap(numbers: "pd.Series[float]") -> str:
+def format_gap(numbers: Mapping[Any, float]) -> str:
     """`0.55 [0.40, 0.70]`, or why there is none."""
     if numbers["R"] == numbers["R"]:
         return f"{numbers['R']:.2f} [{numbers['R low']:.2f}, {numbers['R high']:.2f}]"
@@ -57,7 +58,9 @@ def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[
         for depth, by_name in found.items()
         for name, changes in by_name.items()
     }
-    count = sum(bool(change.values) for by_name in found.values() for row in by_name.values() for change in row.values())
+    count = sum(
+        bool(change.values) for by_name in found.values() for row in by_name.values() for change in row.values()
+    )
     caption = f"mean [95 % t interval], (seeds' values) where there is none; not corrected for their number, {count}"
     show_table(console, rows, title="Differences in test accuracy, paired by seed", caption=caption)
 

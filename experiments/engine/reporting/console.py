@@ -16,6 +16,7 @@ from experiments.engine.running.run import Run
 from experiments.engine.statistics.equivalence import DEFINITION, MARGINS, Comparison
 from experiments.engine.statistics.estimates import Estimate
 
+RULE = "The whole 95 % interval is compared with the margin; intervals are not corrected for their number."
 Rows = Mapping[tuple[str, str], Mapping[str, str]]
 """Text by (heading, row), then by column."""
 
@@ -55,7 +56,7 @@ def show_decisions(console: Console, decisions: Mapping[str, tuple[str, str, str
         ("", effect): {"estimate [95 % interval]": found, "margin": margin, "reading": reading}
         for effect, (found, margin, reading) in decisions.items()
     }
-    show_table(console, rows, title=f"Decisions: {title}", caption="The whole interval counts; none is corrected for their number.")
+    show_table(console, rows, title=f"Decisions: {title}", caption=RULE)
 
 
 def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], name: str) -> None:

@@ -48,7 +48,7 @@ def show_outcomes(
                 "n": n,
                 "note": " ".join(note),
             }
-    caption = f"floor, ceiling: test accuracy within {FLOOR} of chance, or at least {CEILING}: effects on it mislead there"
+    caption = f"floor, ceiling: test accuracy within {FLOOR} of chance, or at least {CEILING}: effects on it mislead"
     show_table(console, rows, title="At the end of training: mean ± sd over n seeds", caption=caption)
 
 
@@ -71,9 +71,11 @@ def show_effects(console: Console, runs: pd.DataFrame, depth: int, *, by: str = 
     )
 
 
-def decide_factorial(console: Console, runs: pd.DataFrame, depth: int, *, title: str, classes: int) -> None:
+def decide_factorial(
+    console: Console, runs: pd.DataFrame, depth: int, *, title: str, classes: int, by: str = "arm"
+) -> None:
     """What the test accuracies of one depth decide about the shortcut's value and gradient, and what they do not."""
-    found = effects(runs, depth, "test accuracy")
+    found = effects(runs, depth, "test accuracy", by=by)
     if not found:
         console.print(f"{title}, depth {depth}: no effects; no seed has finished {', '.join(FACTORIAL)}.")
         return
@@ -83,7 +85,7 @@ def decide_factorial(console: Console, runs: pd.DataFrame, depth: int, *, title:
         "gradient without value": "backward, forward off",
         "both, beyond the sum": "interaction / gradient mismatch",
     }
-    marks = {arm: mark for arm, mark in flags(runs, depth, classes).items() if arm in FACTORIAL}
+    marks = {arm: mark for arm, mark in flags(runs, depth, classes, by=by).items() if arm in FACTORIAL}
     words = {"above": "helps", "below": "harms", "within": "changes nothing"}
     decisions = {}
     for question, effect in questions.items():
@@ -95,6 +97,6 @@ def decide_factorial(console: Console, runs: pd.DataFrame, depth: int, *, title:
     lost = f" of {seeds} seeds, the others diverged" if n < seeds else ""
     show_decisions(console, decisions, title=f"{title}, depth {depth}, test accuracy, n = {n}{lost}")
     console.print(
-        "One data set, one learning rate, one budget: this alone does not say why residual connections help. Both "
+        "One data set, one budget: this alone does not say why residual connections help. Both "
         "together give more than the sum wherever a gradient only helps the function that it belongs to."
     )

@@ -16,7 +16,7 @@ from experiments.engine.running.output import Output, make_folder
 from experiments.engine.running.progress import progress, show_plan
 from experiments.engine.running.provenance import provenance
 from experiments.engine.running.run import Outcome, Run, described
-from experiments.engine.running.store import lock, move_to_damaged, owners, read_report, state_of, write_folder
+from experiments.engine.running.store import State, lock, move_to_damaged, owners, read_report, state_of, write_folder
 from experiments.engine.running.workers import Execution
 from probes.tables import COLUMNS
 
@@ -59,7 +59,7 @@ def run_grid(
     if others := owners(home) - (own := {run.experiment for run in runs}):
         raise BadInput(f"{home}: holds runs of {min(others)}, not of {' and '.join(sorted(own))}; give another --out")
     different = list({run.name: run for run in runs}.values())
-    states = {run.name: state_of(home, run) for run in different}
+    states: dict[str, State] = {run.name: state_of(home, run) for run in different}
     missing = sorted((run for run in different if states[run.name] != "finished"), key=lambda run: -run.depth)
     device = torch.device(runs[0].recipe.device)
     if execution.dry_run:

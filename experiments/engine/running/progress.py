@@ -66,7 +66,10 @@ def show_plan(runs: Sequence[Run], missing: Sequence[Run], home: Path, *, max_pa
     console = Console(highlight=False, markup=False)
     for run in runs:
         console.print(f"{'to do' if run in missing else 'done '} {run.name}", soft_wrap=True)
-    summary = [f"{len(missing)} of {len(runs)} runs to do", *([estimate(missing, home, max_parallel)] if missing else [])]
+    summary = [
+        f"{len(missing)} of {len(runs)} runs to do",
+        *([estimate(missing, home, max_parallel)] if missing else []),
+    ]
     console.print("; ".join(summary), soft_wrap=True)
     if then and missing:
         console.print(f"then: {then}")

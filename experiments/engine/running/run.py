@@ -29,7 +29,7 @@ class Run:
     """A `Recipe`; another recipe is another run."""
     outputs: tuple[str, ...] = ()
     """The tables and arrays that it must give unless its loss diverges; a finished run that lacks one is rerun."""
-    labels: Mapping[str, object] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of its tables, by which an experiment tells runs of one arm, depth and seed apart."""
     about: Mapping[str, object] = field(default_factory=dict)
     """What `run.json` states beside the recipe, such as where the data came from."""
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """What a run gave: its tables and arrays by name, and the step at which its loss stopped being finite, if it did."""
+    """What a run gave: its tables and arrays by name; the step at which its loss stopped being finite, if it did."""
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

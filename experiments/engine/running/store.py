@@ -19,8 +19,8 @@ State = Literal["finished", "missing", "damaged", "incomplete"]
 def write_folder(folder: Path, write: Callable[[Path], dict[str, object]]) -> None:
     """Write a folder's files aside, then its report with their fingerprints, and let it appear as a whole.
 
-    write: puts the files into the folder that it is given, and returns the report. What a killed attempt left is deleted
-    first, and what stood at `folder` is replaced: no other process may write the same folder meanwhile.
+    write: puts the files into the folder that it is given, and returns the report. What a killed attempt left is
+    deleted first, and what stood at `folder` is replaced: no other process may write the same folder meanwhile.
     """
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)

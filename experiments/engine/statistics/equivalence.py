@@ -43,13 +43,11 @@ class Comparison:
         )
 
 
-def compare(
-    runs: pd.DataFrame, arm: str, limit: int, *, ordinary: str = "residual", by: str = "arm"
-) -> Comparison:
+def compare(runs: pd.DataFrame, arm: str, limit: int, *, ordinary: str = "residual", by: str = "arm") -> Comparison:
     """The arm minus `ordinary`, paired by seed.
 
-    runs: as `factorial.outcome_table` gives them, compared by the column `by`. A seed that ends finite in ordinary training and not in the arm makes
-    the arm fall short, whatever the others do.
+    runs: as `factorial.outcome_table` gives them, compared by the column `by`. A seed that ends finite in ordinary
+    training and not in the arm makes the arm fall short, whatever the others do.
     """
     outcomes = list(MARGINS)
     finite = runs[np.isfinite(runs[outcomes].to_numpy()).all(1)].set_index("seed")

@@ -159,7 +159,9 @@ class Batches:
         there = to_device_async(indices, self.device) if isinstance(indices, Tensor) else indices
         if isinstance(images, ImageFiles):
             part = indices.numpy() if isinstance(indices, Tensor) else indices
-            return self._normalised(to_device_async(torch.from_numpy(np.asarray(images[part])), self.device)), labels[there]
+            return self._normalised(to_device_async(torch.from_numpy(np.asarray(images[part])), self.device)), labels[
+                there
+            ]
         return self._normalised(images[there]), labels[there]
 
     def in_turn(self, split: str, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

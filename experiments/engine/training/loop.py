@@ -65,9 +65,9 @@ def train(
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
     backward: leaves the update in `.grad`. computing: how, on the device; the network's weights may be laid out anew in
-    memory. gradient_context: a context for an epoch's forwards and backwards. checkpoint: where the training resumes, and what
-    keeps its state once the caller is done with an epoch. Raises Diverged at the end of the epoch in which the loss
-    stopped being finite: within an epoch nothing waits for a GPU.
+    memory. gradient_context: a context for an epoch's forwards and backwards. checkpoint: where the training resumes,
+    and what keeps its state once the caller is done with an epoch. Raises Diverged at the end of the epoch in which the
+    loss stopped being finite: within an epoch nothing waits for a GPU.
 
     With several processes (torchrun), each takes its share of every batch, and all take the same step, by the mean of
     their gradients (DistributedDataParallel); the losses are of whole batches. BatchNorm normalises each share by

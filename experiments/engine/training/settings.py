@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -86,7 +86,7 @@ class NetworkSettings:
         depths: Sequence[int],
         seeds: Sequence[int] | None = None,
         outputs: Sequence[str] = (),
-        labels: Mapping[str, object] | None = None,
+        labels: Mapping[str, Any] | None = None,
         treatment: object = None,
     ) -> list[Run]:
         """A run for each depth, arm and seed.
