@@ -8,8 +8,8 @@ import pytest
 
 from experiments import budget, dose_and_timing, learning_rates, magnitude_or_direction
 from experiments.engine import explanation
-from experiments.engine.grid import Cell
-from tests.conditions import run_made_up
+from experiments.engine.running.run import Run
+from tests.support.conditions import run_made_up
 
 SCRIPTS = (learning_rates, budget, magnitude_or_direction, dose_and_timing)
 ERRORS = {"residual": 0.1, "stop-gradient": 0.4, "gradient-only": 0.7, "plain": 0.8, "shortest-path": 0.2}

@@ -14,8 +14,8 @@ from experiments import learning_rates
 from experiments.engine.conditions import rate_of
 from experiments.engine.rates import curves, sentence, show_search
 from models import ARMS
-from tests.conditions import Ran, cells_of, is_best, run_twice
-from tests.scripts import print_of
+from tests.support.conditions import Ran, cells_of, is_best, run_twice
+from tests.support.scripts import print_of
 from tests.test_figures import close, lines_of, pick, texts, xy
 
 RATES = {(arm, 8): rate for arm, rate in zip(ARMS, (0.1, 0.0316, 0.1, 0.316, 0.1), strict=True)}

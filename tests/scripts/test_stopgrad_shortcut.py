@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments.engine.command import run_script
+from experiments.engine.running.cli import run_script
 from models import ARMS
-from tests.scripts import ROOT, command, file_of, print_of, run, run_apart
+from tests.support.scripts import ROOT, command, file_of, print_of, run, run_apart
 from tests.test_engine_data import CIFAR_JPEG, unpack_cifar
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
@@ -124,18 +124,18 @@ def test_the_ending_names_arms_effects_and_files(toy: tuple[Path, str]) -> None:
     folder, shown = toy
     for text in (*ARMS, "interaction / gradient", "outcomes.csv", "figures/interaction.{csv,pdf,png}", "n = 2"):
         assert text in shown
-    reports = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
+    reports = [json.loads(path.read_text()) for path in folder.glob("runs/*/run.json")]
     assert len(reports) == 10
     assert {report["outcome"] for report in reports} == {"finished"}
 
 
 def test_a_second_call_repeats_no_cell(toy: tuple[Path, str]) -> None:
     folder, _ = toy
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
     table = (folder / "outcomes.csv").read_bytes()
     done = run("stopgrad_shortcut", *TOY, cwd=folder.parents[1])
     assert "10 of 10 cells are already done" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")} == before
     assert (folder / "outcomes.csv").read_bytes() == table
 
 
@@ -144,7 +144,7 @@ def test_a_diverged_cell_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> Non
     done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Every cell diverged" in done.stdout
-    (report,) = (tmp_path / "results" / "stopgrad_shortcut" / "cells").glob("*/run.json")
+    (report,) = (tmp_path / "results" / "stopgrad_shortcut" / "runs").glob("*/run.json")
     assert json.loads(report.read_text())["outcome"].startswith("diverged at step ")
     assert pd.read_csv(report.with_name("gradients.csv"))["epoch"].tolist() == [0] * 12
 
@@ -160,7 +160,7 @@ def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    cells = tmp_path / "results" / "stopgrad_shortcut" / "cells"
+    cells = tmp_path / "results" / "stopgrad_shortcut" / "runs"
     deadline = time.monotonic() + 120
     while not list(cells.glob("*/run.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -188,7 +188,7 @@ def test_real_colour_images_from_a_folder(tmp_path: Path) -> None:
     assert set(outcomes["arm"]) == set(ARMS)
     assert np.isfinite(outcomes["value"]).all()
     assert len(list((folder / "figures").glob("*.png"))) == 7
-    about = json.loads(next(folder.glob("cells/*/run.json")).read_text())["cell"]["about"]
+    about = json.loads(next(folder.glob("runs/*/run.json")).read_text())["cell"]["about"]
     assert (about["title"], about["augment"]) == ("cifar10-jpeg", "crop-flip")
 
 

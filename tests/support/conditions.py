@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 import figures
-from experiments.engine import conditions as module
-from experiments.engine.condition_scores import condition_table
-from experiments.engine.data import Data
-from experiments.engine.grid import Cell, Outcome
-from experiments.engine.training import Training
-from experiments.engine.workers import Workers
+from experiments.engine.conditions import learning_rate_search as module
+from experiments.engine.conditions.gap_closed import condition_table
+from experiments.engine.training.data import Data
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.training.optimisation import Training
+from experiments.engine.running.workers import Execution
 
 TEST_SIZE = 1000  # images
 SMALL = {
@@ -25,11 +25,11 @@ SMALL = {
     "seeds": (0, 1),
     "tuning_seeds": (100,),
     "width": 2,
-    "workers": Workers(1),  # cells run in this process
+    "execution": Execution(1),  # in this process
     "training": Training(epochs=1),
     "data": Data(train_limit=256),
 }
-Ends = Callable[[Cell], float | None]
+Ends = Callable[[Run], float | None]
 
 
 def outcomes(errors: Mapping[str, Sequence[float]], *, depth: int = 8, arm: str | None = None) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def rows_of(error: float) -> Iterator[dict[str, Any]]:
         yield {"split": split, "quantity": "loss", "value": 10 * error}
 
 
-def cells_of(errors: Mapping[str, Sequence[float]], *, depth: int = 8) -> pd.DataFrame:
+def runs_of(errors: Mapping[str, Sequence[float]], *, depth: int = 8) -> pd.DataFrame:
     return condition_table(outcomes(errors, depth=depth), TEST_SIZE)
 
 
@@ -67,9 +67,10 @@ def is_best(rate: float, own: pd.DataFrame) -> bool:
 def short_search() -> Iterator[pytest.MonkeyPatch]:
     """Two learning rates, 0.1 and 0.316, and none beyond."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LEVELS", range(-2, 0))
-        patch.setattr(module, "SHORT", dict.fromkeys(module.SHORT, range(-2, 0)))
-        patch.setattr(module, "FURTHEST", 0)
+        patch.setattr(module, "LR_EXPONENTS", range(-2, 0))
+        short = dict.fromkeys(module.LR_EXPONENTS_SHORT, range(-2, 0))
+        patch.setattr(module, "LR_EXPONENTS_SHORT", short)
+        patch.setattr(module, "MAX_EXTENSION", 0)
         yield patch
 
 
@@ -81,9 +82,9 @@ class Ran:
     shown: str
     again: str
     repeated: list[Path]
-    """Files of cells that the second call wrote."""
+    """Files of runs that the second call wrote."""
     log: str
-    """What the second call told of its cells."""
+    """What the second call logged of its runs."""
 
 
 def run_twice(script: ModuleType, out: Path, **changes: Any) -> Ran:
@@ -102,19 +103,21 @@ def run_twice(script: ModuleType, out: Path, **changes: Any) -> Ran:
 
 
 def run_made_up(script: ModuleType, out: Path, ends: Ends, **changes: Any) -> str:
-    """What the script prints where each cell ends with the test error that `ends` tells, or diverges at None; nothing
+    """What the script prints where each run ends with the test error that `ends` gives, or diverges at None; nothing
     is trained or drawn to disk."""
 
-    def run(cell: Cell, **_: object) -> Outcome:
-        error = ends(cell)
+    def train(run: Run, checkpoint: Path, **_: object) -> Outcome:
+        error = ends(run)
         if error is None:
             return Outcome({}, diverged_at=1)
-        epochs = int(str(cell.settings["epochs"]))
-        losses = pd.DataFrame({"step": range(1, 2 * epochs + 1), "split": "train", "quantity": "loss", "value": 1.0})
-        return Outcome({"outcomes": pd.DataFrame(rows_of(error)), "losses": losses})
+        steps = range(1, 2 * run.recipe.training.epochs + 1)
+        losses = pd.DataFrame({"step": steps, "split": "train", "quantity": "loss", "value": 1.0})
+        blocks = pd.DataFrame({"block": ["network"], "quantity": ["cosine"], "value": [1.0], "epoch": 0, "depth": 0})
+        tables = {"outcomes": pd.DataFrame(rows_of(error)), "losses": losses, "alignment": blocks}
+        return Outcome(tables)
 
     with short_search() as patch, redirect_stdout(io.StringIO()) as text:
-        patch.setattr(module, "run_condition", run)
-        patch.setattr(figures, "save", lambda *_: None)
+        patch.setattr(module, "train_condition", train)
+        patch.setattr(figures, "save", lambda *_: ())
         script.main(script.Settings(out=out, **SMALL | changes))
     return " ".join(text.getvalue().split())

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
@@ -14,17 +15,28 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from experiments.engine import checkpoints
-from experiments.engine.cells import train_cell
-from experiments.engine.data import Batches, Data, load
-from experiments.engine.grid import Cell, Outcome, run_grid
-from experiments.engine.settings import NetworkSettings
-from experiments.engine.training import Training
-from experiments.engine.workers import Workers
+from experiments.engine.running import checkpoints
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.workers import Execution
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import train_run
 
-CELLS = [Cell("toy", arm, depth, seed, {"rate": 1}) for arm in "abcd" for depth in (8, 14) for seed in range(3)]
-NAMES = {cell.name for cell in CELLS}
-ONE = Workers(1)
+
+@dataclass(frozen=True)
+class Toy:
+    """A recipe."""
+
+    rate: float = 1
+    device: str = "cpu"
+
+
+RUNS = [Run("toy", arm, depth, seed, Toy()) for arm in "abcd" for depth in (8, 14) for seed in range(3)]
+NAMES = {run.name for run in RUNS}
+ONE = Execution(1)
 
 
 class Life:
@@ -42,33 +54,31 @@ class Life:
 
 
 class Slow:
-    """Takes its time, and writes down which process began which cell."""
+    """Takes its time, and writes down which process began which run."""
 
     def __init__(self, seconds: float, log: Path, life: Life | None = None) -> None:
         self.seconds, self.log, self.life = seconds, log, life
 
-    def __call__(self, cell: Cell) -> Outcome:
+    def __call__(self, run: Run, checkpoint: Path) -> Outcome:
         if self.life:
             self.life.step()
         with self.log.open("a") as log:
-            log.write(f"{cell.name} {os.getpid()}\n")
+            log.write(f"{run.name} {os.getpid()}\n")
         time.sleep(self.seconds)
-        values = np.random.default_rng([ord(cell.arm), cell.depth, cell.seed]).normal(size=100)
+        values = np.random.default_rng([ord(run.arm), run.depth, run.seed]).normal(size=100)
         return Outcome({"outcomes": pd.DataFrame({"step": range(100), "value": values})})
 
 
-def run_slowly(folder: Path, seconds: float, *, at: Workers = ONE, life: Life | None = None) -> None:
-    """Run the grid in a folder; a step of life is a cell."""
-    folder.mkdir(exist_ok=True)
-    run_grid(CELLS, Slow(seconds, folder / "log", life), folder, workers=at)
+def run_slowly(folder: Path, seconds: float, *, execution: Execution = ONE, life: Life | None = None) -> None:
+    """Run the grid in a folder; a step of life is a run."""
+    run_grid(RUNS, Slow(seconds, folder / "log", life), Output(folder), execution=execution)
 
 
-def train_cells(folder: Path, epochs: int, *, life: Life | None = None) -> None:
+def train_networks(folder: Path, epochs: int, *, life: Life | None = None) -> None:
     """Train two small networks, one of which drops values by torch's own random state, and write down each epoch, which
     is a step of life."""
     checkpoints.EVERY = 0
-    data, training = load(Data(train_limit=256)), Training(epochs=epochs)
-    settings = [NetworkSettings(network=name, width=2, seeds=(0,)) for name in ("resnet", "dropout-shortcut")]
+    data = load(Data(train_limit=256))
 
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> dict[str, pd.DataFrame]:
         with (folder / "log").open("a") as log:
@@ -77,27 +87,31 @@ def train_cells(folder: Path, epochs: int, *, life: Life | None = None) -> None:
             life.step()
         return {"sums": pd.DataFrame({"value": [sum(p.double().sum().item() for p in model.parameters())]})}
 
-    cells = [
-        cell for each in settings for cell in each.cells("toy", data, arms=("residual",), depths=(8,), epochs=epochs)
+    runs = [
+        run
+        for network in ("resnet", "dropout-shortcut")
+        for run in NetworkSettings(network=network, width=2, seeds=(0,), training=Training(epochs=epochs)).runs(
+            "toy", data, arms=("residual",), depths=(8,), outputs=("sums",)
+        )
     ]
-    run_grid(cells, partial(train_cell, dataset=data, training=training, measure=measure), folder, workers=Workers(1))
+    run_grid(runs, partial(train_run, dataset=data, measure=measure), Output(folder), execution=ONE)
 
 
 def start(target: object, *arguments: object, **options: object) -> ForkServerProcess:
     """Start a process that calls `target`."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.grid_script"])
+    context.set_forkserver_preload(["tests.support.grid_script"])
     process = context.Process(target=target, args=arguments, kwargs=options)  # type: ignore[arg-type]
     process.start()
     return process
 
 
 def finished(folder: Path) -> set[str]:
-    return {path.parent.name for path in (folder / "cells").glob("[!.]*/run.json")}
+    return {path.parent.name for path in (folder / "runs").glob("[!.]*/run.json")}
 
 
 def ran(folder: Path) -> list[str]:
-    """The cells that were begun, by name, in order."""
+    """The runs that were begun, by name, in order."""
     return [line.split()[0] for line in (folder / "log").read_text().splitlines()]
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from experiments.engine import grid
+from experiments.engine.running import grid
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(script: str, *arguments: object) -> list[str]:
-    """Its cells run in two workers."""
+    """Its runs are executed by two workers."""
     return [sys.executable, file_of(script), *map(str, arguments), "--workers", "2"]
 
 
@@ -33,13 +33,13 @@ def run_apart(script: str, *arguments: object, cwd: Path) -> CompletedProcess[st
 
 
 def run(script: str, *arguments: object, cwd: Path) -> CompletedProcess[str]:
-    """The script's file as `__main__` in this process, where a warning is an error; its cells run here, too, each
+    """The script's file as `__main__` in this process, where a warning is an error; its runs are executed here, too, each
     pickled and unpickled as on its way to a worker."""
     given = [file_of(script), *map(str, arguments), "--workers", "1"]
     status, out, err = 0, StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", given)
-        patch.setattr(grid, "_run_cell", travelled(grid._run_cell))
+        patch.setattr(grid, "execute", travelled(grid.execute))
         try:
             runpy.run_path(given[0], run_name="__main__")
         except SystemExit as end:

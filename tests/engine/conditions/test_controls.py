@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.engine.block_gradients import block_names, flat, gradients, groups, stages
-from experiments.engine.controls import Control, Cut, Moment, backpropagation, frozen_parameters
-from experiments.engine.networks import make
+from experiments.engine.conditions.block_gradients import block_names, flat, gradients, groups, stages
+from experiments.engine.conditions.controls import Control, Cut, Moment, backpropagation, frozen_parameters
+from experiments.engine.training.networks import make
 from models import ARMS, RESIDUAL, STOP_GRADIENT, Flow, cifar_resnet, random_feedback, residual_blocks, residual_mlp
 from probes import find_junctions
-from tests.networks import images, relative_error
+from tests.support.networks import images, relative_error
 
 IMAGES, LABELS = images(), torch.arange(4)
 START = Moment(step=0, epoch=0)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.engine import answer
-from experiments.engine.command import BadInput
+from experiments.engine.conditions import catalogue
+from experiments.engine.running.messages import BadInput
 from experiments.engine.condition_ending import block_range, show_difference, show_recovery
 from experiments.engine.condition_scores import (
     NONE,
@@ -20,13 +20,13 @@ from experiments.engine.condition_scores import (
     scores,
     side,
 )
-from experiments.engine.conditions import Condition
-from experiments.engine.controls import Control
-from experiments.engine.effects import Estimate
+from experiments.engine.conditions.conditions import Condition
+from experiments.engine.conditions.controls import Control
+from experiments.engine.statistics.factorial import Estimate
 from experiments.engine.score import NONE_TO_EXPLAIN
 from tests.test_figures import pick
 
-EVERY = (*answer.AS_THEY_ARE, *answer.MAGNITUDE, *answer.SCALE_FREE)
+EVERY = (*catalogue.UNMODIFIED_ARMS, *catalogue.MAGNITUDE, *catalogue.SCALE_FREE)
 SHIFTS = (0.0, 0.01, -0.01)  # of the seeds: all conditions move together
 
 
@@ -70,7 +70,7 @@ ERRORS = {
 
 
 def test_where_nothing_is_degraded_or_nothing_finished_there_is_no_r() -> None:
-    conditions = answer.AS_THEY_ARE[:2] + answer.AS_THEY_ARE[3:4]
+    conditions = catalogue.UNMODIFIED_ARMS[:2] + catalogue.UNMODIFIED_ARMS[3:4]
     alike = scores(cells_of({"plain": 0.2, "stop-gradient": 0.5, "residual": 0.2}), conditions, [20])
     assert alike["stop-gradient", 20, "test error"].note == NONE_TO_EXPLAIN
     assert show_recovery(alike["stop-gradient", 20, "test error"]) == "no degradation"
@@ -85,7 +85,7 @@ def test_a_seed_that_diverged_in_one_condition_leaves_its_pairs() -> None:
     cells = condition_table(outcomes[~gone], 360)
     assert len(difference(cells, 20, "stop-gradient", "residual").values) == 2
     assert len(difference(cells, 20, "plain", "residual").values) == 3
-    conditions = answer.AS_THEY_ARE[:2] + answer.AS_THEY_ARE[3:4]
+    conditions = catalogue.UNMODIFIED_ARMS[:2] + catalogue.UNMODIFIED_ARMS[3:4]
     assert scores(cells, conditions, [20])["stop-gradient", 20, "test error"].note == "fewer than three seeds"
 
 

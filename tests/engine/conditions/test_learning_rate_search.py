@@ -7,22 +7,22 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.engine import conditions as module
+from experiments.engine.conditions import learning_rate_search as module
 from experiments.engine.answer import AS_THEY_ARE
-from experiments.engine.command import BadInput
+from experiments.engine.running.messages import BadInput
 from experiments.engine.conditions import Bench, Condition, ConditionSettings, beyond, level_of, rate_of, validation
-from experiments.engine.controls import Control, Cut
-from experiments.engine.data import Data, load
-from experiments.engine.grid import Cell, Outcome
-from experiments.engine.training import Training
-from experiments.engine.workers import Workers
+from experiments.engine.conditions.controls import Control, Cut
+from experiments.engine.training.data import Data, load
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.training.optimisation import Training
+from experiments.engine.running.workers import Execution
 
 RESIDUAL = Condition("residual", "residual")
 COIN = Condition("coin", "residual", Control(Cut(chance=0.5)))
 
 
 def bench(out: Path, **changes: Any) -> Bench:
-    given: dict[str, Any] = {"depths": (8,), "seeds": (0, 1), "width": 2, "workers": Workers(1), "out": out}
+    given: dict[str, Any] = {"depths": (8,), "seeds": (0, 1), "width": 2, "execution": Execution(1), "out": out}
     settings = ConditionSettings(**(given | {"training": Training(epochs=1), "data": Data(train_limit=256)} | changes))
     return Bench(settings, load(settings.data))
 
@@ -108,7 +108,7 @@ def test_conditions_train_at_their_own_rate_budget_and_control(tmp_path: Path) -
     assert losses["size"].tolist() == [2, 4] * 4
     assert losses["last"].nunique() == 8
     assert not diverged
-    assert len(list((tmp_path / "answer" / "cells").iterdir())) == 8
+    assert len(list((tmp_path / "answer" / "runs").iterdir())) == 8
     found = validation(tables, cells)
     assert len(found) == 8
     assert found["accuracy"].between(0, 1).all()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.engine.update_rules import RULES, noisy, with_own_norm, with_true_norm
+from experiments.engine.conditions.controls import RULES, noisy, with_own_norm, with_true_norm
 
 TRUE, OWN = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
 

@@ -14,16 +14,17 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from experiments.engine import cluster, processes
-from experiments.engine.cells import train_cell
-from experiments.engine.command import BadInput
-from experiments.engine.data import Data, load
-from experiments.engine.grid import run_grid
-from experiments.engine.settings import NetworkSettings
-from experiments.engine.training import Training
-from experiments.engine.workers import Workers
+from experiments.engine.running import distributed, ray_cluster
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
+from experiments.engine.running.workers import Execution
+from experiments.engine.training.data import Data, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import train_run
 from experiments.stopgrad_shortcut import measure
-from tests.grid_script import CELLS, NAMES, alive, finished, ran, run_slowly, start, wait_until
+from tests.support.grid_script import NAMES, RUNS, alive, finished, ran, run_slowly, start, wait_until
 
 CPU = torch.device("cpu")
 
@@ -55,27 +56,28 @@ def address() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_tables_of_processes(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, training = load(Data(train_limit=256)), Training(epochs=2)
-    settings = NetworkSettings(width=2, seeds=(0, 1), training=training)
-    cells = settings.cells("toy", data, arms=("residual", "stop-gradient"), depths=(8,))
-    run_slowly(tmp_path / "before", 0, at=Workers(2))
+    data = load(Data(train_limit=256))
+    settings = NetworkSettings(width=2, seeds=(0, 1), training=Training(epochs=2))
+    outputs = ("gradients", "magnitudes", "paths")
+    runs = settings.runs("toy", data, arms=("residual", "stop-gradient"), depths=(8,), outputs=outputs)
+    run_slowly(tmp_path / "before", 0, execution=Execution(2))
     monkeypatch.chdir(tmp_path)  # relative names mean the same to workers, also to those that began elsewhere
-    run = partial(train_cell, dataset=data, training=training, measure=measure)
-    run_grid(cells, run, Path("processes"), workers=Workers(2))
-    run_grid(cells, run, Path("ray"), workers=Workers(backend="ray", ray_address=connected(address)))
+    task = partial(train_run, dataset=data, measure=measure)
+    run_grid(runs, task, Output(Path("processes")), execution=Execution(2))
+    run_grid(runs, task, Output(Path("ray")), execution=Execution(backend="ray", ray_address=connected(address)))
     tables = {file.name: file.read_bytes() for file in (tmp_path / "processes").glob("*.csv")}
     assert {"outcomes.csv", "losses.csv", "gradients.csv", "paths.csv"} < set(tables)
     assert {file.name: file.read_bytes() for file in (tmp_path / "ray").glob("*.csv")} == tables
 
 
 def connected(address: str) -> str:
-    cluster.connect(address)
+    ray_cluster.connect(address)
     return address
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
-def test_a_killed_invocation_ends_its_cells_and_the_same_command_goes_on(tmp_path: Path, address: str) -> None:
+def test_a_killed_invocation_ends_its_runs_and_the_same_command_resumes(tmp_path: Path, address: str) -> None:
     process = start(run_on_cluster, tmp_path, address, 0.5)
     wait_until(lambda: len(finished(tmp_path)) >= 3)
     workers = {int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines()}
@@ -83,7 +85,7 @@ def test_a_killed_invocation_ends_its_cells_and_the_same_command_goes_on(tmp_pat
     process.kill()
     wait_until(lambda: not any(map(alive, workers)), seconds=20)
     done, before = finished(tmp_path), len(ran(tmp_path))
-    assert len(done) < len(CELLS)
+    assert len(done) < len(RUNS)
     run_on_cluster(tmp_path, address, 0)
     assert set(ran(tmp_path)[before:]) == NAMES - done
     run_slowly(tmp_path / "undisturbed", 0)
@@ -91,11 +93,11 @@ def test_a_killed_invocation_ends_its_cells_and_the_same_command_goes_on(tmp_pat
 
 
 def run_on_cluster(folder: Path, address: str, seconds: float) -> None:
-    run_slowly(folder, seconds, at=Workers(backend="ray", ray_address=connected(address)))
+    run_slowly(folder, seconds, execution=Execution(backend="ray", ray_address=connected(address)))
 
 
 @pytest.mark.slow
-def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done(
+def test_no_more_run_max_parallel_than_is_asked_for_and_results_come_as_they_are_done(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected(address)
@@ -105,10 +107,10 @@ def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done
         time.sleep(seconds)
         return begin, time.time()
 
-    (first, second) = cluster.each(timed, [0.2, 0.2], device=CPU, at_once=1)
+    (first, second) = ray_cluster.imap_unordered(timed, [0.2, 0.2], device=CPU, max_parallel=1)
     assert first[1] <= second[0]
     monkeypatch.chdir(tmp_path)
-    assert list(cluster.each(lambda item: Path.cwd(), [0], device=CPU, at_once=1)) == [tmp_path]
+    assert list(ray_cluster.imap_unordered(lambda item: Path.cwd(), [0], device=CPU, max_parallel=1)) == [tmp_path]
 
     def in_turn(item: str) -> str:
         if item == "second":
@@ -118,23 +120,26 @@ def test_no_more_run_at_once_than_is_asked_for_and_results_come_as_they_are_done
             time.sleep(1)
         return item
 
-    assert list(cluster.each(in_turn, ["first", "second"], device=CPU, at_once=2)) == ["second", "first"]
+    assert list(ray_cluster.imap_unordered(in_turn, ["first", "second"], device=CPU, max_parallel=2)) == [
+        "second",
+        "first",
+    ]
 
 
 @pytest.mark.slow
-def test_an_error_in_a_cell_is_raised_as_itself(address: str) -> None:
+def test_an_error_in_a_run_is_raised_as_itself(address: str) -> None:
     connected(address)
 
     def fail(item: int) -> None:
         raise OSError(28, f"no space for {item}")
 
     with pytest.raises(OSError, match="no space for 7") as caught:
-        list(cluster.each(fail, [7], device=CPU, at_once=1))
+        list(ray_cluster.imap_unordered(fail, [7], device=CPU, max_parallel=1))
     assert caught.value.errno == 28
 
 
 @pytest.mark.slow
-def test_a_cell_whose_process_is_lost_runs_again(tmp_path: Path, address: str) -> None:
+def test_a_run_whose_process_is_lost_is_rerun(tmp_path: Path, address: str) -> None:
     connected(address)
 
     def dies_once(item: int) -> int:
@@ -143,25 +148,25 @@ def test_a_cell_whose_process_is_lost_runs_again(tmp_path: Path, address: str) -
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    assert list(cluster.each(dies_once, [7], device=CPU, at_once=1)) == [7]
+    assert list(ray_cluster.imap_unordered(dies_once, [7], device=CPU, max_parallel=1)) == [7]
 
 
 @pytest.mark.slow
 def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="--backend ray --device cuda: the cluster has no GPU"):
-        Workers(backend="ray", ray_address=address).check("cuda")
-    cluster.check_sees(tmp_path)
+        Execution(backend="ray", ray_address=address).check("cuda")
+    ray_cluster.check_sees(tmp_path)
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(cluster, "CHECKOUT", tmp_path / "nowhere")
+        patch.setattr(ray_cluster, "CHECKOUT", tmp_path / "nowhere")
         with pytest.raises(BadInput, match=r"does not see .*nowhere; every machine of the cluster must see"):
-            cluster.check_sees(tmp_path)
+            ray_cluster.check_sees(tmp_path)
         patch.undo()
         patch.setattr(torch, "__version__", "0.1")
         with pytest.raises(BadInput, match=r"has torch [2-9].*, this machine 0.1: use one"):
-            cluster.check_sees(tmp_path)
-    assert Workers(backend="ray", ray_address=address).at_once(CPU) == 2
-    assert Workers(1, backend="ray", ray_address=address).at_once(CPU) == 1
+            ray_cluster.check_sees(tmp_path)
+    assert Execution(backend="ray", ray_address=address).max_parallel(CPU) == 2
+    assert Execution(1, backend="ray", ray_address=address).max_parallel(CPU) == 1
 
 
 @pytest.mark.parametrize(
@@ -173,27 +178,27 @@ def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str, monkeypat
         ("127.0.0.1:{port}", r"no cluster answers at 127.0.0.1:{port} .*start one \(ray start --head\), or give its"),
     ],
 )
-def test_an_address_that_does_not_answer_is_told_at_once(address: str, message: str) -> None:
+def test_an_address_that_does_not_answer_is_refused_at_once(address: str, message: str) -> None:
     pytest.importorskip("ray", reason="the extra cluster is not installed")
     port = free_port()
     with pytest.raises(BadInput, match=message.format(port=port)):
-        Workers(backend="ray", ray_address=address.format(port=port)).check("cpu")
+        Execution(backend="ray", ray_address=address.format(port=port)).check("cpu")
 
 
 def test_the_environments_address_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="the extra cluster is not installed")
     monkeypatch.setenv("RAY_ADDRESS", "rubbish")
     with pytest.raises(BadInput, match="RAY_ADDRESS rubbish: give HOST:PORT, or auto"):
-        Workers(backend="ray").check("cpu")
+        Execution(backend="ray").check("cpu")
 
 
-def test_a_missing_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BadInput, match=r"Ray is not installed; pip install -e '.\[cluster\]'"):
-        Workers(backend="ray").check("cpu")
+        Execution(backend="ray").check("cpu")
 
 
 def test_torchrun_and_a_cluster_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(BadInput, match="torchrun's processes train one cell together; give one of the two"):
-        Workers(backend="ray").check("cpu")
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(BadInput, match="torchrun's processes train one network together; give one of the two"):
+        Execution(backend="ray").check("cpu")

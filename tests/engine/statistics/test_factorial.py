@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.engine.effects import (
+from experiments.engine.statistics.factorial import (
     EFFECTS,
     FACTORIAL,
     OUTCOMES,
@@ -79,7 +79,7 @@ def test_no_interval_under_three_seeds_or_beyond_the_scale() -> None:
     two = effects(outcome_table(outcomes(seeds=2), 100), 20, "test accuracy")["backward, forward on"]
     assert math.isnan(two.low)
     assert show_estimate(two) == "+0.30 (+0.30, +0.30)"
-    assert math.isnan(estimate(np.array([0.9, 0.1, 0.5]), reach=1).low)
+    assert math.isnan(estimate(np.array([0.9, 0.1, 0.5]), max_abs=1).low)
     assert not math.isnan(estimate(np.array([0.9, 0.1, 0.5])).low)
 
 

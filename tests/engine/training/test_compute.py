@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments import short_paths
-from experiments.engine import computing
-from experiments.engine.cells import train_cell
-from experiments.engine.command import BadInput
-from experiments.engine.computing import Computing
-from experiments.engine.conditions import ConditionSettings
-from experiments.engine.controls import Control, Cut
-from experiments.engine.data import Batches, Data, Dataset, load
-from experiments.engine.grid import Cell
-from experiments.engine.settings import NetworkSettings
-from experiments.engine.training import Training, evaluate, train
+from experiments.engine.conditions.conditions import ConditionSettings
+from experiments.engine.conditions.controls import Control, Cut
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.run import Run
+from experiments.engine.training import compute
+from experiments.engine.training.compute import Computing
+from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.training.loop import evaluate, train
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import train_run
 from models import ARMS, PLAIN, CifarResNet, Flow, cifar_resnet
 from probes import gradient_norms, record
 
@@ -42,7 +43,7 @@ def batches(dataset: Dataset) -> Batches:
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All of the compiler but the code that it writes, which takes minutes."""
-    monkeypatch.setattr(computing, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compute, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, which change from version to version
@@ -55,20 +56,21 @@ def network(flow: Flow = ARMS["residual"], depth: int = 20) -> CifarResNet:
     return cifar_resnet(depth, flow=flow, width=4, in_channels=1)
 
 
+def run_of(
+    dataset: Dataset,
+    how: Computing,
+    network: str = "resnet",
+    arm: str = "residual",
+    training: Training = Training(epochs=2, batch_size=100),  # noqa: B008 (frozen)
+) -> Run:
+    settings = NetworkSettings(network=network, width=4, seeds=(0,), training=training, computing=how)
+    return settings.runs("x", dataset, arms=(arm,), depths=(8,))[0]
+
+
 def trained(batches: Batches, how: Computing, arm: str) -> tuple[nn.Module, list[float]]:
     model = network(ARMS[arm], depth=8)
     learning = train(model, batches, Training(epochs=2, batch_size=100), seed=0, computing=how)
     return model, torch.cat(list(learning)).tolist()
-
-
-def test_cells_as_written_keep_their_names_and_the_others_have_their_own() -> None:
-    def name(how: Computing) -> str:
-        return NetworkSettings(computing=how).cells("x", load(Data()), arms=["plain"], depths=[8])[0].name
-
-    assert name(Computing()) == "plain-depth8-seed0-955ba817"  # from before there was a choice
-    on = [Computing(autocast=True), Computing(channels_last=True), Computing(compile=True)]
-    assert len({name(how) for how in (Computing(), *on)}) == 4
-    assert [Computing.of({"width": 8, **how.recipe}) for how in on] == on
 
 
 def test_norms_under_autocast_are_those_of_float32_as_far_as_bfloat16_tells(batches: Batches) -> None:
@@ -115,8 +117,7 @@ def test_measuring_and_evaluating_stay_in_float32(dataset: Dataset) -> None:
         seen.append((torch.is_autocast_enabled("cpu"), model(batches.get("test", slice(0, 8))[0]).dtype))
         return {}
 
-    recipe = {"network": "resnet", "width": 4, "device": "cpu", "autocast": True}
-    train_cell(Cell("x", "residual", 8, 0, recipe), dataset, Training(epochs=1), measure=measure)
+    train_run(run_of(dataset, Computing(autocast=True), training=Training(epochs=1)), dataset=dataset, measure=measure)
     assert seen == [(False, torch.float32)] * 2
 
 
@@ -138,7 +139,7 @@ def test_a_network_is_compiled_as_one_for_training_alone(
         assert sum("conv" in str(node.target) for node in graph.graph.nodes if node.op == "call_function") == 7
         return graph.forward
 
-    monkeypatch.setattr(computing, "BACKEND", note)
+    monkeypatch.setattr(compute, "BACKEND", note)
     model, _ = trained(batches, Computing(compile=True), "residual")
     assert len(shapes) == 1
     assert all(type(size) is int for size in shapes[0])
@@ -150,12 +151,8 @@ def test_a_network_is_compiled_as_one_for_training_alone(
 @pytest.mark.parametrize("arm", ARMS)
 def test_compiled_code_trains_every_arm_as_it_is_written(dataset: Dataset, compiler: None, name: str, arm: str) -> None:
     """To the last bit, since the code that would round otherwise is not written here."""
-    recipe = {"network": name, "width": 4, "device": "cpu"}
-    training = Training(epochs=2, batch_size=100)
-    found = [
-        train_cell(Cell("x", arm, 8, 0, {**recipe, **how.recipe}), dataset, training).tables["losses"]["value"].tolist()
-        for how in (Computing(), Computing(compile=True))
-    ]
+    runs = [run_of(dataset, how, network=name, arm=arm) for how in (Computing(), Computing(compile=True))]
+    found = [train_run(run, dataset=dataset).tables["losses"]["value"].tolist() for run in runs]
     assert found[0] == found[1]
 
 
@@ -176,8 +173,8 @@ def test_compiled_code_follows_weights_that_change_before_a_forward(batches: Bat
 def test_what_compiled_code_would_not_follow_is_refused(batches: Batches) -> None:
     how, message = Computing(compile=True), "--compile: compiled code does not follow what this experiment does"
     backward = Control(cut=Cut(chance=0.5)).prepare(network(depth=8), seed=0)
-    each: list[dict[str, Any]] = [{"backward": backward}, {"around": lambda model: nullcontext()}]
-    for options in each:
+    changes: list[dict[str, Any]] = [{"backward": backward}, {"gradient_context": lambda model: nullcontext()}]
+    for options in changes:
         with pytest.raises(BadInput, match=message):
             next(train(network(depth=8), batches, ONE_STEP, seed=0, computing=how, **options))
     for settings in (ConditionSettings(computing=how), short_paths.Settings(computing=how)):
@@ -197,7 +194,7 @@ def test_random_feedback_learns_under_autocast_as_in_float32(batches: Batches) -
 
 
 def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(computing, "BACKEND", "nonesuch")
+    monkeypatch.setattr(compute, "BACKEND", "nonesuch")
     with pytest.raises(BadInput, match=r"--compile: torch cannot compile for cpu here .*nonesuch"):
         NetworkSettings(computing=Computing(compile=True)).check()
 
@@ -219,4 +216,4 @@ class NoWaiting(TorchDispatchMode):
 def test_no_step_waits_for_its_values(optimiser: str) -> None:
     batches = Batches(load(Data(train_limit=300, augment="crop-flip")), torch.device("cpu"))
     training = Training(epochs=1, batch_size=100, optimiser=optimiser)
-    list(train(network(PLAIN, depth=8), batches, training, seed=0, around=lambda model: NoWaiting()))
+    list(train(network(PLAIN, depth=8), batches, training, seed=0, gradient_context=lambda model: NoWaiting()))

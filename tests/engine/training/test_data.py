@@ -1,4 +1,5 @@
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.engine.command import BadInput
-from experiments.engine.data import Batches, Data, load, shift
+from experiments.engine.running.messages import BadInput
+from experiments.engine.training.data import Batches, Data, load, shift
 
-CIFAR_JPEG = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+CPU = torch.device("cpu")
+CIFAR_JPEG = Path(__file__).parents[4] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
 
 def make_folder(root: Path, parts: dict[str, dict[str, int]], size: tuple[int, int] = (12, 12)) -> Path:
@@ -53,6 +55,20 @@ def test_images_are_normalised_by_the_training_images_alone() -> None:
     np.asarray(dataset.splits["test"][0])[:] = 0
     changed, _ = Batches(dataset, torch.device("cpu")).get("train", slice(None))
     assert torch.equal(images, changed)
+
+
+def test_imagenets_normalisation_is_torchvisions(tmp_path: Path) -> None:
+    """A pixel of ImageNet's mean becomes 0, one a deviation above it 1: published numbers, to 8 bits of a pixel."""
+    make_folder(tmp_path, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    dataset = load(Data(dataset="folder", data_dir=tmp_path, normalise="imagenet"))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    pixels = np.asarray(dataset.splits["train"][0])
+    pixels[0], pixels[1] = (np.round(255 * value)[:, None, None] for value in (mean, mean + std))
+    images, _ = Batches(
+        replace(dataset, splits=dataset.splits | {"train": (pixels, dataset.splits["train"][1])}), CPU
+    ).get("train", slice(0, 2))
+    assert images[0].abs().max() < 0.5 / 255 / 0.224
+    assert (images[1] - 1).abs().max() < 0.5 / 255 / 0.224
 
 
 def test_shift_moves_each_image_whole_and_zeros_move_in() -> None:

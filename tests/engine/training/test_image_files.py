@@ -1,4 +1,4 @@
-"""Images that stay in their files: the same batches as from memory, read ahead by worker processes."""
+"""Images that stay in their files: the same batches as from memory, read ahead by worker distributed."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.engine.cells import train_cell
-from experiments.engine.command import BadInput
-from experiments.engine.data import Batches, Data, Dataset, load
-from experiments.engine.grid import Cell, run_grid
-from experiments.engine.image_files import ImageFiles
-from experiments.engine.training import Training, evaluate, settle_statistics, train
-from experiments.engine.workers import Workers
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
+from experiments.engine.running.workers import Execution
+from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.training.image_files import ImageFiles
+from experiments.engine.training.loop import evaluate, recompute_bn_statistics, train
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import train_run
 from models import cifar_resnet
 
 SPLITS = ("train", "validation", "test")
@@ -40,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="module")
 def both(data: Data) -> tuple[Dataset, Dataset]:
-    """From memory, and from files by two worker processes."""
+    """From memory, and from files by two worker distributed."""
     return load(data), load(replace(data, data_loader_workers=2))
 
 
@@ -79,21 +82,20 @@ def test_training_and_evaluating_from_files_is_that_from_memory(both: tuple[Data
         torch.manual_seed(0)
         model, batches = cifar_resnet(8, width=2, num_classes=2), Batches(dataset, torch.device("cpu"))
         losses = torch.cat(list(train(model, batches, Training(epochs=2, batch_size=8), seed=0)))
-        settle_statistics(model, batches)
+        recompute_bn_statistics(model, batches)
         found.append((losses.tolist(), evaluate(model, batches, "test")))
     assert found[0] == found[1]
 
 
 @pytest.mark.slow
 def test_a_grids_workers_can_have_workers_that_read(both: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    recipe = {"network": "resnet", "width": 2, "device": "cpu"}
-    cells = [Cell("x", "plain", 8, seed, recipe) for seed in (0, 1)]
+    settings = NetworkSettings(width=2, seeds=(0, 1), training=Training(epochs=1, batch_size=8))
     memory, files = (
         run_grid(
-            cells,
-            partial(train_cell, dataset=dataset, training=Training(epochs=1, batch_size=8)),
-            tmp_path / dataset.digest,
-            workers=Workers(2),
+            settings.runs("x", dataset, arms=("plain",), depths=(8,)),
+            partial(train_run, dataset=dataset),
+            Output(tmp_path / dataset.digest),
+            execution=Execution(2),
         )[0]["outcomes"]
         for dataset in both
     )

@@ -8,17 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from experiments.engine.command import BadInput
-from experiments.engine.data import Batches, Data, load
-from experiments.engine.training import (
-    Diverged,
-    Training,
-    evaluate,
-    make_schedule,
-    parameter_groups,
-    settle_statistics,
-    train,
-)
+from experiments.engine.running.messages import BadInput
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.loop import Diverged, evaluate, recompute_bn_statistics, train
+from experiments.engine.training.optimisation import Training, make_schedule, parameter_groups
 from models import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, CifarResNet, Flow, cifar_resnet
 
 
@@ -110,7 +103,7 @@ def test_evaluation_is_the_mean_over_the_split_and_changes_nothing(batches: Batc
 def test_settled_statistics_are_those_of_the_network_in_which_nothing_is_dropped(batches: Batches) -> None:
     """As torch's update_bn gives them to the twin that drops nothing, to the last bit."""
     dropping, twin = network(variant="dropout"), network()
-    settle_statistics(dropping, batches)
+    recompute_bn_statistics(dropping, batches)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     update_bn((batches.get("train", indices)[0] for indices in order.split(128)), twin)
     wanted = dict(twin.named_buffers())

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.engine.networks import NETWORKS, make, outline
-from experiments.engine.training import parameter_groups
+from experiments.engine.training.networks import NETWORKS, make, outline
+from experiments.engine.training.optimisation import parameter_groups
 from models import ARMS, residual_blocks
 from probes import find_junctions, gate
-from tests.scripts import print_of, run
+from tests.support.scripts import print_of, run
 
 DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
 SHAPE = (1, 8, 8)
