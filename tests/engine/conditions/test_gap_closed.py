@@ -1,4 +1,4 @@
-"""Conditions scored: R of the right references, differences by seed, and which conditions are run."""
+"""Gaps closed against the right references, differences by seed, and which conditions are run."""
 
 import math
 
@@ -7,24 +7,14 @@ import pandas as pd
 import pytest
 
 from experiments.engine.conditions import catalogue
-from experiments.engine.running.messages import BadInput
-from experiments.engine.condition_ending import block_range, show_difference, show_recovery
-from experiments.engine.condition_scores import (
-    NONE,
-    choose,
-    condition_table,
-    difference,
-    exceeds,
-    reference,
-    score_table,
-    scores,
-    side,
-)
-from experiments.engine.conditions.conditions import Condition
+from experiments.engine.conditions.conditions import Condition, choose, reference
 from experiments.engine.conditions.controls import Control
-from experiments.engine.statistics.factorial import Estimate
-from experiments.engine.score import NONE_TO_EXPLAIN
-from tests.test_figures import pick
+from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, difference, gap_table, gaps_closed
+from experiments.engine.reporting.conditions import block_range, format_gap
+from experiments.engine.reporting.console import format_estimate
+from experiments.engine.running.messages import BadInput
+from experiments.engine.statistics.estimates import NO_ESTIMATE
+from tests.support.drawings import pick
 
 EVERY = (*catalogue.UNMODIFIED_ARMS, *catalogue.MAGNITUDE, *catalogue.SCALE_FREE)
 SHIFTS = (0.0, 0.01, -0.01)  # of the seeds: all conditions move together
@@ -43,20 +33,20 @@ def toy_outcomes(errors: dict[str, float], depth: int = 20, seeds: int = 3) -> p
     )
 
 
-def cells_of(errors: dict[str, float], **options: int) -> pd.DataFrame:
+def runs_of(errors: dict[str, float], **options: int) -> pd.DataFrame:
     return condition_table(toy_outcomes(errors, **options), 360)
 
 
 def test_r_is_taken_between_plain_and_residual_of_the_same_optimiser() -> None:
     """sgd: (0.8 - 0.5) / (0.8 - 0.2) = 1/2; adam: (0.6 - 0.3) / (0.6 - 0.2) = 3/4."""
     conditions = [c for c in EVERY if c.arm != "gradient-only" and c.optimiser != "sign" and c.name in ERRORS]
-    found = scores(cells_of(ERRORS), conditions, [20])
+    found = gaps_closed(runs_of(ERRORS), conditions, [20])
     assert found["stop-gradient", 20, "test error"].mean == pytest.approx(0.5)
     assert found["stop-gradient, adam", 20, "test error"].mean == pytest.approx(0.75)
     assert found["stop-gradient", 20, "log train loss"].mean == pytest.approx(math.log(8 / 5) / math.log(8 / 2))
     for arm, wanted in (("plain", 0), ("residual", 1), ("plain, adam", 0), ("residual, adam", 1)):
         assert found[arm, 20, "test error"].mean == pytest.approx(wanted)
-    rows = score_table(found, conditions)
+    rows = gap_table(found, conditions)
     its = pick(rows, control="stop-gradient, adam", outcome="test error").set_index("quantity")["value"]
     assert its["gap"] == pytest.approx(0.4)
     assert its["n"] == 3
@@ -71,10 +61,11 @@ ERRORS = {
 
 def test_where_nothing_is_degraded_or_nothing_finished_there_is_no_r() -> None:
     conditions = catalogue.UNMODIFIED_ARMS[:2] + catalogue.UNMODIFIED_ARMS[3:4]
-    alike = scores(cells_of({"plain": 0.2, "stop-gradient": 0.5, "residual": 0.2}), conditions, [20])
-    assert alike["stop-gradient", 20, "test error"].note == NONE_TO_EXPLAIN
-    assert show_recovery(alike["stop-gradient", 20, "test error"]) == "no degradation"
-    gone = scores(cells_of({"stop-gradient": 0.5, "residual": 0.2}), conditions, [20])
+    alike = gaps_closed(runs_of({"plain": 0.2, "stop-gradient": 0.5, "residual": 0.2}), conditions, [20])
+    assert alike["stop-gradient", 20, "test error"].note == NO_GAP
+    rows = pick(gap_table(alike, conditions), control="stop-gradient", outcome="test error").set_index("quantity")
+    assert format_gap(rows["value"].to_dict()) == "no degradation"
+    gone = gaps_closed(runs_of({"stop-gradient": 0.5, "residual": 0.2}), conditions, [20])
     assert gone["stop-gradient", 20, "test error"].note == "no seed finished"
     assert not len(gone["residual", 20, "test error"].gap.values)
 
@@ -82,38 +73,22 @@ def test_where_nothing_is_degraded_or_nothing_finished_there_is_no_r() -> None:
 def test_a_seed_that_diverged_in_one_condition_leaves_its_pairs() -> None:
     outcomes = toy_outcomes({"plain": 0.8, "stop-gradient": 0.5, "residual": 0.2})
     gone = (outcomes["control"] == "stop-gradient") & (outcomes["seed"] == 1)
-    cells = condition_table(outcomes[~gone], 360)
-    assert len(difference(cells, 20, "stop-gradient", "residual").values) == 2
-    assert len(difference(cells, 20, "plain", "residual").values) == 3
+    runs = condition_table(outcomes[~gone], 360)
+    assert len(difference(runs, 20, "stop-gradient", "residual").values) == 2
+    assert len(difference(runs, 20, "plain", "residual").values) == 3
     conditions = catalogue.UNMODIFIED_ARMS[:2] + catalogue.UNMODIFIED_ARMS[3:4]
-    assert scores(cells, conditions, [20])["stop-gradient", 20, "test error"].note == "fewer than three seeds"
+    assert gaps_closed(runs, conditions, [20])["stop-gradient", 20, "test error"].note == "fewer than three seeds"
 
 
 def test_differences_on_paper() -> None:
     """Accuracies 1 - e - s (1 + e): 0.3 + 0.3 s for errors 0.5 and 0.2."""
-    cells = cells_of({"a": 0.2, "b": 0.5})
-    found = difference(cells, 20, "a", "b")
+    runs = runs_of({"a": 0.2, "b": 0.5})
+    found = difference(runs, 20, "a", "b")
     assert found.values == pytest.approx((0.3, 0.303, 0.297))
     assert found.high - found.mean == pytest.approx(4.3026527 * 0.003 / math.sqrt(3))
-    assert show_difference(cells, 20, "a", "b") == "+0.300 [+0.293, +0.307]"
-    assert difference(cells, 20, "a", "a") == NONE
-    assert show_difference(cells, 20, "a", None) == show_difference(cells, 20, "a", "not run") == "-"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "more", "where"),
-    [
-        (0.03, 0.05, "yes", "above"),
-        (-0.01, 0.01, "no", "within"),
-        (-0.05, 0.01, "no", "undecided"),
-        (-0.05, -0.03, "no", "below"),
-        (0.01, 0.05, "undecided", "undecided"),
-        (math.nan, math.nan, "undecided", "undecided"),
-    ],
-)
-def test_the_whole_interval_counts(low: float, high: float, more: str, where: str) -> None:
-    found = Estimate((0.0,) * 3, (low + high) / 2, low, high)
-    assert (exceeds(found), side(found)) == (more, where)
+    assert format_estimate(found, digits=3) == "+0.300 [+0.293, +0.307]"
+    assert difference(runs, 20, "a", "a") == difference(runs, 20, "a", "not run") == NO_ESTIMATE
+    assert format_estimate(NO_ESTIMATE) == "-"
 
 
 def test_a_condition_brings_its_references() -> None:

@@ -5,17 +5,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from experiments.engine.reporting.console import terminal
+from experiments.engine.reporting.factorial import decide_factorial, show_outcomes
 from experiments.engine.statistics.factorial import (
     EFFECTS,
     FACTORIAL,
     OUTCOMES,
     effect_table,
     effects,
-    estimate,
     flags,
     outcome_table,
 )
-from experiments.engine.ending import sentence, show_estimate, show_outcomes, terminal
 
 ACCURACY = {  # arm -> one value a seed; effects of seed 0 done by hand below
     "residual": (0.9, 0.8, 0.85),
@@ -53,10 +53,10 @@ def test_effects_of_one_seed_on_paper() -> None:
 
 
 def test_log_loss_and_logit_are_measured_on_their_own_scale() -> None:
-    cells = outcome_table(outcomes(), 100)
-    loss = effects(cells, 20, "log train loss")["backward, forward on"]
+    runs = outcome_table(outcomes(), 100)
+    loss = effects(runs, 20, "log train loss")["backward, forward on"]
     assert loss.values[0] == pytest.approx(-(0.9 - 0.6))  # the losses are exp(-accuracy)
-    logit = effects(cells, 20, "logit test accuracy")["backward, forward on"]
+    logit = effects(runs, 20, "logit test accuracy")["backward, forward on"]
     assert logit.values[0] == pytest.approx(math.log(90.5 / 10.5) - math.log(60.5 / 40.5))
     assert np.isfinite(outcome_table(outcomes(dict.fromkeys(FACTORIAL, (1.0,))), 100)["logit test accuracy"]).all()
 
@@ -66,21 +66,6 @@ def test_intervals_are_paired_t_intervals() -> None:
     paired = stats.ttest_rel(ACCURACY["residual"], ACCURACY["stop-gradient"]).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
     assert found.mean == pytest.approx(np.subtract(ACCURACY["residual"], ACCURACY["stop-gradient"]).mean())
-
-
-def test_intervals_cover_what_they_promise() -> None:
-    values = np.random.default_rng(0).normal(0.3, 0.1, (4000, 3))
-    covered = [e.low <= 0.3 <= e.high for e in map(estimate, values)]
-    # 4,000 trials of a 95 % event: a standard error of 0.0034
-    assert np.mean(covered) == pytest.approx(0.95, abs=4 * 0.0034)
-
-
-def test_no_interval_under_three_seeds_or_beyond_the_scale() -> None:
-    two = effects(outcome_table(outcomes(seeds=2), 100), 20, "test accuracy")["backward, forward on"]
-    assert math.isnan(two.low)
-    assert show_estimate(two) == "+0.30 (+0.30, +0.30)"
-    assert math.isnan(estimate(np.array([0.9, 0.1, 0.5]), max_abs=1).low)
-    assert not math.isnan(estimate(np.array([0.9, 0.1, 0.5])).low)
 
 
 def test_seeds_without_all_four_arms_are_left_out() -> None:
@@ -99,23 +84,34 @@ def test_effects_balance() -> None:
 
 
 def test_floor_and_ceiling_are_flagged() -> None:
-    cells = outcome_table(outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)}), 100)
-    assert flags(cells, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
+    runs = outcome_table(outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)}), 100)
+    assert flags(runs, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
 
 
-def test_the_sentence_states_effects_and_their_limits() -> None:
-    cells = outcome_table(outcomes(), 100)
-    said = sentence(cells, 20, title="toy", classes=10)
-    assert said.startswith("toy, depth 20, n = 3: test accuracy changes by +0.50 [+0.50, +0.50] when a plain network")
-    assert "give more than the sum of each" in said
-    assert said.endswith("this alone does not say why residual connections help.")
+def test_effects_of_conditions_are_read_by_their_own_column() -> None:
+    named = outcomes().rename(columns={"arm": "control"}).assign(arm="residual")
+    runs = outcome_table(named, 100, by="control")
+    assert effects(runs, 20, "test accuracy", by="control") == effects(
+        outcome_table(outcomes(), 100), 20, "test accuracy"
+    )
+    assert flags(runs, 20, 4, by="control") == {"plain": "floor", "gradient-only": "floor"}
+
+
+def test_decisions_state_effects_and_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(outcomes: pd.DataFrame) -> str:
+        decide_factorial(terminal(), outcome_table(outcomes, 100), 20, title="toy", classes=10)
+        return " ".join(capsys.readouterr().out.split())
+
+    shown = printed(outcomes())
+    assert "Decisions: toy, depth 20, test accuracy, n = 3 " in shown
+    assert "whole shortcut +0.50 [+0.50, +0.50] 0.02 helps" in shown
+    assert "gradient without value -0.03 [-0.20, +0.13] 0.02 undecided" in shown
+    assert "both, beyond the sum +0.32 [+0.13, +0.50] 0.02 helps" in shown
+    assert "this alone does not say why residual connections help" in shown
     flagged = outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)})
-    said = sentence(outcome_table(flagged, 100), 20, title="toy", classes=10)
-    assert "with plain at the floor, residual at the ceiling, whether the two add up cannot be read" in said
-    lost = sentence(outcome_table(outcomes().query("arm != 'plain' or seed"), 100), 20, title="toy", classes=10)
-    assert "n = 2 of 3 seeds, the others diverged" in lost
-    nothing = sentence(outcome_table(outcomes().query("arm != 'plain'"), 100), 20, title="toy", classes=10)
-    assert "nothing can be said" in nothing
+    assert "cannot be read: plain at the floor, residual at the ceiling" in printed(flagged)
+    assert "n = 2 of 3 seeds, the others diverged" in printed(outcomes().query("arm != 'plain' or seed"))
+    assert "depth 20: no effects; no seed has finished" in printed(outcomes().query("arm != 'plain'"))
 
 
 def test_an_arm_is_shown_at_the_depths_at_which_it_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,5 +133,5 @@ def test_the_table_of_effects_is_long() -> None:
 def test_a_seed_with_an_outcome_that_is_not_finite_counts_in_none() -> None:
     table = outcomes()
     table.loc[(table["arm"] == "plain") & (table["seed"] == 1) & (table["quantity"] == "loss"), "value"] = math.inf
-    cells = outcome_table(table, 100)
-    assert {len(effects(cells, 20, outcome)["whole shortcut"].values) for outcome in OUTCOMES} == {2}
+    runs = outcome_table(table, 100)
+    assert {len(effects(runs, 20, outcome)["whole shortcut"].values) for outcome in OUTCOMES} == {2}
