@@ -7,20 +7,20 @@ with record(model) as recording:
 gradient_norms(recording)
 """
 
-from probes.attribution import branch_attribution
-from probes.gate import gate
-from probes.gradient_norms import gradient_norms
-from probes.junctions import find_junctions
-from probes.layer_responses import layer_responses
-from probes.lesions import lesion, permute
-from probes.path_limits import PathLimit, limit_paths
-from probes.paths import path_contributions, path_gradients
-from probes.recording import Recording, record
-from probes.residual_magnitudes import residual_magnitudes
-from probes.sampled_paths import sample_paths
-from probes.scaling import scale_gradient
-from probes.sites import Site
-from probes.watch import Junction
+from .measurements.attribution import branch_attribution
+from .gradients.gate import gate
+from .measurements.gradient_norms import gradient_norms
+from .discovery.junctions import find_junctions
+from .measurements.layer_responses import layer_responses
+from .gradients.lesions import lesion, permute
+from .gradients.path_limits import PathLimit, limit_paths
+from .measurements.paths import path_contributions, path_gradients
+from .recording import Recording, record
+from .measurements.residual_magnitudes import residual_magnitudes
+from .measurements.sampled_paths import sample_paths
+from .scaling import scale_gradient
+from .sites import Site
+from .discovery.detection import Junction
 
 __all__ = [
     "Junction",

@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from probes.chain import pull, tolerance
-from probes.norms import scaled_norm
-from probes.recording import Recording
-from probes.sites import JunctionSite
+from .gradients.chain import pull, tolerance
+from .norms import scaled_norm
+from .recording import Recording
+from .sites import JunctionSite
 
 NO_CHAIN = (
     "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "

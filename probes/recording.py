@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from probes.chain import LIMITED, Carrying, add_up, is_marked, kept, leads_around, on_parts
-from probes.graph import Edge
-from probes.inputs import differentiable
-from probes.norms import norm
-from probes.sites import JunctionSite, Site
-from probes.watch import Sighting, watch
+from .gradients.chain import LIMITED, Carrying, add_up, is_marked, kept, leads_around, on_parts
+from .discovery.graph import Edge
+from .discovery.untracked import differentiable
+from .norms import norm
+from .sites import JunctionSite, Site
+from .discovery.detection import Sighting, watch
 
 
 class Recording:

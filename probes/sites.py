@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from probes.norms import norms_and_cosine, norms_and_rest
-from probes.verdict import Verdict
+from .norms import norms_and_cosine, norms_and_rest
+from .discovery.classify import Verdict
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from models.block import ExclusiveGateBlock
 from models.kinds import KINDS, Block
 from models.variants import VARIANTS, Variant
 from probes import find_junctions, gate, path_gradients, record
-from tests.networks import FLOAT64, images, linear, relative_error
+from tests.support.networks import FLOAT64, images, linear, relative_error
 
 DEPTHS = {block: 2 + 3 * kind.layers for block, kind in KINDS.items()}
 EACH = [(block, variant) for block in KINDS for variant in VARIANTS]

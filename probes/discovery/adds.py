@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probes.frozen import Frozen
-from probes.inputs import differentiable
-from probes.refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
+from .frozen import Frozen
+from .untracked import differentiable
+from .refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
 
 IN_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
 SUBTRACTIONS = {"sub", "__sub__", "subtract", "sub_", "__isub__"}

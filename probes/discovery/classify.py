@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
-from probes.graph import Edge, Entry, Walk, carried, is_parameter
+from .graph import Edge, Entry, Walk, carried, is_parameter
 
 
 @dataclass(frozen=True, eq=False)

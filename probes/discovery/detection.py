@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
-from probes.adds import Add, AddMode, watching
-from probes.graph import hidden_part, without_parameters
-from probes.refusals import refusal
-from probes.verdict import Verdict, goes_on, judge
+from .adds import Add, AddMode, watching
+from .graph import hidden_part, without_parameters
+from .refusals import refusal
+from .classify import Verdict, goes_on, judge
 
 
 @dataclass(frozen=True)

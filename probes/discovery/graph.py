@@ -13,8 +13,8 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
-from probes.inputs import is_input
-from probes.scaling import ScaleGradient
+from .untracked import is_input
+from ..scaling import ScaleGradient
 
 Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it, and which of its outputs
 Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from probes.adds import call_of
-from probes.watch import Junction, Sighting, watch
+from .adds import call_of
+from .detection import Junction, Sighting, watch
 
 
 @overload

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from probes.graph import Edge, ancestors, is_parameter
-from probes.inputs import is_input
-from probes.verdict import Verdict
+from ..discovery.graph import Edge, ancestors, is_parameter
+from ..discovery.untracked import is_input
+from ..discovery.classify import Verdict
 
 GATED, LIMITED = "residual-probes: gated", "residual-probes: limited"
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from probes.chain import GATED, mark
-from probes.graph import Entry
-from probes.verdict import Verdict
-from probes.watch import Junction, Sighting, watch
+from .chain import GATED, mark
+from ..discovery.graph import Entry
+from ..discovery.classify import Verdict
+from ..discovery.detection import Junction, Sighting, watch
 
 Weights = float | Mapping[str, float] | Callable[[Junction], float]
 

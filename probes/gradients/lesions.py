@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from probes.adds import Add, AddMode, call_of, watching
-from probes.watch import Junction
+from ..discovery.adds import Add, AddMode, call_of, watching
+from ..discovery.detection import Junction
 
 
 class Replacing(AddMode):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from probes.chain import LIMITED, Carrying, add_up, mark, on_parts, pull, through_junction, tolerance
-from probes.checked_chain import NO_CHAIN
-from probes.graph import Edge
-from probes.norms import scaled_norm
-from probes.verdict import Verdict
+from .chain import LIMITED, Carrying, add_up, mark, on_parts, pull, through_junction, tolerance
+from ..checked_chain import NO_CHAIN
+from ..discovery.graph import Edge
+from ..norms import scaled_norm
+from ..discovery.classify import Verdict
 
 
 class LimitedBackward:

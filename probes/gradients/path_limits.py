@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from probes.chain import LIMITED, is_marked, leads_around, leaves_between
-from probes.gate import scale_entry
-from probes.limited_backward import LimitedBackward
-from probes.verdict import Verdict
-from probes.watch import Sighting, watch
+from .chain import LIMITED, is_marked, leads_around, leaves_between
+from .gate import scale_entry
+from .limited_backward import LimitedBackward
+from ..discovery.classify import Verdict
+from ..discovery.detection import Sighting, watch
 
 
 @dataclass

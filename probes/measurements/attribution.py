@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from probes.adds import Add, AddMode, watching
-from probes.lesions import Replacing, calls_of
-from probes.tables import table
-from probes.watch import Junction
+from ..discovery.adds import Add, AddMode, watching
+from ..gradients.lesions import Replacing, calls_of
+from ..tables import table
+from ..discovery.detection import Junction
 
 Target = int | Tensor | None
 

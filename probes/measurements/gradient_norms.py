@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from probes.recording import Recording
-from probes.tables import table
+from ..recording import Recording
+from ..tables import table
 
 
 def gradient_norms(recording: Recording) -> pd.DataFrame:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from probes.chain import leaves_between, pull, pull_leaves, through_junction
-from probes.checked_chain import checked_chain
-from probes.norms import inner, scaled_norm
-from probes.recording import Recording
-from probes.sampled_paths import sample_paths
-from probes.tables import table
+from ..gradients.chain import leaves_between, pull, pull_leaves, through_junction
+from ..checked_chain import checked_chain
+from ..norms import inner, scaled_norm
+from ..recording import Recording
+from .sampled_paths import sample_paths
+from ..tables import table
 
 
 @overload

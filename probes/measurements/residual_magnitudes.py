@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 
-from probes.recording import Recording
-from probes.tables import table
+from ..recording import Recording
+from ..tables import table
 
 QUANTITIES = ("branch", "shortcut", "ratio", "cosine")
 

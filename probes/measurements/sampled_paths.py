@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.chain import pull, through_addend
-from probes.checked_chain import checked_chain
-from probes.norms import scaled_norm
-from probes.recording import Recording
-from probes.tables import table
+from ..gradients.chain import pull, through_addend
+from ..checked_chain import checked_chain
+from ..norms import scaled_norm
+from ..recording import Recording
+from ..tables import table
 
 MOST = 100_000  # paths of one length that are walked one by one
 

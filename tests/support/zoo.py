@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision.models as tv
 import transformers as hf
-from torch import nn
+from torch import Tensor, nn
 
 Where = str | tuple[str, ...] | None
 
@@ -202,3 +202,41 @@ ZOO = {
         },
     ),
 }  # fmt: skip
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [x for x in (value.values() if isinstance(value, dict) else value) if isinstance(x, Tensor)]
+
+
+class ModuleValues:
+    """What went into and came out of every module, copied while the model ran: from hooks, not from autograd."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept: dict[str, list[Tensor]] = {}
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(self.keep_inputs(name), with_kwargs=True)
+            module.register_forward_hook(self.keep_output(name))
+
+    def keep_inputs(self, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [*tensors(args), *tensors(kwargs)]
+            for place, x in zip((f"<{name}", f"<{name}@shortcut"), given[:2], strict=False):
+                self.kept.setdefault(place, []).append(x.detach().clone())
+
+        return hook
+
+    def keep_output(self, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            for x in tensors([output] if isinstance(output, Tensor) else output)[:1]:
+                self.kept.setdefault(f"{name}>", []).append(x.detach().clone())
+
+        return hook
+
+    def at(self, where: Where, block: str) -> Tensor | None:
+        """The value at the first of these places that exists."""
+        for place in (where,) if isinstance(where, str) else where or ():
+            place, call = (place.removesuffix("@1"), 1) if place.endswith("@1") else (place, 0)
+            if place.format(block) in self.kept:
+                return self.kept[place.format(block)][call]
+        assert where is None, f"no module at {where} of {block!r}: {sorted(self.kept)[:20]}"
+        return None

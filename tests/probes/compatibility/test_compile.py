@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probes import Junction, find_junctions, gate
-from tests.test_compatibility import (
+from tests.support.gated_by_hand import (
     UNGATED,
     Gradients,
     assert_recorded,

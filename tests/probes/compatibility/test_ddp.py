@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from probes import gate, gradient_norms, record
-from tests.test_compatibility import model
+from tests.support.gated_by_hand import model
 
 STEPS, PROCESSES = 3, 2
 

@@ -2,53 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probes import find_junctions, record
-from tests.zoo import ZOO, Specimen, Where
-
-
-def tensors(value: Any) -> list[Tensor]:
-    return [x for x in (value.values() if isinstance(value, dict) else value) if isinstance(x, Tensor)]
-
-
-class Values:
-    """What went into and came out of every module, copied while the model ran: told by hooks, not by autograd."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.kept: dict[str, list[Tensor]] = {}
-        for name, module in model.named_modules():
-            module.register_forward_pre_hook(self.keep_inputs(name), with_kwargs=True)
-            module.register_forward_hook(self.keep_output(name))
-
-    def keep_inputs(self, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [*tensors(args), *tensors(kwargs)]
-            for place, x in zip((f"<{name}", f"<{name}@shortcut"), given[:2], strict=False):
-                self.kept.setdefault(place, []).append(x.detach().clone())
-
-        return hook
-
-    def keep_output(self, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            for x in tensors([output] if isinstance(output, Tensor) else output)[:1]:
-                self.kept.setdefault(f"{name}>", []).append(x.detach().clone())
-
-        return hook
-
-    def at(self, where: Where, block: str) -> Tensor | None:
-        """The value at the first of these places that exists."""
-        for place in (where,) if isinstance(where, str) else where or ():
-            place, call = (place.removesuffix("@1"), 1) if place.endswith("@1") else (place, 0)
-            if place.format(block) in self.kept:
-                return self.kept[place.format(block)][call]
-        assert where is None, f"no module at {where} of {block!r}: {sorted(self.kept)[:20]}"
-        return None
+from tests.support.zoo import ZOO, ModuleValues, Specimen, Where
 
 
 def counted(model: nn.Module, inputs: dict[str, Any]) -> tuple[int, int]:
@@ -86,7 +47,7 @@ def test_freezing_a_model_hides_no_junction(name: str) -> None:
 def test_each_addend_is_the_value_that_the_authors_code_adds(name: str) -> None:
     specimen = ZOO[name]
     model = specimen.make()
-    values, checked = Values(model), 0
+    values, checked = ModuleValues(model), 0
     with record(model, keep=True) as recording:
         model(**specimen.inputs())
     for site in recording.junctions:

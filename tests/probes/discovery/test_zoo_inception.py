@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from probes import Recording, find_junctions, gate, gradient_norms, record, residual_magnitudes
-from tests.test_zoo import Values
+from tests.support.zoo import ModuleValues
 
 pytestmark = pytest.mark.slow
 SCALES = {"repeat": 0.17, "repeat_1": 0.10, "repeat_2": 0.20, "block8": 1.0}  # of the residuals, as timm writes them
@@ -35,7 +35,7 @@ def test_inception_resnet_v2_has_its_forty_junctions_with_scaled_residuals() -> 
     assert [junction.name for junction in junctions] == BLOCKS
     assert {junction.shortcut for junction in junctions} == {"identity"}
 
-    values = Values(model)
+    values = ModuleValues(model)
     recording, _ = recorded(model, images, labels, keep=True)
     for site in recording.junctions:
         (fork,), (expanded,) = values.kept[f"<{site.name}"], values.kept[f"{site.name}.conv2d>"]
