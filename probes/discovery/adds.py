@@ -1,4 +1,4 @@
-"""Every add of two tensors is seen, under a name that lasts, while a model runs."""
+"""While a model runs, every add of two tensors is intercepted, under a name that does not change between forwards."""
 
 import sys
 import threading
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .frozen import Frozen
-from .untracked import differentiable
 from .refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
+from .untracked import FrozenParameters, differentiable
 
 IN_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
 SUBTRACTIONS = {"sub", "__sub__", "subtract", "sub_", "__isub__"}
@@ -24,7 +23,7 @@ ADDS = {"add", "__add__", "__radd__", *IN_PLACE, *SUBTRACTIONS}
 
 @dataclass(eq=False)
 class Add:
-    """An add (or difference) that is about to happen: first + weight * second."""
+    """An add (or difference) that is about to be executed: first + weight * second."""
 
     name: str
     """The module that is running, "@1" behind it in its second call, "#1" at that call's second add."""
@@ -35,19 +34,19 @@ class Add:
     weight: float
     in_place: bool
     """Whether it overwrites its first addend."""
-    happen: Callable[[], Tensor]
+    execute: Callable[[], Tensor]
 
 
-def call_of(name: str) -> str:
-    """The call in which an add of that name happens."""
-    return name.split("#")[0]
+def call_name(add_name: str) -> str:
+    """The call of a module in which an add of that name is executed."""
+    return add_name.split("#")[0]
 
 
 class AddMode(TorchFunctionMode):
-    """Sees every add between the start and the end of a model's forward, and knows which module is running.
+    """Intercepts every add between the start and the end of a model's forward, and knows which module is running.
 
-    Subclasses say what is to be done: `begin` before a forward (whether the inputs need a place in autograd's graph),
-    `add` in place of each add, `end` after a forward that has come to its end.
+    Subclasses decide what is done: `on_start` before a forward (whether the inputs need a node in autograd's graph),
+    `on_add` in place of an add, `on_end` after a forward that was completed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,20 +56,21 @@ class AddMode(TorchFunctionMode):
         # One walk over the modules, where parameters() and buffers() would each take another.
         self.parameters = list({id(p): p for m in self.names for p in m._parameters.values() if p is not None}.values())
         self.buffers = [buffer for m in self.names for buffer in m._buffers.values() if buffer is not None]
-        self.inert = self.inputs_placed = False
+        self.inert = self.inputs_have_nodes = False
         self.running: list[str] = []
         self.caller: FrameType | None = None
 
-    def begin(self, args: Any, kwargs: Any) -> bool:
+    def on_start(self, args: Any, kwargs: Any) -> bool:
         return False
 
-    def add(self, add: Add) -> Tensor:
-        return add.happen()
+    def on_add(self, add: Add) -> Tensor:
+        return add.execute()
 
-    def end(self, output: Any) -> None:
+    def on_end(self, output: Any) -> None:
         pass
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward pre-hook of every module."""
         if self.inert:
             return None
         refuse_transforms()
@@ -79,14 +79,14 @@ class AddMode(TorchFunctionMode):
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and not self.running:
             # Checkpointing computes a forward again, for a graph that was seen the first time, from the same inputs.
-            return differentiable((args, kwargs)) if module is self.model and self.inputs_placed else None
+            return differentiable((args, kwargs)) if module is self.model and self.inputs_have_nodes else None
         if self.running and threading.get_ident() != self.thread:
             raise RuntimeError(f"{self.names[module]!r} runs in a thread of its own, where its adds cannot be seen")
         outermost = module is self.model and not self._is_running()
         if outermost:
             self._start()
-            self.inputs_placed = self.begin(args, kwargs)
-            if self.inputs_placed:
+            self.inputs_have_nodes = self.on_start(args, kwargs)
+            if self.inputs_have_nodes:
                 args, kwargs = differentiable((args, kwargs))
             self.__enter__()
         elif not self.running:
@@ -109,9 +109,10 @@ class AddMode(TorchFunctionMode):
         self.caller, self.thread = sys._getframe(2), threading.get_ident()
         self.calls: Counter[nn.Module] = Counter()
         self.adds: Counter[str] = Counter()
-        self.frozen = Frozen(self.parameters, self.buffers)
+        self.frozen = FrozenParameters(self.parameters, self.buffers)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The forward hook of every module."""
         if not self.running or threading.get_ident() != self.thread:
             return
         self.running.pop()
@@ -121,12 +122,12 @@ class AddMode(TorchFunctionMode):
         self.caller = None
         try:
             if output is not None:  # None: the forward has raised
-                self.end(output)
+                self.on_end(output)
         finally:
-            self.forget()
+            self.release()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AddMode":
-        """A copy of the model, made while it is watched, is not."""
+        """A copy of the model, made inside the context, is not intercepted."""
         copied = AddMode(nn.Identity())
         copied.inert = True
         return copied
@@ -136,15 +137,15 @@ class AddMode(TorchFunctionMode):
         if self.caller is not None:
             self.__exit__(None, None, None)
             self.caller = None
-            self.forget()
+            self.release()
 
-    def forget(self) -> None:
-        """Let go of the forward's tensors and nodes."""
+    def release(self) -> None:
+        """Release the forward's tensors and nodes."""
         self.running.clear()
-        self.frozen = Frozen()
+        self.frozen = FrozenParameters()
 
     def _is_running(self) -> bool:
-        """Whether the call that started the running forward is still there."""
+        """Whether the call that started the running forward is still on the stack."""
         frame = sys._getframe(1) if self.caller is not None else None
         while frame is not None and frame is not self.caller:
             frame = frame.f_back
@@ -156,28 +157,28 @@ class AddMode(TorchFunctionMode):
         if not self.running:  # a user's hook on the model itself, after its end for us
             return func(*args, **kwargs)
         if name == "__set__" and func.__self__ is Tensor.requires_grad and args[0].grad_fn is not None and args[1]:
-            return None  # a model asks its input, which has a place in the graph already, to require a gradient
-        result = self._do(name, func, args, kwargs) if name in ADDS else func(*args, **kwargs)
+            return None  # a model asks its input, which has a node in the graph already, to require a gradient
+        result = self._on_add_function(name, func, args, kwargs) if name in ADDS else func(*args, **kwargs)
         if self.frozen:
-            if name == "embedding" and self.inputs_placed:  # inputs that are integers have their place behind it
+            if name == "embedding" and self.inputs_have_nodes:  # inputs that are integers have their node behind it
                 result = differentiable(result)
-            self.frozen.act((args, kwargs), result)
+            self.frozen.on_operation((args, kwargs), result)
         return result
 
-    def _do(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _on_add_function(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         first, second = _operands(*args, **kwargs)
         if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             return func(*args, **kwargs)
-        written, in_place = kwargs.pop("out", None), name in IN_PLACE
+        out, in_place = kwargs.pop("out", None), name in IN_PLACE
         weight = kwargs.get("alpha", 1) * (-1 if name in SUBTRACTIONS else 1)
         if in_place and args[0]._is_view():
-            written, in_place, func = args[0], False, IN_PLACE[name]
+            out, in_place, func = args[0], False, IN_PLACE[name]
         call, ordinal = self.running[-1], self.adds[self.running[-1]]
         self.adds[call] += 1
         full_name = call + (f"#{ordinal}" if ordinal else "")
-        total = self.add(Add(full_name, call, first, second, weight, in_place, lambda: func(*args, **kwargs)))
+        total = self.on_add(Add(full_name, call, first, second, weight, in_place, lambda: func(*args, **kwargs)))
         # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
-        return total if written is None else written.copy_(total)
+        return total if out is None else out.copy_(total)
 
 
 def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:
@@ -185,15 +186,15 @@ def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def watching(mode: AddMode) -> Iterator[None]:
-    """Let a mode watch its model inside this context.
+def intercept_adds(mode: AddMode) -> Iterator[None]:
+    """Let a mode intercept its model's adds inside this context.
 
-    The hooks that tell which module is running are the only thing put on the model; they leave with the context. Raises
+    The hooks that say which module is running are the only thing put on the model; they leave with the context. Raises
     RuntimeError where adds would be missed.
     """
     refuse_compiled(mode.names)
-    handles = [module.register_forward_pre_hook(mode.enter, with_kwargs=True) for module in mode.names]
-    handles += [module.register_forward_hook(mode.leave, always_call=True) for module in mode.names]
+    handles = [module.register_forward_pre_hook(mode.before_module, with_kwargs=True) for module in mode.names]
+    handles += [module.register_forward_hook(mode.after_module, always_call=True) for module in mode.names]
     try:
         # Code that was compiled before would run without our hooks: inside, it runs as it was written.
         with torch.compiler.set_stance("force_eager"):

@@ -13,8 +13,8 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
-from .untracked import is_input
 from ..scaling import ScaleGradient
+from .untracked import is_input
 
 Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it, and which of its outputs
 Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs
@@ -41,8 +41,8 @@ INPUT = {  # which of their inputs these nodes act on; the others are weights
 GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBackward0", "TanhBackward0"}
 
 
-def hidden_part(roots: Iterable[Node | None]) -> str | None:
-    """What hides adds from view behind one of these nodes: torch.compile, reentrant checkpointing, or nothing."""
+def hidden_by(roots: Iterable[Node | None]) -> str | None:
+    """What hides adds behind one of these nodes: torch.compile, reentrant checkpointing, or None."""
     for node in ancestors(roots):
         if "CheckpointFunction" in node.name():
             return "reentrant activation checkpointing"
@@ -51,8 +51,8 @@ def hidden_part(roots: Iterable[Node | None]) -> str | None:
     return None
 
 
-def without_parameters(fork: Node) -> bool:
-    """Whether a fork was made of inputs alone: unless inputs are in the graph, it is not."""
+def made_of_inputs(fork: Node) -> bool:
+    """Whether a fork was made of inputs alone (which is seen only while inputs have nodes in the graph)."""
     return not any(is_parameter(node, 0) for node in ancestors([fork]))
 
 
@@ -68,9 +68,9 @@ def ancestors(roots: Iterable[Node | None], end: Node | None = None, *, through_
             waiting += [n for n, _ in node.next_functions] if through_inputs or not is_input(node) else []
 
 
-def carried(add: Node, index: int) -> Iterator[Edge]:
-    """The tensors that an addend carries, at most reshaped or multiplied by a factor; itself first."""
-    waiting, seen = [add.next_functions[index]], set()
+def carried_tensors(add: Node, operand: int) -> Iterator[Edge]:
+    """The tensors that an operand carries, at most reshaped or multiplied by a factor; itself first."""
+    waiting, seen = [add.next_functions[operand]], set()
     while waiting:
         node, output = edge = waiting.pop(0)
         if node is None or edge in seen or node.name() == "torch::autograd::AccumulateGrad":
@@ -136,7 +136,7 @@ def is_parameter(node: Node, depth: int = 8) -> bool:
 
 
 class Walk:
-    """The walk back from an add: which nodes its addends were made from, and who used them.
+    """The walk back from an add: the nodes that its addends were made from, and the nodes that used them.
 
     behind_gates: begin behind gates that scale a whole addend, as if they were not there.
     """
@@ -148,9 +148,9 @@ class Walk:
         self.waiting: list[tuple[int, int, Node]] = []  # a heap, youngest node first
         for index in range(len(add.next_functions)):
             user, place = _behind_gate(add, index) if behind_gates else (add, index)
-            self._reach(user, place, 1 << index)
+            self._visit(user, place, 1 << index)
 
-    def reach_back_to(self, fork: Edge) -> bool:
+    def meets_at(self, fork: Edge) -> bool:
         """Walk as far as that tensor; whether both addends were made from it."""
         node, output = fork
         while self.waiting and self.waiting[0][-1] is not node and -self.waiting[0][0] > node._sequence_nr():
@@ -167,32 +167,34 @@ class Walk:
             self._step()
         return None
 
-    def entries(self, fork: Edge, shortcut: int) -> tuple[dict[Literal["shortcut", "branch"], list[Entry]], bool]:
-        """Where the gradient of either addend enters the fork; what belongs to both (a gate) is the shortcut's, and
-        whether there is any such."""
+    def entries(
+        self, fork: Edge, shortcut_operand: int
+    ) -> tuple[dict[Literal["shortcut", "branch"], list[Entry]], bool]:
+        """Where the gradient of either addend enters the fork, and whether an entry belongs to both (a gate): that is
+        counted as the shortcut's."""
         found: dict[Literal["shortcut", "branch"], list[Entry]] = {"shortcut": [], "branch": []}
         shared = False
         for user, index in self.users[fork]:
             addends = 1 << index if user is self.add else self._addends(user)
-            found["shortcut" if addends & 1 << shortcut else "branch"].append((user, index))
+            found["shortcut" if addends & 1 << shortcut_operand else "branch"].append((user, index))
             shared |= addends == BOTH
         return found, shared
 
-    def between(self, fork: Edge, index: int) -> set[Node]:
-        """The nodes on the ways from one addend to the fork."""
+    def between(self, fork: Edge, operand: int) -> set[Node]:
+        """The nodes on the ways from one operand to the fork."""
         seen: set[Node] = set()
         waiting = [user for user, _ in self.users[fork]]
         while waiting:
             node = waiting.pop()
-            if node not in self.reached or node in seen or not self._addends(node) & 1 << index:
+            if node not in self.reached or node in seen or not self._addends(node) & 1 << operand:
                 continue
             seen.add(node)
             waiting += [user for output in self.reached[node] for user, _ in self.users[node, output]]
         return seen
 
-    def weights(self, fork: Edge, index: int) -> Literal["weight", "factor"] | None:
-        """Whether parameters act on what goes from the fork to an addend, and whether only as factors of it."""
-        nodes = self.between(fork, index)
+    def parameter_role(self, fork: Edge, operand: int) -> Literal["weight", "factor"] | None:
+        """How parameters act between the fork and an operand: not at all, only as factors of it, or otherwise."""
+        nodes = self.between(fork, operand)
         on_the_way = nodes | {fork[0]}
         acting = {
             node.name() in FACTOR
@@ -202,18 +204,18 @@ class Walk:
         }
         return None if not acting else "factor" if all(acting) else "weight"
 
-    def gated_from_elsewhere(self, fork: Edge, index: int) -> Node | None:
+    def gated_from_elsewhere(self, fork: Edge, operand: int) -> Node | None:
         """The factor of an addend that was made from the fork, where it is a product with a tensor that was not."""
-        on_the_way = self.between(fork, index) | {fork[0]}
-        addend, _ = self.add.next_functions[index]
+        on_the_way = self.between(fork, operand) | {fork[0]}
+        addend, _ = self.add.next_functions[operand]
         product = _through_layout(addend) if addend is not None else self.add
         factors = _activations(product) if product.name() == "MulBackward0" else []
         from_fork = [node for node in factors if node in on_the_way]
         return from_fork[0] if len(factors) == 2 and len(from_fork) == 1 else None
 
-    def only_gates(self, fork: Edge, index: int) -> bool:
+    def only_gates(self, fork: Edge, operand: int) -> bool:
         """Whether what was made from the fork is in an addend only a gate of something else (a scan)."""
-        factor = self.gated_from_elsewhere(fork, index)
+        factor = self.gated_from_elsewhere(fork, operand)
         return factor is not None and _is_gate(factor)
 
     def linear(self, fork: Edge) -> tuple[bool, bool]:
@@ -233,9 +235,9 @@ class Walk:
     def _step(self) -> None:
         node = heapq.heappop(self.waiting)[-1]
         for index in range(len(node.next_functions)):
-            self._reach(node, index, self._addends(node))
+            self._visit(node, index, self._addends(node))
 
-    def _reach(self, user: Node, index: int, addends: int) -> None:
+    def _visit(self, user: Node, index: int, addends: int) -> None:
         node, output = user.next_functions[index]
         if node is None or node.name() == "torch::autograd::AccumulateGrad":  # a leaf: its number tells no age
             return

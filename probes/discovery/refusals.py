@@ -1,4 +1,4 @@
-"""What hides a model's adds from view, and the error that says so: better refused than silently missed."""
+"""Models whose adds cannot be intercepted (compiled, traced, replicated ...): refused with an error, not missed."""
 
 from collections.abc import Iterable
 from types import FrameType

@@ -1,4 +1,4 @@
-"""Gradients carried back through a chain of junctions, what comes through shortcuts and through branches apart."""
+"""Gradients followed back through a chain of junctions, those through shortcuts apart from those through branches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,25 +10,30 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
+from ..discovery.classify import JunctionMatch
 from ..discovery.graph import Edge, ancestors, is_parameter
 from ..discovery.untracked import is_input
-from ..discovery.classify import Verdict
 
 GATED, LIMITED = "residual-probes: gated", "residual-probes: limited"
+NO_CHAIN = (
+    "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "
+    "junctions (a long skip, an auxiliary head, a nested junction), where path lengths are not defined; or gradient "
+    "weights have changed since the recorded backward"
+)
 
 
-def mark(node: Node, what: str) -> None:
-    """Note that a gate acts on what a node passes on, or a limit on what arrives there."""
-    cast(dict[str, bool], node.metadata)[what] = True
+def mark(node: Node, label: str) -> None:
+    """Note on a node that it is GATED (in what it passes on) or LIMITED (in what arrives)."""
+    cast(dict[str, bool], node.metadata)[label] = True
 
 
-def is_marked(node: Node, what: str) -> bool:
-    """Whether that was noted."""
-    return what in cast(dict[str, bool], node.metadata)
+def is_marked(node: Node, label: str) -> bool:
+    """Whether a node was marked so."""
+    return label in cast(dict[str, bool], node.metadata)
 
 
 def tolerance(tensor: Tensor, *, rounded: bool = False) -> float:
-    """How far two sums of the same gradients, in another order, may lie apart, relative to the largest of them.
+    """The relative difference that rounding explains between two sums of the same gradients in another order.
 
     rounded: computed by kernels of less precision than the tensor's (autocast). Float64 networks may still take their
     norms' variances in float32 (Hugging Face's T5).
@@ -38,47 +43,51 @@ def tolerance(tensor: Tensor, *, rounded: bool = False) -> float:
     return 1e-6 if tensor.dtype == torch.float64 else 1e-4
 
 
-def leads_around(roots: Sequence[Node], fork: Node) -> bool:
-    """Whether something that a fork was made from, inputs and parameters aside, is used other than through it."""
+def is_bypassed(fork: Node, roots: Sequence[Node]) -> bool:
+    """Whether an activation that a fork was made from is used by the roots other than through the fork."""
     before = {node for node in ancestors([fork], through_inputs=True) if node is not fork and not is_input(node)}
     return any(node in before and not is_parameter(node) for node in ancestors(roots, fork, through_inputs=True))
 
 
-class Carrying:
-    """Whether gradients are being carried back for a probe: then hooks that record look away."""
+PROBE_BACKWARD = f"{__name__}: inside a probe's backward"
 
-    now = False
+
+def inside_probe_backward() -> bool:
+    """Whether the backward that is running is a probe's own: then hooks that record or limit return at once."""
+    return torch._C._is_key_in_tls(PROBE_BACKWARD) and torch._C._get_obj_in_tls(PROBE_BACKWARD)
 
 
 @contextmanager
-def carrying() -> Iterator[None]:
+def probe_backward() -> Iterator[None]:
     """Backwards that run inside are a probe's own."""
-    before, Carrying.now = Carrying.now, True
+    # In torch's thread-local state, which autograd takes along to its threads, one a GPU; Python's would stay behind.
+    before = inside_probe_backward()
+    torch._C._stash_obj_in_tls(PROBE_BACKWARD, True)
     try:
         yield
     finally:
-        Carrying.now = before
+        torch._C._stash_obj_in_tls(PROBE_BACKWARD, before)
 
 
 def through_junction(
     name: str,
     add: Node,
-    verdict: Verdict,
+    match: JunctionMatch,
     lengths: Sequence[Tensor],
     leaves: Sequence[Tensor] = (),
     keep: Callable[[int, Sequence[Tensor | None]], None] = lambda length, gradients: None,
 ) -> list[Tensor]:
-    """From K gradients at a junction's sum, by path length, to K + 1 at its fork.
+    """The K + 1 gradients at a junction's fork, by path length, from K gradients at its sum.
 
     The shortcut keeps a length, the branch adds one. leaves: parameters within the junction; `keep` is called with each
     length and its gradients of them.
     """
     parts: dict[str, Tensor] = {}
     at_fork: list[Tensor] = []
-    with listening(verdict, partial(add_up, parts)):
+    with parts_hooked(match, partial(accumulate, parts)):
         for length, gradient in enumerate(lengths):
             parts.clear()
-            total, of_leaves = pull(gradient, (add, 0), verdict.fork, name, leaves)
+            total, of_leaves = backpropagate(gradient, (add, 0), match.fork, name, leaves)
             keep(length, of_leaves)
             shortcut, branch = (parts[k] if k in parts else torch.zeros_like(total) for k in ("shortcut", "branch"))
             at_fork[length:] = [at_fork[length] + shortcut if length else shortcut, branch]
@@ -86,23 +95,23 @@ def through_junction(
 
 
 def through_addend(
-    name: str, add: Node, verdict: Verdict, gradient: Tensor, addend: Literal["shortcut", "branch"]
+    name: str, add: Node, match: JunctionMatch, gradient: Tensor, addend: Literal["shortcut", "branch"]
 ) -> Tensor:
-    """From the gradient at a junction's sum to what of it comes through one addend to the fork."""
-    start = add.next_functions[verdict.shortcut]
-    alone = not verdict.shared and not is_marked(add, GATED) and getattr(add, "_saved_alpha", 1) == 1
+    """What of the gradient at a junction's sum arrives at its fork through one addend."""
+    start = add.next_functions[match.shortcut_operand]
+    alone = not match.shared and not is_marked(add, GATED) and getattr(add, "_saved_alpha", 1) == 1
     if addend == "shortcut" and alone and start[0] is not None:  # the branch need not be computed
-        return pull(gradient, (start[0], start[1]), verdict.fork, name)[0]
+        return backpropagate(gradient, (start[0], start[1]), match.fork, name)[0]
     parts: dict[str, Tensor] = {}
-    with listening(verdict, partial(add_up, parts)):
-        total, _ = pull(gradient, (add, 0), verdict.fork, name)
+    with parts_hooked(match, partial(accumulate, parts)):
+        total, _ = backpropagate(gradient, (add, 0), match.fork, name)
     return parts[addend] if addend in parts else torch.zeros_like(total)
 
 
-def pull(
+def backpropagate(
     gradient: Tensor, start: Edge, end: Edge, where: str, leaves: Sequence[Tensor] = ()
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """A gradient at `start` carried back to `end`, and to parameters on the way (None where it does not come)."""
+    """The gradient at `end`, and at parameters on the way (None where none arrives), from the gradient at `start`."""
     if start == end:
         return gradient, [None] * len(leaves)
     with _dead_end(end) if leaves else nullcontext():
@@ -132,14 +141,14 @@ def _dead_end(end: Edge) -> Iterator[None]:
         handle.remove()
 
 
-def pull_leaves(gradient: Tensor, start: Edge, leaves: Sequence[Tensor]) -> list[Tensor | None]:
-    """A gradient at `start` carried back to parameters alone."""
+def backpropagate_to_leaves(gradient: Tensor, start: Edge, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients at parameters, from the gradient at `start`."""
     return _differentiate(start, leaves, gradient) if leaves else []
 
 
 def _differentiate(start: Edge, ends: Sequence[Any], gradient: Tensor) -> list[Tensor | None]:
     try:
-        with carrying():
+        with probe_backward():
             found = torch.autograd.grad(
                 [GradientEdge(*start)], tuple(ends), [gradient], retain_graph=True, allow_unused=True
             )
@@ -154,20 +163,20 @@ def _differentiate(start: Edge, ends: Sequence[Any], gradient: Tensor) -> list[T
 
 
 def leaves_between(starts: Sequence[Node], end: Node | None) -> list[Tensor]:
-    """The leaves of autograd's graph (parameters) that are met on the way back from some nodes, not passing another."""
+    """The leaves of autograd's graph (parameters) between some nodes and an earlier one."""
     nodes = [] if end in starts else ancestors(starts, end, through_inputs=True)
     return [cast(Any, node).variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"]
 
 
-def add_up(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+def accumulate(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:
     """Add a gradient to the part of that name."""
     parts[name] = parts[name] + gradient if name in parts else gradient
 
 
 @contextmanager
-def listening(verdict: Verdict, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """`on_parts` inside this context."""
-    handles = on_parts(verdict, keep)
+def parts_hooked(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """`hook_parts`, whose hooks leave with this context."""
+    handles = hook_parts(match, keep)
     try:
         yield
     finally:
@@ -175,22 +184,22 @@ def listening(verdict: Verdict, keep: Callable[[str, Tensor], None]) -> Iterator
             handle.remove()
 
 
-def on_parts(verdict: Verdict, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+def hook_parts(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
     """Call `keep("shortcut" | "branch", gradient)` for all that a backward passes into the fork by either addend."""
 
     def listen(name: str, node: Node, index: int) -> RemovableHandle:
         def hook(passed: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
             gradient = passed[index]
             if gradient is not None:
-                keep(name, kept(gradient))
+                keep(name, without_graph(gradient))
 
         return node.register_hook(hook)
 
-    return [listen(part, *entry) for part, entries in verdict.entries.items() for entry in entries]
+    return [listen(part, *entry) for part, entries in match.entries.items() for entry in entries]
 
 
-def kept(gradient: Tensor) -> Tensor:
-    """A gradient to hold on to, without its own graph."""
+def without_graph(gradient: Tensor) -> Tensor:
+    """A gradient to keep, without its own graph."""
     # The tensor itself, not an alias: autograd leaves a gradient alone while somebody else holds it, and would hand
     # one that only has an alias to the user as a leaf's .grad.
     return gradient.detach() if gradient.requires_grad else gradient

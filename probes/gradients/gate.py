@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .chain import GATED, mark
+from ..discovery.classify import JunctionMatch
 from ..discovery.graph import Entry
-from ..discovery.classify import Verdict
-from ..discovery.detection import Junction, Sighting, watch
+from ..discovery.junctions import DetectedJunction, Junction, detect_junctions
+from .chain import GATED, mark
 
 Weights = float | Mapping[str, float] | Callable[[Junction], float]
 
@@ -25,55 +25,63 @@ def gate(
     branch_gradient: Weights = 1.0,
     where: str | Callable[[Junction], bool] = "*",
 ) -> Iterator[None]:
-    """Weight what travels back through shortcuts and branches, for every forward of `model` inside this context.
+    """Scale the gradient through shortcuts and branches, for every forward of ``model`` inside this context.
+
+    A weight multiplies the gradient that one addend passes into the fork, relative to the model's own. Values do not
+    change by a bit, and parameters inside a projection or a branch learn as before. At weight 0 the gradient is exactly
+    zero, never missing. The backward may run after the context: a graph keeps the weights that it was made with. Gates
+    nest, and their weights multiply.
+
+    Args:
+        model: Any module with residual junctions; it is not changed.
+        shortcut_gradient: The weight of what the shortcuts pass back, 1 for the model's own gradient: any finite
+            number; or a mapping from junction names (those not named have 1); or a function of the ``Junction``.
+            Mappings and functions are read when the backward runs: they may change between steps, or between two
+            backwards of one forward.
+        branch_gradient: The same for what the branches pass back.
+        where: Which junctions: a glob over their names, or a predicate on ``Junction``.
+
+    Raises:
+        ValueError: A weight is not finite; or after a forward ``where`` or a mapping's name has matched no junction.
+        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing); or the
+            backward has ``create_graph=True``.
+
+    Example::
 
         with gate(model, shortcut_gradient=0.0, where="layer3.*"):
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
-
-    A weight multiplies the gradient that one addend passes into the fork, relative to the model's own (1: untouched).
-    Values do not change by a bit, and parameters inside a projection or a branch learn as before. At weight 0 the
-    gradient is exactly zero, never missing. The backward may run after the context: a graph keeps the weights that it
-    was made with. Gates nest, and their weights multiply.
-
-    shortcut_gradient, branch_gradient: any finite number; or a mapping from junction names (those not named have 1); or
-    a function of the `Junction`. Mappings and functions are read when the backward runs: they may change between steps,
-    or between two backwards of one forward. where: a glob over junction names, or a predicate on `Junction`.
-
-    Raises ValueError for a weight that is not finite, or where after a forward `where` or a mapping's name has matched
-    no junction; RuntimeError for a model that cannot be watched (compiled, exported, replicated, with reentrant
-    checkpointing).
     """
     for name, weights in (("shortcut_gradient", shortcut_gradient), ("branch_gradient", branch_gradient)):
         _check(name, weights)
     chosen = where if callable(where) else lambda junction: fnmatchcase(junction.name, where)
-    found: list[tuple[Junction, Verdict]] = []
+    found: list[tuple[Junction, JunctionMatch]] = []
 
-    def see(sighting: Sighting) -> None:
-        found[sighting.junction.depth :] = [(sighting.junction, sighting.verdict)]
+    def on_junction(detected: DetectedJunction) -> None:
+        found[detected.junction.depth :] = [(detected.junction, detected.match)]
 
-    def end(roots: list[Node]) -> None:
+    def on_end(roots: list[Node]) -> None:
         named = {name for w in (shortcut_gradient, branch_gradient) if isinstance(w, Mapping) for name in w}
         gated: list[str] = []
-        for junction, verdict in found:
+        for junction, match in found:
             if chosen(junction):
                 gated.append(junction.name)
-                _gate(verdict, shortcut_gradient, branch_gradient, junction)
+                _gate(match, shortcut_gradient, branch_gradient, junction)
         names = [junction.name for junction, _ in found]
         found.clear()
         if not gated:
             raise ValueError(f"gate: where={where!r} matches none of the model's junctions: {_listed(names)}")
-        if strangers := sorted(named - set(gated)):
-            raise ValueError(f"gate: no gated junction is called {_listed(strangers)}; there are {_listed(gated)}")
+        if unknown := sorted(named - set(gated)):
+            raise ValueError(f"gate: no gated junction is called {_listed(unknown)}; there are {_listed(gated)}")
 
-    with watch(model, see, start=found.clear, end=end, values=False):
+    with detect_junctions(model, on_junction, on_start=found.clear, on_end=on_end, values=False):
         yield
 
 
-def _gate(verdict: Verdict, shortcut_gradient: Weights, branch_gradient: Weights, junction: Junction) -> None:
+def _gate(match: JunctionMatch, shortcut_gradient: Weights, branch_gradient: Weights, junction: Junction) -> None:
     for entries, weights in (
-        (verdict.entries["shortcut"], shortcut_gradient),
-        (verdict.entries["branch"], branch_gradient),
+        (match.entries["shortcut"], shortcut_gradient),
+        (match.entries["branch"], branch_gradient),
     ):
         if isinstance(weights, int | float) and weights == 1:
             continue  # for good: a hook would cost time and do nothing

@@ -1,4 +1,4 @@
-"""`lesion` and `permute`: what does a trained network lose without a block, or with its blocks in another order?"""
+"""`lesion` and `permute`: run a trained network without some blocks, or with its blocks in another order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,32 +8,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..discovery.adds import Add, AddMode, call_of, watching
-from ..discovery.detection import Junction
+from ..discovery.adds import Add, AddMode, call_name, intercept_adds
+from ..discovery.junctions import Junction
 
 
-class Replacing(AddMode):
-    """Does something else in place of some adds, by name; checks after each forward that all were met."""
+class AddReplacer(AddMode):
+    """Replaces some adds, by name; checks after each forward that all were met."""
 
     def __init__(
-        self, model: nn.Module, replacements: Mapping[str, Callable[[Add], Tensor]], calls: Mapping[str, int]
+        self, model: nn.Module, replacements: Mapping[str, Callable[[Add], Tensor]], expected: Mapping[str, int]
     ) -> None:
         super().__init__(model)
-        self.replacements, self.expected = replacements, calls
+        self.replacements, self.expected = replacements, expected
         self.met: set[str] = set()
 
-    def begin(self, args: Any, kwargs: Any) -> bool:
+    def on_start(self, args: Any, kwargs: Any) -> bool:
         self.met.clear()
         return False
 
-    def add(self, add: Add) -> Tensor:
+    def on_add(self, add: Add) -> Tensor:
         if add.name not in self.replacements:
-            return add.happen()
+            return add.execute()
         self.met.add(add.name)
         result = self.replacements[add.name](add)
         return add.first.copy_(result) if add.in_place else result
 
-    def end(self, output: Any) -> None:
+    def on_end(self, output: Any) -> None:
         if missed := sorted(self.replacements.keys() - self.met):
             raise ValueError(
                 f"no add is called {', '.join(missed)} in this forward: give junctions that "
@@ -47,39 +47,47 @@ class Replacing(AddMode):
                 )
 
 
-def calls_of(junctions: Sequence[Junction]) -> dict[str, int]:
+def adds_per_call(junctions: Sequence[Junction]) -> dict[str, int]:
     """How many adds each call of these junctions should have; ValueError for what `find_junctions` did not give."""
-    if strangers := [each for each in junctions if not isinstance(each, Junction) or not each.adds_of_call]:
-        raise ValueError(f"give junctions as find_junctions(model, *inputs) returns them; got {strangers}")
-    return {call_of(junction.name): junction.adds_of_call for junction in junctions}
+    if unknown := [x for x in junctions if not isinstance(x, Junction) or not x.adds_of_call]:
+        raise ValueError(f"give junctions as find_junctions(model, *inputs) returns them; got {unknown}")
+    return {call_name(junction.name): junction.adds_of_call for junction in junctions}
 
 
 @contextmanager
 def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[nn.Module] = ()) -> Iterator[None]:
-    """Take blocks out of `model`, for every forward inside this context.
+    """Take blocks out of ``model``, for every forward inside this context.
+
+    Weights and buffers are not touched, but a BatchNorm in train mode sees what the lesioned network computes: so its
+    statistics can be estimated anew, on a copy. The lesion study is that of Veit et al. (2016, arXiv:1605.06431).
+
+    Args:
+        model: Any module.
+        delete: Junctions, as ``find_junctions`` returns them, whose branches contribute nothing; the shortcut's value,
+            and what follows the sum, stay.
+        skip: Modules that return their (first) input as it is, the matching lesion for blocks without a shortcut.
+
+    Raises:
+        ValueError: A module is no part of the model; and in the forward, where a skipped module's output has another
+            shape than its input or a junction's add is not met.
+        RuntimeError: The model hides its adds.
+
+    Example::
 
         junctions = find_junctions(model, images)
         with lesion(model, delete=[junctions[3]]), torch.no_grad():
             outputs = model(images)
-
-    delete: junctions whose branches contribute nothing; the shortcut's value, and what follows the sum, stay (Veit et
-    al. 2016, arXiv 1605.06431). skip: modules that return their (first) input as it is, the matching lesion for blocks
-    without a shortcut. Weights and buffers are not touched, but a BatchNorm in train mode sees what the lesioned
-    network computes: so its statistics can be estimated anew, on a copy.
-
-    Raises ValueError for modules that are no part of the model, and in the forward where a skipped module's output has
-    another shape than its input or a junction's add is not met; RuntimeError for a model that cannot be watched.
     """
     names = {module: name or "(model)" for name, module in model.named_modules()}
-    if strangers := [type(module).__name__ for module in skip if module not in names]:
-        raise ValueError(f"lesion: skip takes modules of the model, such as model.features[3]; got {strangers}")
+    if unknown := [type(module).__name__ for module in skip if module not in names]:
+        raise ValueError(f"lesion: skip takes modules of the model, such as model.features[3]; got {unknown}")
     if isinstance(delete, Junction):
         raise ValueError("lesion: delete takes a list of junctions, such as [junctions[3]]")
-    calls = calls_of(delete)
+    expected = adds_per_call(delete)
     replacements = {name: _without(branch) for junction in delete for name, branch in junction.adds}
     handles = [handle for module in skip for handle in _skip(module, names[module])]
     try:
-        with watching(Replacing(model, replacements, calls)):
+        with intercept_adds(AddReplacer(model, replacements, expected)):
             yield
     finally:
         for handle in handles:
@@ -104,11 +112,11 @@ def _skip(module: nn.Module, name: str) -> list[RemovableHandle]:
         given.append(None if first is None else first.clone())
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        kept, whole = given.pop(), output[0] if isinstance(output, tuple) else output
-        if kept is None or not isinstance(whole, Tensor) or kept.shape != whole.shape:
-            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (kept, whole)]
+        value, whole = given.pop(), output[0] if isinstance(output, tuple) else output
+        if value is None or not isinstance(whole, Tensor) or value.shape != whole.shape:
+            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (value, whole)]
             raise ValueError(f"lesion: {name!r} turns {shapes[0]} into {shapes[1]}: it cannot be skipped")
-        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+        return (value, *output[1:]) if isinstance(output, tuple) else value
 
     pre = module.register_forward_pre_hook(before, with_kwargs=True)
     return [pre, module.register_forward_hook(after, with_kwargs=True)]
@@ -116,20 +124,30 @@ def _skip(module: nn.Module, name: str) -> list[RemovableHandle]:
 
 @contextmanager
 def permute(model: nn.Module, order: Mapping[str, str]) -> Iterator[None]:
-    """Run `model` with blocks in another order: inside this context each named module has another one's weights.
+    """Run ``model`` with blocks in another order: inside this context each named module has another one's weights.
 
-    order: {"layer1.1": "layer1.2", "layer1.2": "layer1.1"} swaps two; the names must be the same on both sides. All
-    parameters and buffers of the state dicts are exchanged, and put back, to the last bit, when the context ends.
+    All parameters and buffers of the modules' state dicts are exchanged, and put back, to the last bit, when the
+    context ends. Veit et al. (2016, arXiv:1605.06431) reordered the blocks of a trained residual network so.
 
-    Raises ValueError for names that the model has not, sides that differ, and modules of unlike shapes or types.
+    Args:
+        model: Any module.
+        order: From the name of a module to the name of the one whose weights it gets, the same names on both sides.
+
+    Raises:
+        ValueError: The model has no module of such a name, the two sides differ, or modules differ in shape or type.
+
+    Example::
+
+        with permute(model, {"layer1.1": "layer1.2", "layer1.2": "layer1.1"}), torch.no_grad():
+            outputs = model(images)
     """
     if not isinstance(order, Mapping) or set(order) != set(order.values()):
         raise ValueError(
             f"permute: give {{block: the block whose weights it gets}}, the same blocks on both sides: {order}"
         )
     modules = dict(model.named_modules())
-    if strangers := sorted(set(order) - modules.keys()):
-        raise ValueError(f"permute: the model has no modules {', '.join(strangers)}; see model.named_modules()")
+    if unknown := sorted(set(order) - modules.keys()):
+        raise ValueError(f"permute: the model has no modules {', '.join(unknown)}; see model.named_modules()")
     states = {name: {k: v.clone() for k, v in modules[name].state_dict().items()} for name in order}
     for name, other in order.items():
         if _shapes(states[name]) != _shapes(states[other]):

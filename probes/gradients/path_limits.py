@@ -8,23 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .chain import LIMITED, is_marked, leads_around, leaves_between
+from ..discovery.classify import JunctionMatch
+from ..discovery.junctions import DetectedJunction, detect_junctions
+from .chain import LIMITED, is_bypassed, is_marked, leaves_between
 from .gate import scale_entry
 from .limited_backward import LimitedBackward
-from ..discovery.classify import Verdict
-from ..discovery.detection import Sighting, watch
 
 
 @dataclass
 class PathLimit:
-    """What `limit_paths` yields; it describes the last forward."""
+    """What ``limit_paths`` yields; it describes the last forward."""
 
     junctions: list[str] = field(default_factory=list)
     """The junctions' names, in execution order."""
     without_path: list[str] = field(default_factory=list)
     """The parameters that no admitted path reaches: their gradients are zero."""
     branches: list[str] = field(default_factory=list)
-    """With `sampled`: the junctions whose branches pass the gradient on."""
+    """With ``sampled``: the junctions whose branches pass the gradient on."""
 
 
 @contextmanager
@@ -37,56 +37,69 @@ def limit_paths(
     sampled: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[PathLimit]:
-    """Let a backward through `model` carry only some paths' gradients, for every forward inside this context.
-
-        with limit_paths(model, at_most=3):
-            loss = F.cross_entropy(model(images), labels)
-            loss.backward()
+    """Let a backward carry only some paths' gradients, for every forward of ``model`` inside this context.
 
     The forward does not change by a bit. A path's length is the number of branches that it takes between the loss and
     the addend that holds the parameter, its own block not counted: block l of L, counted from 0, has lengths 0 to
     L - 1 - l, what lies before the first fork 0 to L, the classifier 0. So the limit acts on the gradient at each
-    junction's sum, and parameters behind the last junction always learn. Veit et al. (2016, arXiv 1605.06431) found
+    junction's sum, and parameters behind the last junction always learn. Veit et al. (2016, arXiv:1605.06431) found
     the gradient in short paths; their test of it changed the forward too.
 
-    at_most, at_least: bounds of the admitted lengths, alone or together; exactly: both. at_most=0 is the gradient of
-    the `shortest-path` arm, at_most >= L ordinary training, bit for bit. sampled: instead, in each forward that many
-    branches are drawn (by `generator`; Veit et al.: 23 of 54), and the others pass no gradient on to their forks.
-
     The backward must run inside the context, before the next forward. It costs about one more backward without weight
-    gradients for each length below the limit; your own backward hooks inside branches see these too. `record` and
-    another `limit_paths` do not go with it, `gate` does. Yields what was found (`PathLimit`). Raises ValueError for
-    limits that are negative, contradictory or (sampled, at_least) more than the junctions, and where the junctions are
-    no chain; RuntimeError for a model that cannot be watched, and for a backward with create_graph=True or at another
-    time.
+    gradients for each length below the limit; your own backward hooks inside branches see these too. ``record`` and
+    another ``limit_paths`` do not go with it, ``gate`` does.
+
+    Args:
+        model: Any module whose junctions are a chain; it is not changed.
+        at_most: The longest admitted length. 0 is the gradient of the ``shortest-path`` arm; L or more is ordinary
+            training, bit for bit.
+        at_least: The shortest admitted length; alone or with ``at_most``.
+        exactly: The only admitted length.
+        sampled: Instead of a length: in each forward that many branches are drawn (Veit et al.: 23 of 54), and the
+            others pass no gradient on to their forks.
+        generator: Draws them; torch's default one without it.
+
+    Yields:
+        The ``PathLimit``, which describes the last forward.
+
+    Raises:
+        ValueError: The limits are negative, contradictory or (``sampled``, ``at_least``) more than the junctions; or
+            the junctions are no chain.
+        RuntimeError: The model hides its adds; or the backward has ``create_graph=True`` or runs at another time.
+
+    Example::
+
+        with limit_paths(model, at_most=3):
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
     """
     low, high = _bounds(at_most, at_least, exactly, sampled)
-    found: list[tuple[str, Node, Verdict]] = []
+    found: list[tuple[str, Node, JunctionMatch]] = []
     limit = PathLimit()
     running: list[LimitedBackward] = []  # of the last forward
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    parameter_names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
 
-    def see(sighting: Sighting) -> None:
-        junction = sighting.junction
-        found[junction.depth :] = [(junction.name, sighting.add, sighting.verdict)]
+    def on_junction(detected: DetectedJunction) -> None:
+        junction = detected.junction
+        found[junction.depth :] = [(junction.name, detected.add, detected.match)]
 
-    def end(roots: list[Node]) -> None:
+    def on_end(roots: list[Node]) -> None:
         chain = found.copy()
         found.clear()
         _check_chain(chain, roots, low, sampled)
         limit.junctions = [name for name, _, _ in chain]
-        limit.without_path = _without_path(chain, roots, low, names) if low else []
+        limit.without_path = _without_path(chain, roots, low, parameter_names) if low else []
         if sampled is not None:
             limit.branches = _sample(chain, sampled, generator)
         elif low > 0 or (high is not None and high < len(chain)):
             running.append(LimitedBackward(chain, low, high))
 
-    def start() -> None:
+    def on_start() -> None:
         found.clear()
         running.clear()
 
     try:
-        with watch(model, see, start=start, end=end, values=False):
+        with detect_junctions(model, on_junction, on_start=on_start, on_end=on_end, values=False):
             yield limit
     finally:
         running.clear()
@@ -112,7 +125,7 @@ def _bounds(
 
 
 def _check_chain(
-    chain: Sequence[tuple[str, Node, Verdict]], roots: Sequence[Node], low: int, sampled: int | None
+    chain: Sequence[tuple[str, Node, JunctionMatch]], roots: Sequence[Node], low: int, sampled: int | None
 ) -> None:
     if not chain:
         raise ValueError("limit_paths: the model has no residual junctions, so that there are no path lengths")
@@ -122,7 +135,7 @@ def _check_chain(
         )
     if any(is_marked(add, LIMITED) for _, add, _ in chain):
         raise ValueError("limit_paths does not nest: give at_least and at_most in one")
-    if leads_around(roots, chain[0][2].fork[0]):
+    if is_bypassed(chain[0][2].fork[0], roots):
         raise ValueError(
             f"limit_paths: the junctions are no chain: what is before {chain[0][0]!r} is also used by a route around "
             "them (a long skip), where path lengths are not defined"
@@ -130,25 +143,30 @@ def _check_chain(
 
 
 def _without_path(
-    chain: Sequence[tuple[str, Node, Verdict]], roots: Sequence[Node], low: int, names: dict[Tensor, str]
+    chain: Sequence[tuple[str, Node, JunctionMatch]],
+    roots: Sequence[Node],
+    low: int,
+    parameter_names: dict[Tensor, str],
 ) -> list[str]:
     """The parameters up to the last junction that have no path as long as the lowest admitted length."""
     always = set(leaves_between(roots, chain[-1][1]))  # what is used behind the last junction learns in any case
     longest: dict[str, int] = {}
-    for index, (_, add, verdict) in enumerate(chain):
+    for index, (_, add, match) in enumerate(chain):
         above = len(chain) - 1 - index
         before = chain[index - 1][1] if index else None
-        for start, end, most in ((add, verdict.fork[0], above), (verdict.fork[0], before, above + 1)):
+        for start, end, most in ((add, match.fork[0], above), (match.fork[0], before, above + 1)):
             for leaf in leaves_between([start], end):
-                if leaf in names and leaf not in always:
-                    longest[names[leaf]] = max(most, longest.get(names[leaf], 0))
+                if leaf in parameter_names and leaf not in always:
+                    longest[parameter_names[leaf]] = max(most, longest.get(parameter_names[leaf], 0))
     return [name for name, most in longest.items() if most < low]
 
 
-def _sample(chain: Sequence[tuple[str, Node, Verdict]], sampled: int, generator: torch.Generator | None) -> list[str]:
+def _sample(
+    chain: Sequence[tuple[str, Node, JunctionMatch]], sampled: int, generator: torch.Generator | None
+) -> list[str]:
     """Close all branches but some, drawn at random; the names of these."""
     drawn = set(torch.randperm(len(chain), generator=generator)[:sampled].tolist())
-    for index, (_, _, verdict) in enumerate(chain):
-        for entry in verdict.entries["branch"] if index not in drawn else ():
+    for index, (_, _, match) in enumerate(chain):
+        for entry in match.entries["branch"] if index not in drawn else ():
             scale_entry(entry, lambda: 0.0)
     return [chain[index][0] for index in sorted(drawn)]

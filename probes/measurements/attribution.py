@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..discovery.adds import Add, AddMode, watching
-from ..gradients.lesions import Replacing, calls_of
+from ..discovery.adds import Add, AddMode, intercept_adds
+from ..discovery.junctions import Junction
+from ..gradients.lesions import AddReplacer, adds_per_call
 from ..tables import table
-from ..discovery.detection import Junction
 
 Target = int | Tensor | None
 
@@ -25,21 +25,37 @@ def branch_attribution(
     steps: int = 32,
     read: Callable[[Any], Tensor] = lambda output: output,
 ) -> pd.DataFrame:
-    """Integrated gradients of a class score on the two addends of every junction: block, depth, quantity, value.
+    """Integrated gradients of a class score on the two addends of every junction.
 
-    At each junction the two addends move on a straight line from what they are for `baselines` to what they are for
-    `inputs`, while the rest of the network stays; the score's change is shared out among them (Sundararajan et al.
-    2017, arXiv 1703.01365, by captum). quantity: `shortcut` and `branch`, their parts; `score`, the difference that
-    they should sum to, score(inputs) - score(baselines); `delta`, by how much the sum misses the difference between the
-    two ends of the line (captum's convergence delta), as a mean of absolute values. All are means over the batch, in
-    the score's units. Where the sum misses the score though delta is small, a route leads around the junction.
+    At each junction the two addends move on a straight line from what they are for ``baselines`` to what they are for
+    ``inputs``, while the rest of the network stays; the score's change is shared out among them (Sundararajan et al.
+    2017, arXiv:1703.01365, computed by captum). It takes ``steps`` forwards and backwards for each junction.
 
-    junctions: of `find_junctions(model, inputs)`. inputs: the model's one argument, (N, ...). baselines: of the same
-    shape, zeros by default. target: the class whose score counts, one for all or (N,). read: from the model's output to
-    the scores (N, classes). steps: of the integral (Gauss-Legendre).
+    Args:
+        model: The model, in eval mode.
+        junctions: Of ``find_junctions(model, inputs)``; their addends must be batch-first.
+        inputs: The model's one argument, (N, ...).
+        target: The class whose score counts, one for all or (N,); None where the scores are (N,).
+        baselines: Where the line begins, of the shape of ``inputs``; zeros by default.
+        steps: Of the integral (Gauss-Legendre).
+        read: From the model's output to the scores, (N, classes) or (N,).
 
-    The addends must be batch-first. Costs `steps` forwards and backwards for each junction. Raises ValueError for a
-    model in train mode, for no junctions, and for baselines of another shape.
+    Returns:
+        Columns ``block``, ``depth``, ``quantity``, ``value``. ``quantity``: ``shortcut`` and ``branch``, their parts;
+        ``score``, the difference that they should sum to, score(inputs) - score(baselines); ``delta``, by how much the
+        sum misses the difference between the two ends of the line (captum's convergence delta), as a mean of absolute
+        values. All are means over the batch, in the score's units. Where the sum misses the score though ``delta`` is
+        small, a route leads around the junction.
+
+    Raises:
+        ValueError: The model is in train mode, there are no junctions or they are another model's, baselines have
+            another shape, or scores and target do not fit together.
+        ModuleNotFoundError: captum is not installed.
+
+    Example::
+
+        model.eval()
+        branch_attribution(model, find_junctions(model, images), images, target=labels)
     """
     from captum.attr import IntegratedGradients
 
@@ -82,36 +98,36 @@ def _check(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor, base
         )
 
 
-class _Keeping(AddMode):
+class _OperandKeeper(AddMode):
     """Keeps the two operands of some adds."""
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
         super().__init__(model)
         self.wanted, self.kept = names, dict[str, tuple[Tensor, Tensor]]()
 
-    def add(self, add: Add) -> Tensor:
+    def on_add(self, add: Add) -> Tensor:
         if add.name in self.wanted:
             self.kept[add.name] = (add.first.detach().clone(), add.weight * add.second.detach())
-        return add.happen()
+        return add.execute()
 
 
 def _addends(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """The shortcut's and the branch's value at each junction."""
-    keeping = _Keeping(model, {name for junction in junctions for name, _ in junction.adds})
-    with torch.no_grad(), watching(keeping):
+    keeper = _OperandKeeper(model, {name for junction in junctions for name, _ in junction.adds})
+    with torch.no_grad(), intercept_adds(keeper):
         model(inputs)
     found = {}
     for junction in junctions:
-        if missing := [name for name, _ in junction.adds if name not in keeping.kept]:
+        if missing := [name for name, _ in junction.adds if name not in keeper.kept]:
             raise ValueError(f"branch_attribution: no add is called {missing[0]} here: whose junctions are these?")
         (first, operand), *_ = junction.adds
-        if len(keeping.kept[first][0]) != len(inputs):
+        if len(keeper.kept[first][0]) != len(inputs):
             raise ValueError(
                 f"branch_attribution: at {junction.name!r} the addends' first dimension is "
-                f"{len(keeping.kept[first][0])}, not the batch's {len(inputs)}: addends must be batch-first"
+                f"{len(keeper.kept[first][0])}, not the batch's {len(inputs)}: addends must be batch-first"
             )
-        branches = [keeping.kept[name][branch] for name, branch in junction.adds]
-        found[junction.name] = (keeping.kept[first][1 - operand], torch.stack(branches).sum(0))
+        branches = [keeper.kept[name][branch] for name, branch in junction.adds]
+        found[junction.name] = (keeper.kept[first][1 - operand], torch.stack(branches).sum(0))
     return found
 
 
@@ -120,7 +136,7 @@ def _rest(model: nn.Module, junction: Junction, read: Callable[[Any], Tensor]) -
 
     def rest(shortcut: Tensor, branch: Tensor, inputs: Tensor) -> Tensor:
         replaced = {junction.name: lambda add: shortcut + branch}
-        with watching(Replacing(model, replaced, calls_of([junction]))):
+        with intercept_adds(AddReplacer(model, replaced, adds_per_call([junction]))):
             return read(model(inputs))
 
     return rest

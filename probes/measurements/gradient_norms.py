@@ -7,16 +7,30 @@ from ..tables import table
 
 
 def gradient_norms(recording: Recording) -> pd.DataFrame:
-    """Norm of the loss's gradient at every fork: block, depth, quantity, value.
+    """Norm of the loss's gradient at every fork, and of what came by either addend.
 
-    quantity: `total`, the gradient at the fork; `shortcut` and `branch`, what of it entered the fork from either (from
-    the branch also what a head on its inside sent); `other`, what came by neither (long skips, auxiliary heads,
-    returned hidden states): total = shortcut + branch + other as tensors, while their norms need not add up. Where a
-    branch reads its fork several times (queries, keys, values), `other` holds rounding. For blocks named by hand,
-    `total` alone, at each block's input.
+    Args:
+        recording: Of a forward and a backward, with or without junctions.
 
-    Each norm is L2 over the whole batch tensor, of the gradient of the loss as it was given: a sum over the batch gives
-    N times the norm of a mean. Raises ValueError where no forward or no backward was recorded.
+    Returns:
+        Columns ``block``, ``depth``, ``quantity``, ``value``. ``quantity``: ``total``, the gradient at the fork;
+        ``shortcut`` and ``branch``, what of it entered the fork from either (from the branch also what a head on its
+        inside sent); ``other``, what came by neither (long skips, auxiliary heads, returned hidden states). total =
+        shortcut + branch + other as tensors, while their norms need not add up. Where a branch reads its fork several
+        times (queries, keys, values), ``other`` holds rounding. For blocks named by hand, ``total`` alone, at each
+        block's input.
+
+        Each norm is L2 over the whole batch tensor, of the gradient of the loss as given: the loss summed over a batch
+        of N has N times the norms of its mean.
+
+    Raises:
+        ValueError: No forward or no backward was recorded.
+
+    Example::
+
+        with record(model) as recording:
+            F.cross_entropy(model(images), labels).backward()
+        gradient_norms(recording)
     """
     return table(
         {"block": site.name, "depth": site.depth, "quantity": name, "value": value.item()}

@@ -1,4 +1,4 @@
-"""`layer_responses`: how strongly does each layer respond?"""
+"""How strongly does each layer respond?"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,22 +21,33 @@ def layer_responses(
     """The standard deviation of every layer's response, in the order in which the layers run.
 
     A layer's response is its output after normalisation and before the nonlinearity or the addition (He et al. 2015,
-    arXiv 1512.03385, Fig. 7), so by default the outputs of the model's normalisations. After a BatchNorm that is
-    hardly more than its learned scale: it tells how large a branch is, not how large it is beside its shortcut (for
-    that, see `residual_magnitudes`).
+    arXiv:1512.03385, Fig. 7), so by default the outputs of the model's normalisations. After a BatchNorm that is hardly
+    more than its learned scale: the size of a branch, not its size beside its shortcut (``residual_magnitudes``). The
+    model runs once, without gradients, in the mode that it is in; in train mode a BatchNorm moves its running
+    statistics.
 
-    layers: other modules whose outputs count, such as a network's convolutions where it has no normalisation.
-    Returns block (the layer's name, "@1" behind it in its second call), depth (its place in order of execution, from
-    0), quantity "std", value: over all elements of the output, in its own unit. The model runs once, without gradients,
-    in the mode that it is in; in train mode a BatchNorm moves its running statistics.
+    Args:
+        model: Any module; it needs no junctions.
+        inputs: The forward's positional arguments.
+        layers: Other modules whose outputs count, such as a network's convolutions where it has no normalisation.
+        kwargs: The forward's keyword arguments.
 
-    Raises ValueError for layers that are no part of the model, or where there are none; TypeError for a layer whose
-    output is no tensor.
+    Returns:
+        Columns ``block`` (the layer's name, ``@1`` behind it in its second call), ``depth`` (its place in order of
+        execution, from 0), ``quantity`` (``std``), ``value`` (over all elements of the output, in its own unit).
+
+    Raises:
+        ValueError: A layer is no part of the model, or there is none.
+        TypeError: A layer's output is no tensor.
+
+    Example::
+
+        layer_responses(model.eval(), images)
     """
     names = {module: name or "(model)" for name, module in model.named_modules()}
     chosen = [m for m in names if isinstance(m, NORMALISATIONS)] if layers is None else list(layers)
-    if strangers := [type(layer).__name__ for layer in chosen if layer not in names]:
-        raise ValueError(f"layer_responses: layers must be modules of the model, such as model.conv1; got {strangers}")
+    if unknown := [type(layer).__name__ for layer in chosen if layer not in names]:
+        raise ValueError(f"layer_responses: layers must be modules of the model, such as model.conv1; got {unknown}")
     calls: Counter[nn.Module] = Counter()
     found: list[tuple[str, Tensor]] = []
 

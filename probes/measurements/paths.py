@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..gradients.chain import leaves_between, pull, pull_leaves, through_junction
-from ..checked_chain import checked_chain
+from ..gradients.chain import backpropagate, backpropagate_to_leaves, leaves_between, through_junction
 from ..norms import inner, scaled_norm
 from ..recording import Recording
-from .sampled_paths import sample_paths
 from ..tables import table
+from .sampled_paths import sample_paths
 
 
 @overload
@@ -29,38 +28,52 @@ def path_gradients(
 def path_gradients(
     recording: Recording, *, max_length: int | None = None, of: Literal["inputs", "parameters"] = "inputs"
 ) -> Tensor | dict[str, Tensor]:
-    """One gradient per path length, of shape (L + 1, *first fork's shape) for L junctions in a chain.
+    r"""One gradient per path length.
 
     A path takes, at every junction, either the shortcut or the branch; its length is the number of branches it takes
-    (Veit et al. 2016, arXiv 1605.06431). Entry k is the sum over *all* paths of length k, in the units of the loss's
-    gradient as it was given; the sum over k is autograd's gradient at the first fork. One gradient a length is carried
-    back from the last junction: what comes back through a shortcut keeps its length, what comes back through a branch
-    gains one. What the backward really computes is taken apart, so backward weights count as they stand now.
+    (Veit et al. 2016, arXiv:1605.06431). The gradients by length are carried back from the last junction: what comes
+    back through a shortcut keeps its length, what comes back through a branch gains one. What the backward really
+    computes is taken apart, so backward weights count as they stand now.
 
-    max_length: leave out longer paths; then the sum is that of lengths 0 to max_length.
-
-    of="parameters": by name, for each parameter up to the last junction, the same for its own gradient. A path's length
-    is there the number of branches between the loss and the addend that holds the parameter, its own block not counted:
-    (L - l, *parameter's shape) in block l, counted from 0, and (L + 1, ...) before the first fork. A parameter that is
-    used in several places up to there has the sum. What is used behind the last junction alone is left out: all of it
-    is of length 0, autograd's own gradient. Of a parameter that is used on both sides (tied weights), that share is
-    missing.
-
-    Costs the branch products of about (L + 1) / 2 backward passes (for parameters: whole backward passes), and the
+    It takes the branch products of about (L + 1) / 2 backward passes (for parameters: whole backward passes), and the
     memory of 2 (L + 1) forks beside a single backward's.
 
-    Raises ValueError for a max_length out of range, where the junctions are no chain (a route leads around one, or one
-    lies inside another) or nothing was recorded, and RuntimeError where the graph was freed: call
-    loss.backward(retain_graph=True).
+    Args:
+        recording: Of a backward with ``retain_graph=True``, whose junctions are a chain.
+        max_length: Leave out longer paths; then the sum is that of lengths 0 to ``max_length``.
+        of: ``"inputs"``, the gradient at the first fork, or ``"parameters"``, that of each parameter up to the last
+            junction.
+
+    Returns:
+        For ``"inputs"`` a tensor of shape (L + 1, \*first fork's shape) for L junctions. Entry k is the sum over *all*
+        paths of length k, in the units of the gradient of the loss as given; the sum over k is autograd's gradient at
+        the first fork.
+
+        For ``"parameters"`` the same by parameter name. A path's length is there the number of branches between the
+        loss and the addend that holds the parameter, its own block not counted: (L - l, \*parameter's shape) in block
+        l, counted from 0, and (L + 1, ...) before the first fork. A parameter that is used in several places up to
+        there has the sum. What is used behind the last junction alone is left out: all of it is of length 0, autograd's
+        own gradient. Of a parameter that is used on both sides (tied weights), that share is missing.
+
+    Raises:
+        ValueError: ``max_length`` is out of range, the junctions are no chain (a route leads around one, or one lies
+            inside another), or nothing was recorded.
+        RuntimeError: The graph was freed: call ``loss.backward(retain_graph=True)``.
+
+    Example::
+
+        with record(model) as recording:
+            F.cross_entropy(model(images), labels).backward(retain_graph=True)
+        path_gradients(recording).sum(0)       # autograd's gradient at the first fork
     """
-    chain = checked_chain(recording)
+    chain = recording.chain()
     if max_length is not None and (not isinstance(max_length, int) or not 0 <= max_length <= len(chain)):
         raise ValueError(
             f"max_length is {max_length}: give a number from 0 to {len(chain)}, the junctions, or None for all"
         )
     if of not in ("inputs", "parameters"):
         raise ValueError(f'of is {of!r}: give "inputs" (the gradient at the first fork) or "parameters"')
-    if of == "parameters" and recording.leads_around:
+    if of == "parameters" and recording.is_bypassed:
         raise ValueError(
             f"the junctions are no chain: what is before {chain[0].name!r} is also used by a route around them (a long "
             "skip), so that the gradients of its parameters have no path lengths"
@@ -80,17 +93,17 @@ def _carry_back(
     parameters = _Parameters(recording.names if with_parameters else {})
     lengths = [recording.gradient(chain[-1], "junction")]
     for site, before in zip(reversed(chain), [*chain[-2::-1], None], strict=True):
-        fork = site.verdict.fork
+        fork = site.match.fork
         within = parameters.between(site.add, fork[0])
         keep = partial(parameters.keep, within)
-        lengths = through_junction(site.name, site.add, site.verdict, lengths, within, keep)[:most]
+        lengths = through_junction(site.name, site.add, site.match, lengths, within, keep)[:most]
         within = parameters.between(fork[0], before.add if before else None)
         for length, gradient in enumerate(lengths):
             if before is None:
-                parameters.keep(within, length, pull_leaves(gradient, fork, within))
+                parameters.keep(within, length, backpropagate_to_leaves(gradient, fork, within))
             else:
                 where = f"{before.name!r} to {site.name!r}"
-                lengths[length], of_leaves = pull(gradient, fork, (before.add, 0), where, within)
+                lengths[length], of_leaves = backpropagate(gradient, fork, (before.add, 0), where, within)
                 parameters.keep(within, length, of_leaves)
     return lengths, parameters.lengths
 
@@ -122,16 +135,34 @@ def path_contributions(
     samples: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What each path length contributes to a gradient: path_length, quantity, value.
+    """What each path length contributes to a gradient.
 
-    quantity: `norm`, of the summed gradient g_k of all paths of length k (L2 over the whole batch tensor); `share`,
-    <g_k, g> / <g, g> with g the whole gradient: signed, the shares of all lengths sum to 1, nan if g = 0. The norm of a
-    sum is not the sum of norms that Veit et al. (2016) sample: with samples > 0, `cancellation` is the first over the
-    second, from that many random paths of each length (see `sample_paths`, which has their norms): 1 where all paths of
-    a length point the same way.
+    Args:
+        recording: Of a backward with ``retain_graph=True``, whose junctions are a chain.
+        max_length: Leave out longer paths.
+        of: ``"inputs"``, the gradient at the first fork, or ``"parameters"``: see ``path_gradients`` for what a path's
+            length is there, and for the cost.
+        samples: Random paths of each length from which ``cancellation`` is estimated; 0 for none. For ``"inputs"``
+            alone.
+        seed: Of the choice of these paths.
 
-    of="parameters": the same for every parameter up to the last junction, in a further column `block`, its name. See
-    `path_gradients` for max_length, for what a path's length is there, for cost and errors. samples are for "inputs".
+    Returns:
+        Columns ``path_length``, ``quantity``, ``value``; for ``"parameters"`` also ``block``, the parameter's name.
+        ``quantity``: ``norm``, of the summed gradient g_k of all paths of length k (L2 over the whole batch tensor, of
+        the gradient of the loss as given); ``share``, <g_k, g> / <g, g> with g the whole gradient: signed, the shares
+        of all lengths sum to 1, nan if g = 0. The norm of a sum is not the sum of norms that Veit et al. (2016,
+        arXiv:1605.06431) sample: with ``samples``, ``cancellation`` is the first over the second (``sample_paths`` has
+        their norms): 1 where all paths of a length point the same way.
+
+    Raises:
+        ValueError: As ``path_gradients``, and for ``samples`` with ``of="parameters"``.
+        RuntimeError: The graph was freed: call ``loss.backward(retain_graph=True)``.
+
+    Example::
+
+        with record(model) as recording:
+            F.cross_entropy(model(images), labels).backward(retain_graph=True)
+        path_contributions(recording)
     """
     if samples and of == "parameters":
         raise ValueError('path_contributions: paths are sampled for the gradient at the first fork: of="inputs"')

@@ -11,13 +11,26 @@ QUANTITIES = ("branch", "shortcut", "ratio", "cosine")
 
 
 def residual_magnitudes(recording: Recording) -> pd.DataFrame:
-    """Size of the two addends at every junction: block, depth, quantity, value.
+    """Size of the two addends at every junction, and the angle between them.
 
-    quantity: `branch` and `shortcut`, each addend's norm (L2 over the whole batch tensor, as it was added); `ratio`,
-    branch / shortcut; `cosine`, of the angle between the two. Ratio and cosine are nan where the shortcut is zero.
-    He et al. 2015 (arXiv 1512.03385, Fig. 7) read small residuals as a sign that blocks stay near the identity.
+    He et al. (2015, arXiv:1512.03385, Fig. 7) read small residuals as a sign that blocks stay near the identity.
 
-    Raises ValueError where there is no junction.
+    Args:
+        recording: Of a forward; no backward is needed.
+
+    Returns:
+        Columns ``block``, ``depth``, ``quantity``, ``value``. ``quantity``: ``branch`` and ``shortcut``, each addend's
+        norm (L2 over the whole batch tensor, as it was added); ``ratio``, branch / shortcut; ``cosine``, of the angle
+        between the two. Ratio and cosine are nan where the shortcut is zero.
+
+    Raises:
+        ValueError: There is no junction.
+
+    Example::
+
+        with record(model) as recording:
+            model(images)
+        residual_magnitudes(recording)
     """
     rows: list[dict[str, object]] = []
     for site in recording.junctions:

@@ -54,7 +54,7 @@ def test_each_addend_is_the_value_that_the_authors_code_adds(name: str) -> None:
         block, wheres = places(specimen, site.name)
         if isinstance(wheres[0], tuple) and wheres[0][0].endswith(">"):  # a projection's module, where there is one
             projects = wheres[0][0].format(block) in values.kept
-            assert site.verdict.kind == ("projection" if projects else "identity"), site.name
+            assert site.match.kind == ("projection" if projects else "identity"), site.name
         for where, got in zip(wheres, (site.shortcut, site.branch), strict=True):
             wanted = values.at(where, block)
             if wanted is not None:

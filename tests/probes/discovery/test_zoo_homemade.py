@@ -226,7 +226,7 @@ def test_a_homemade_junction_and_its_addends(body: Callable[[Home, Tensor], Tens
     seen = home.seen[::-1] if body is inner else home.seen
     sites = recording.junctions[::-1] if body is inner else recording.junctions
     assert len(sites) == len(seen)
-    assert {site.verdict.kind for site in sites} == {"identity"}
+    assert {site.match.kind for site in sites} == {"identity"}
     for site, wanted in zip(sites, seen, strict=True):
         assert all(torch.equal(got, value) for got, value in zip((site.shortcut, site.branch), wanted, strict=True)), (
             site.name
