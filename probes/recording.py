@@ -88,8 +88,8 @@ class Recording:
             site: One of ``sites``.
 
         Returns:
-            ``total`` and, at a junction, ``shortcut``, ``branch`` and ``other``: L2 over the whole batch tensor, of the
-            gradient of the loss as given; float64 without dimensions.
+            ``total`` and, at a junction, ``shortcut``, ``branch`` and ``other``, by name. Norms are L2 over the whole
+            batch tensor, of the gradient of the loss as given; float64 without dimensions.
 
         Raises:
             ValueError: No gradient reached the site, or it was recorded under ``limit_paths``.

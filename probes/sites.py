@@ -19,11 +19,11 @@ class Site:
     """
 
     name: str
-    """The junction's or the block's name: the column ``block`` of the tables."""
+    """The junction's or the block's name, in the column ``block`` of the tables."""
     depth: int
     """Index in execution order, from 0 at the input."""
     norms: dict[str, Tensor] = field(default_factory=dict)
-    """Of the gradient at the fork x: "total"; at a junction also "shortcut" and "branch", what of it came back through
+    """Of the gradient at the fork x, "total"; at a junction also "shortcut" and "branch", what of it came back through
     either addend, and "other", what came by neither."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """The gradients themselves, in x's shape, as far as they are kept, and "junction", the gradient of the sum."""
@@ -40,7 +40,7 @@ class JunctionSite(Site):
     """Norms of the addends "branch" and "shortcut" as they were added, and their "cosine"."""
     shortcut: Tensor = field(default_factory=lambda: torch.empty(0))
     branch: Tensor = field(default_factory=lambda: torch.empty(0))
-    """The addends themselves, where they are kept: (N, C, H, W) or (N, T, D)."""
+    """The addends themselves, (N, C, H, W) or (N, T, D), where they are kept."""
     has_part_hooks: bool = False
     """Whether the gradients that enter the fork by either addend are recorded yet."""
 

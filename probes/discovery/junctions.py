@@ -37,7 +37,7 @@ class Junction:
     shortcut: Literal["identity", "projection"]
     """Whether the shortcut carries the fork itself, or a linear projection of it."""
     adds: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
-    """The adds that make the sum, by name: one, or more for x + f(x) + g(x); and which operand of each is a branch."""
+    """The adds that make the sum (one, or more for x + f(x) + g(x)), by name and by the operand that is a branch."""
     adds_of_call: int = field(default=0, repr=False, compare=False)
     """How many adds of two tensors there were in that call of that module, where ``find_junctions`` found it."""
 
@@ -65,9 +65,9 @@ def find_junctions(
         kwargs: The forward's keyword arguments.
 
     Returns:
-        The junctions in execution order. With ``explain=True`` a table with a row for every add of two tensors:
-        ``block`` (the name of the add), ``depth`` (where it is a junction), ``verdict`` (identity | projection | none)
-        and ``reason``.
+        The junctions in execution order. With ``explain=True`` a table with a row for every add of two tensors, and the
+        columns ``block`` (the name of the add), ``depth`` (where it is a junction), ``verdict`` (identity | projection
+        | none) and ``reason``.
 
     Raises:
         RuntimeError: The model hides its adds (compiled, traced, replicated, with reentrant checkpointing).

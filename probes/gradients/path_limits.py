@@ -22,9 +22,9 @@ class PathLimit:
     junctions: list[str] = field(default_factory=list)
     """The junctions' names, in execution order."""
     without_path: list[str] = field(default_factory=list)
-    """The parameters that no admitted path reaches: their gradients are zero."""
+    """The parameters that no admitted path reaches, whose gradients are zero."""
     branches: list[str] = field(default_factory=list)
-    """With ``sampled``: the junctions whose branches pass the gradient on."""
+    """The junctions whose branches pass the gradient on, with ``sampled``."""
 
 
 @contextmanager

@@ -41,11 +41,15 @@ def branch_attribution(
         read: From the model's output to the scores, (N, classes) or (N,).
 
     Returns:
-        Columns ``block``, ``depth``, ``quantity``, ``value``. ``quantity``: ``shortcut`` and ``branch``, their parts;
-        ``score``, the difference that they should sum to, score(inputs) - score(baselines); ``delta``, by how much the
-        sum misses the difference between the two ends of the line (captum's convergence delta), as a mean of absolute
-        values. All are means over the batch, in the score's units. Where the sum misses the score though ``delta`` is
-        small, a route leads around the junction.
+        Columns ``block``, ``depth``, ``quantity``, ``value``, with the quantities
+
+        - ``shortcut`` and ``branch``: their parts of the change;
+        - ``score``: the difference that they should sum to, score(inputs) - score(baselines);
+        - ``delta``: by how much the sum misses the difference between the two ends of the line (captum's convergence
+          delta), as a mean of absolute values.
+
+        All are means over the batch, in the score's units. Where the sum misses the score though ``delta`` is small, a
+        route leads around the junction.
 
     Raises:
         ValueError: The model is in train mode, there are no junctions or they are another model's, baselines have

@@ -13,12 +13,15 @@ def gradient_norms(recording: Recording) -> pd.DataFrame:
         recording: Of a forward and a backward, with or without junctions.
 
     Returns:
-        Columns ``block``, ``depth``, ``quantity``, ``value``. ``quantity``: ``total``, the gradient at the fork;
-        ``shortcut`` and ``branch``, what of it entered the fork from either (from the branch also what a head on its
-        inside sent); ``other``, what came by neither (long skips, auxiliary heads, returned hidden states). total =
-        shortcut + branch + other as tensors, while their norms need not add up. Where a branch reads its fork several
-        times (queries, keys, values), ``other`` holds rounding. For blocks named by hand, ``total`` alone, at each
-        block's input.
+        Columns ``block``, ``depth``, ``quantity``, ``value``, with the quantities
+
+        - ``total``: the gradient at the fork (for blocks named by hand, at each block's input, and this one alone);
+        - ``shortcut`` and ``branch``: what of it entered the fork from either (from the branch also what a head on its
+          inside sent);
+        - ``other``: what came by neither (long skips, auxiliary heads, returned hidden states). Where a branch reads
+          its fork several times (queries, keys, values), it holds rounding.
+
+        total = shortcut + branch + other as tensors, while their norms need not add up.
 
         Each norm is L2 over the whole batch tensor, of the gradient of the loss as given: the loss summed over a batch
         of N has N times the norms of its mean.

@@ -147,12 +147,15 @@ def path_contributions(
         seed: Of the choice of these paths.
 
     Returns:
-        Columns ``path_length``, ``quantity``, ``value``; for ``"parameters"`` also ``block``, the parameter's name.
-        ``quantity``: ``norm``, of the summed gradient g_k of all paths of length k (L2 over the whole batch tensor, of
-        the gradient of the loss as given); ``share``, <g_k, g> / <g, g> with g the whole gradient: signed, the shares
-        of all lengths sum to 1, nan if g = 0. The norm of a sum is not the sum of norms that Veit et al. (2016,
-        arXiv:1605.06431) sample: with ``samples``, ``cancellation`` is the first over the second (``sample_paths`` has
-        their norms): 1 where all paths of a length point the same way.
+        Columns ``path_length``, ``quantity``, ``value``, for ``"parameters"`` also ``block`` (the parameter's name),
+        with the quantities
+
+        - ``norm``: of the summed gradient g_k of all paths of length k (L2 over the whole batch tensor, of the gradient
+          of the loss as given);
+        - ``share``: <g_k, g> / <g, g> with g the whole gradient; signed, the shares of all lengths sum to 1, nan if
+          g = 0;
+        - ``cancellation``, with ``samples``: the norm of the sum over the sum of the norms that Veit et al. (2016,
+          arXiv:1605.06431) sample (see ``sample_paths``), 1 where all paths of a length point the same way.
 
     Raises:
         ValueError: As ``path_gradients``, and for ``samples`` with ``of="parameters"``.

@@ -19,9 +19,11 @@ def residual_magnitudes(recording: Recording) -> pd.DataFrame:
         recording: Of a forward; no backward is needed.
 
     Returns:
-        Columns ``block``, ``depth``, ``quantity``, ``value``. ``quantity``: ``branch`` and ``shortcut``, each addend's
-        norm (L2 over the whole batch tensor, as it was added); ``ratio``, branch / shortcut; ``cosine``, of the angle
-        between the two. Ratio and cosine are nan where the shortcut is zero.
+        Columns ``block``, ``depth``, ``quantity``, ``value``, with the quantities
+
+        - ``branch`` and ``shortcut``: each addend's norm (L2 over the whole batch tensor, as it was added);
+        - ``ratio``: branch / shortcut, nan where the shortcut is zero;
+        - ``cosine``: of the angle between the two, nan where one is zero.
 
     Raises:
         ValueError: There is no junction.

@@ -33,10 +33,13 @@ def sample_paths(
         seed: Of the choice of paths.
 
     Returns:
-        Columns ``path_length``, ``quantity``, ``value``. ``quantity``: ``path_norm``, the mean over the sampled paths;
-        ``path_norm_low`` and ``path_norm_high``, its 95 % interval (normal approximation; both nan for one sample);
-        ``mass``, the mean times the number C(L, k) of paths, which ignores that paths cancel: it is at least the norm
-        of their sum, the ``norm`` of ``path_contributions``; ``samples``, the paths walked.
+        Columns ``path_length``, ``quantity``, ``value``, with the quantities
+
+        - ``path_norm``: the mean over the sampled paths;
+        - ``path_norm_low`` and ``path_norm_high``: its 95 % interval (normal approximation; both nan for one sample);
+        - ``mass``: the mean times the number C(L, k) of paths, which ignores that paths cancel: it is at least the norm
+          of their sum, the ``norm`` of ``path_contributions``;
+        - ``samples``: the paths walked.
 
         Norms are L2 over the whole batch tensor, of the gradient of the loss as given.
 
