@@ -1,6 +1,8 @@
 """Which forward and which backward a recording describes, and what it says where there was none."""
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from probes import Recording, gradient_norms, record, residual_magnitudes
+from probes import Recording, gradient_norms, path_gradients, record, residual_magnitudes
 from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, perceptron, values
 
 
@@ -167,3 +169,37 @@ def test_the_model_s_input_stays_without_a_gradient() -> None:
         model(x).sum().backward()
     assert not x.requires_grad
     assert x.grad is None
+
+
+class Pausing(torch.autograd.Function):
+    """The identity, whose backward in another thread than the first waits until it may go on."""
+
+    reached, resumed = threading.Event(), threading.Event()
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            Pausing.reached.set()
+            assert Pausing.resumed.wait(60)
+        return gradients[0]
+
+
+def test_a_probe_s_backward_in_one_thread_does_not_hide_a_training_step_in_another() -> None:
+    model = nn.Sequential(Residual(Apply(lambda self, x: Pausing.apply(self.get_submodule("w")(x)), w=linear(2.0))))
+    with record(model) as first:
+        model(ones()).sum().backward(retain_graph=True)
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(path_gradients(first)))
+    thread.start()
+    assert Pausing.reached.wait(60)
+    other = scalar_chain()
+    with record(other) as second:
+        other(ones()).sum().backward()
+    Pausing.resumed.set()
+    thread.join()
+    assert values(gradient_norms(second), "total") == [12, 4]
+    assert found[0].flatten().tolist() == [1, 2]

@@ -232,3 +232,16 @@ def test_junctions_are_found_where_gradients_are_switched_off(context: Callable[
     with context():
         assert len(find_junctions(model, x)) == 2
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("operations", "junctions"), [(8, 1), (9, 0)])
+def test_a_weight_may_be_computed_from_a_parameter_by_up_to_eight_operations(operations: int, junctions: int) -> None:
+    """What lies further back is not searched: a walk through a whole network would find parameters everywhere."""
+
+    def join(host: Host, x: Tensor) -> Tensor:
+        weight: Tensor = host.linear.weight
+        for _ in range(operations):
+            weight = -weight
+        return x + torch.tanh(x @ weight)
+
+    assert len(found(Host(join))) == junctions
