@@ -1,26 +1,33 @@
 """Probes for residual networks: record one forward and backward of any PyTorch model, then measure it.
 
-from probes import record, gradient_norms
+.. code-block:: python
 
-with record(model) as recording:
-    F.cross_entropy(model(images), labels).backward()
-gradient_norms(recording)
+    from probes import record, gradient_norms
+
+    with record(model) as recording:
+        F.cross_entropy(model(images), labels).backward()
+    gradient_norms(recording)
+
+`recording` keeps what happened at every junction; `discovery` finds the junctions, `gradients` follows and changes what
+passes through them, `measurements` turns a recording into tables. Imports point this way alone: `tables`, `norms` and
+`scaling`, then `discovery`, `gradients`, `sites` and `recording`, `measurements`.
 """
 
-from probes.attribution import branch_attribution
-from probes.gate import gate
-from probes.gradient_norms import gradient_norms
-from probes.junctions import find_junctions
-from probes.layer_responses import layer_responses
-from probes.lesions import lesion, permute
-from probes.path_limits import PathLimit, limit_paths
-from probes.paths import path_contributions, path_gradients
-from probes.recording import Recording, record
-from probes.residual_magnitudes import residual_magnitudes
-from probes.sampled_paths import sample_paths
-from probes.scaling import scale_gradient
-from probes.sites import Site
-from probes.watch import Junction
+from importlib import metadata
+
+from .discovery.junctions import Junction, find_junctions
+from .gradients.gate import gate
+from .gradients.lesions import lesion, permute
+from .gradients.path_limits import PathLimit, limit_paths
+from .measurements.attribution import branch_attribution
+from .measurements.gradient_norms import gradient_norms
+from .measurements.layer_responses import layer_responses
+from .measurements.paths import path_contributions, path_gradients
+from .measurements.residual_magnitudes import residual_magnitudes
+from .measurements.sampled_paths import sample_paths
+from .recording import Recording, record
+from .scaling import scale_gradient
+from .sites import Site
 
 __all__ = [
     "Junction",
@@ -42,3 +49,8 @@ __all__ = [
     "sample_paths",
     "scale_gradient",
 ]
+
+try:
+    __version__ = metadata.version("residual-probes")
+except metadata.PackageNotFoundError:  # a copy of this folder, perhaps under another name
+    __version__ = "unknown"

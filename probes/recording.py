@@ -1,5 +1,6 @@
-"""`record`: what happened at every junction over one forward and one backward, kept for the probes to read."""
+"""`record`: what happened at every junction over one forward and one backward, for the measurements to read."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +12,27 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from probes.chain import LIMITED, Carrying, add_up, is_marked, kept, leads_around, on_parts
-from probes.graph import Edge
-from probes.inputs import differentiable
-from probes.norms import norm
-from probes.sites import JunctionSite, Site
-from probes.watch import Sighting, watch
+from .discovery.graph import Edge
+from .discovery.junctions import DetectedJunction, detect_junctions
+from .discovery.untracked import differentiable
+from .gradients.chain import (
+    LIMITED,
+    NO_CHAIN,
+    accumulate,
+    backpropagate,
+    hook_parts,
+    inside_probe_backward,
+    is_bypassed,
+    is_marked,
+    tolerance,
+    without_graph,
+)
+from .norms import norm, scaled_norm
+from .sites import JunctionSite, Site
 
 
 class Recording:
-    """What `record` keeps: one `Site` a junction (or named block), in execution order.
+    """What ``record`` keeps: one ``Site`` for every junction (or named block), in execution order.
 
     It describes the last forward inside its context and the last backward through it. Norms are taken at once, so that
     no activation is held; while a recording lives, so does its forward's autograd graph.
@@ -36,8 +48,26 @@ class Recording:
         self._roots: list[Node] = []
 
     @property
+    def sites(self) -> list[Site]:
+        """All sites.
+
+        Raises:
+            ValueError: Nothing was recorded.
+        """
+        if not self._sites:
+            raise ValueError(
+                "nothing was recorded: inside `with record(model)`, call the model itself with gradients enabled; "
+                "if it has no residual junctions, name the modules that count as depth: record(model, blocks=[...])"
+            )
+        return self._sites
+
+    @property
     def junctions(self) -> list[JunctionSite]:
-        """The sites that are junctions; raises ValueError where there is none."""
+        """The sites that are junctions.
+
+        Raises:
+            ValueError: There is none.
+        """
         found = [site for site in self.sites if isinstance(site, JunctionSite)]
         if not found:
             raise ValueError(
@@ -47,22 +77,23 @@ class Recording:
         return found
 
     @property
-    def leads_around(self) -> bool:
+    def is_bypassed(self) -> bool:
         """Whether what the first fork was made from is used behind it too, other than through it (a long skip)."""
-        return leads_around(self._roots, self.junctions[0].verdict.fork[0])
-
-    @property
-    def sites(self) -> list[Site]:
-        """All sites; raises ValueError where nothing was recorded."""
-        if not self._sites:
-            raise ValueError(
-                "nothing was recorded: inside `with record(model)`, call the model itself with gradients enabled; "
-                "if it has no residual junctions, name the modules that count as depth: record(model, blocks=[...])"
-            )
-        return self._sites
+        return is_bypassed(self.junctions[0].match.fork[0], self._roots)
 
     def norms(self, site: Site) -> dict[str, Tensor]:
-        """The norms of a site's gradients by name; raises ValueError where no gradient reached it."""
+        """The norms of a site's gradients.
+
+        Args:
+            site: One of ``sites``.
+
+        Returns:
+            ``total`` and, at a junction, ``shortcut``, ``branch`` and ``other``, by name. Norms are L2 over the whole
+            batch tensor, of the gradient of the loss as given; float64 without dimensions.
+
+        Raises:
+            ValueError: No gradient reached the site, or it was recorded under ``limit_paths``.
+        """
         if isinstance(site, JunctionSite) and is_marked(site.add, LIMITED):
             raise ValueError(
                 "this was recorded under limit_paths, whose gradients are put together from several backwards: record "
@@ -76,9 +107,18 @@ class Recording:
         return site.norms
 
     def gradient(self, site: Site, name: str) -> Tensor:
-        """The gradient "total" | "shortcut" | "branch" | "junction" of a site; zeros where none came that way.
+        """A gradient at a site.
 
-        Raises ValueError where no gradient reached the site, or where it was not kept (see `record`).
+        Args:
+            site: One of ``sites``.
+            name: ``total`` (at the fork x), ``shortcut`` or ``branch`` (what of it came by either addend) or
+                ``junction`` (at the sum).
+
+        Returns:
+            The gradient of the loss as given, in x's shape; zeros where none came that way.
+
+        Raises:
+            ValueError: No gradient reached the site, or it was not kept (see ``record``).
         """
         total = self.norms(site)["total"]
         if name in site.gradients:
@@ -87,12 +127,44 @@ class Recording:
             raise ValueError(f"the gradient {name!r} of {site.name!r} was not kept: record(model, keep=True)")
         return total.new_zeros(()).expand_as(site.gradients["total"])
 
-    def _restart(self) -> None:
+    def chain(self) -> list[JunctionSite]:
+        """The junctions, checked to be a chain: every fork is made from the junction before it, nothing goes around.
+
+        Returns:
+            The sites, in execution order.
+
+        Raises:
+            ValueError: A gradient came by another route, there are no junctions, or no gradient was recorded.
+        """
+        for site in self.junctions:
+            norms = {name: value.item() for name, value in self.norms(site).items()}
+            # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
+            if norms["other"] > 1e-4 * norms["total"]:
+                raise ValueError(NO_CHAIN.format(site.name, norms["other"], norms["total"]))
+        self._check_gaps()
+        return self.junctions
+
+    def _check_gaps(self) -> None:
+        """What left the last junction must be all that arrived at the first fork: nothing came in between junctions."""
+        chain = self.junctions
+        carried = self.gradient(chain[-1], "junction")
+        for site, before in zip(reversed(chain), [*chain[-2::-1], None], strict=True):
+            carried, _ = backpropagate(carried, (site.add, 0), site.match.fork, site.name)
+            if before is not None:
+                where = f"{before.name!r} to {site.name!r}"
+                carried, _ = backpropagate(carried, site.match.fork, (before.add, 0), where)
+        total = self.gradient(chain[0], "total")
+        whole, missing = scaled_norm(total), scaled_norm(carried - total)
+        smallest = torch.finfo(total.dtype).tiny / torch.finfo(total.dtype).eps
+        if math.isfinite(whole) and missing > tolerance(total) * max(whole, scaled_norm(carried)) + smallest:
+            raise ValueError(NO_CHAIN.format(chain[0].name, missing, whole))
+
+    def _on_start(self) -> None:
         self._release()
         self._sites.clear()
         self._roots.clear()
 
-    def _end(self, roots: list[Node]) -> None:
+    def _on_end(self, roots: list[Node]) -> None:
         self._roots = roots
 
     def _release(self) -> None:
@@ -100,27 +172,27 @@ class Recording:
             handle.remove()
         self._handles.clear()
 
-    def _see_junction(self, sighting: Sighting) -> None:
-        junction = sighting.junction
-        if junction.depth < len(self._sites):  # what was seen there was but a part of this sum
+    def _on_junction(self, detected: DetectedJunction) -> None:
+        junction = detected.junction
+        if junction.depth < len(self._sites):  # what was detected there was but a part of this sum
             self._sites.pop()
             for handle in (self._handles.pop(), self._handles.pop()):
                 handle.remove()
-        site = JunctionSite(junction.name, junction.depth, add=sighting.add, verdict=sighting.verdict)
-        site.measure(sighting.shortcut, sighting.branch)
+        site = JunctionSite(junction.name, junction.depth, add=detected.add, match=detected.match)
+        site.measure_addends(detected.shortcut_value, detected.branch_value)
         if self._keep:
-            site.shortcut, site.branch = sighting.shortcut.clone(), sighting.branch.clone()
+            site.shortcut, site.branch = detected.shortcut_value.clone(), detected.branch_value.clone()
         self._sites.append(site)
-        self._listen(site, (sighting.add, 0), "junction")
-        self._listen(site, sighting.verdict.fork, "total")
+        self._hook_gradient(site, (detected.add, 0), "junction")
+        self._hook_gradient(site, detected.match.fork, "total")
 
-    def _see_block(self, name: str, x: Tensor) -> None:
+    def _on_block(self, name: str, x: Tensor) -> None:
         site = Site(name, len(self._sites))
         self._sites.append(site)
         edge = get_gradient_edge(x)
-        self._listen(site, (edge.node, edge.output_nr), "total")
+        self._hook_gradient(site, (edge.node, edge.output_nr), "total")
 
-    def _listen(self, site: Site, edge: Edge, name: str) -> None:
+    def _hook_gradient(self, site: Site, edge: Edge, name: str) -> None:
         """Keep the gradient that arrives at an edge. Hooks must not own the recording, which owns the hooked nodes."""
         node, output = edge
         index, this = len(self._sites) - 1, ref(self)
@@ -128,36 +200,36 @@ class Recording:
         def hook(arriving: Sequence[Tensor | None]) -> None:
             recording, gradient = this(), arriving[output]
             if recording is not None and gradient is not None:
-                recording._arrive(recording._sites[index], name, gradient)
+                recording._on_gradient(recording._sites[index], name, gradient)
 
         self._handles.append(node.register_prehook(hook))
 
-    def _arrive(self, site: Site, name: str, gradient: Tensor) -> None:
-        if Carrying.now:  # a probe's own
+    def _on_gradient(self, site: Site, name: str, gradient: Tensor) -> None:
+        if inside_probe_backward():
             return
         if self._backward != (backward := _running_backward()):  # another backward: forget the one before
             self._backward = backward
-            for each in self._sites:
-                each.gradients.clear()
-                each.norms.clear()
-        site.gradients[name] = kept(gradient)
+            for recorded in self._sites:
+                recorded.gradients.clear()
+                recorded.norms.clear()
+        site.gradients[name] = without_graph(gradient)
         if name == "total":
             self._finish(site)
-        if name == "junction" and isinstance(site, JunctionSite) and not site.listens_to_parts:
+        if name == "junction" and isinstance(site, JunctionSite) and not site.has_part_hooks:
             # Only now, so that these hooks run after any that other contexts have put on the same nodes.
-            site.listens_to_parts = True
+            site.has_part_hooks = True
             index, this = self._sites.index(site), ref(self)
 
             def keep(part: str, passed: Tensor) -> None:
-                if (recording := this()) is not None and not Carrying.now:
-                    add_up(recording._sites[index].gradients, part, passed)
+                if (recording := this()) is not None and not inside_probe_backward():
+                    accumulate(recording._sites[index].gradients, part, passed)
 
-            self._handles += on_parts(site.verdict, keep)
+            self._handles += hook_parts(site.match, keep)
 
     def _finish(self, site: Site) -> None:
-        """All of a site's gradient has come: take the norms, and let go of what nobody will ask for."""
+        """All of a site's gradient has come: take the norms, and release what nobody will ask for."""
         if isinstance(site, JunctionSite):
-            site.split()
+            site.measure_gradients()
         else:
             site.norms["total"] = norm(site.gradients["total"])
         if not self._keep:  # the path functions begin at the last junction's sum, and end at the first fork
@@ -172,56 +244,68 @@ def _running_backward() -> int:
 
 @contextmanager
 def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep: bool = False) -> Iterator[Recording]:
-    """Record the junctions of `model` while it runs inside this context; hooks exist only in here.
+    """Record the junctions of ``model`` while it runs inside this context; hooks exist only in here.
+
+    Recording changes no output, gradient, buffer or random state. A BatchNorm in train mode moves its running
+    statistics at each forward, recorded or not: record the training step itself, or a copy of the model.
+
+    Args:
+        model: Any module; it is not changed.
+        blocks: For networks without junctions, the modules of ``model`` that count as depth; then only the total
+            gradient at each one's (first) input is recorded.
+        keep: Also keep the tensors, for measurements of your own: all gradients (``Recording.gradient``) and the
+            addends (``site.shortcut``, ``site.branch``).
+
+    Yields:
+        The ``Recording``, which can be measured inside the context and after it.
+
+    Raises:
+        ValueError: A block is no part of the model.
+        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
+
+    Example::
 
         with record(model) as recording:
             loss = F.cross_entropy(model(images), labels)
             loss.backward()                    # retain_graph=True if path_gradients or path_contributions follow
         gradient_norms(recording)
-
-    blocks: for networks without junctions, the modules of `model` that count as depth; then only the total gradient at
-    each one's (first) input is recorded. keep: also keep the tensors, for probes of your own: all gradients
-    (`Recording.gradient`) and the addends (`site.shortcut`, `site.branch`).
-
-    Recording changes no output, gradient, buffer or random state. A BatchNorm in train mode moves its running
-    statistics at each forward, recorded or not: record the training step itself, or a copy of the model.
-
-    Raises ValueError for a block that is no part of the model.
     """
     recording = Recording(keep, {parameter: name for name, parameter in model.named_parameters()})
     if blocks is None:
-        watching = watch(model, recording._see_junction, start=recording._restart, end=recording._end)
+        detection = detect_junctions(
+            model, recording._on_junction, on_start=recording._on_start, on_end=recording._on_end
+        )
     else:
-        watching = _watch_blocks(model, blocks, recording)
+        detection = _hook_blocks(model, blocks, recording)
     try:
-        with watching:
+        with detection:
             yield recording
     finally:
         recording._release()
 
 
 @contextmanager
-def _watch_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Recording) -> Iterator[None]:
+def _hook_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Recording) -> Iterator[None]:
     names = {module: name or "(model)" for name, module in model.named_modules()}
-    strangers = [type(block).__name__ for block in blocks if block not in names]
-    if strangers or not blocks:
-        raise ValueError(f"record: blocks must be modules of the model, such as model.features[0]; got {strangers}")
+    unknown = [type(block).__name__ for block in blocks if block not in names]
+    if unknown or not blocks:
+        raise ValueError(f"record: blocks must be modules of the model, such as model.features[0]; got {unknown}")
 
     calls: Counter[nn.Module] = Counter()
 
-    def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        recording._restart()
+    def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recording._on_start()
         calls.clear()
         return differentiable((args, kwargs))
 
-    def see(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
         if x is not None:
             calls[block] += 1
-            recording._see_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
+            recording._on_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
 
-    handles = [model.register_forward_pre_hook(start, with_kwargs=True)]
-    handles += [block.register_forward_pre_hook(see, with_kwargs=True) for block in blocks]
+    handles = [model.register_forward_pre_hook(before_model, with_kwargs=True)]
+    handles += [block.register_forward_pre_hook(before_block, with_kwargs=True) for block in blocks]
     try:
         yield
     finally:

@@ -31,14 +31,27 @@ class ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, weight: Weight, *, value: float = 1.0) -> Tensor:
-    """`value * x`, through which a gradient g travels back as `weight * g`.
+    """``value * x``, through which a gradient g travels back as ``weight * g``.
 
-    x: any shape. weight: a finite number, or a function without arguments that is called each time the backward runs,
-    so that one forward can be followed by backwards of different weights. The two weights do not know each other:
-    `value=0, weight=1` adds nothing to a sum and still carries the sum's gradient to x. At `value=1` the values of x
-    are returned unchanged to the last bit; at 0 the result is exactly zero even where x or g is inf or nan.
+    The two weights are independent: ``value=0, weight=1`` adds nothing to a sum and still carries the sum's gradient to
+    x. At weight 0 the gradient is exactly zero, even where it arrives as inf or nan, and never missing.
 
-    Raises ValueError for a weight or value that is not finite.
+    Args:
+        x: A tensor of any shape.
+        weight: A finite number, or a function without arguments that is called each time the backward runs, so that one
+            forward can be followed by backwards of different weights.
+        value: A finite number. At 1 the values of x are returned unchanged to the last bit; at 0 the result is exactly
+            zero even where x is inf or nan.
+
+    Returns:
+        A tensor of x's shape.
+
+    Raises:
+        ValueError: A weight or value is not finite.
+
+    Example::
+
+        y = scale_gradient(x, 0.0) + branch(x)     # a shortcut that carries the value, not the gradient
     """
     for name, number in (("weight", weight), ("value", value)):
         if not callable(number) and not math.isfinite(number):

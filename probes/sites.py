@@ -1,4 +1,4 @@
-"""Where a recording measures: one site a junction, or a block named by hand."""
+"""Where a recording measures: a site for every junction, or for every block named by hand."""
 
 from dataclasses import dataclass, field
 
@@ -6,21 +6,24 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from probes.norms import norms_and_cosine, norms_and_rest
-from probes.verdict import Verdict
+from .discovery.classify import JunctionMatch
+from .norms import norms_and_cosine, norms_and_rest
 
 
 @dataclass(eq=False)
 class Site:
     """One place in depth where the gradient is recorded: a junction's fork, or the input of a named block.
 
-    Norms are L2 over the whole batch tensor, float64 without dimensions, on the model's device.
+    Norms are L2 over the whole batch tensor, of the gradient of the loss as given; float64 without dimensions, on the
+    model's device.
     """
 
     name: str
+    """The junction's or the block's name, in the column ``block`` of the tables."""
     depth: int
+    """Index in execution order, from 0 at the input."""
     norms: dict[str, Tensor] = field(default_factory=dict)
-    """Of the gradient at the fork x: "total"; at a junction also "shortcut" and "branch", what of it came back through
+    """Of the gradient at the fork x, "total"; at a junction also "shortcut" and "branch", what of it came back through
     either addend, and "other", what came by neither."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """The gradients themselves, in x's shape, as far as they are kept, and "junction", the gradient of the sum."""
@@ -31,21 +34,22 @@ class JunctionSite(Site):
     """A recorded junction, beside the gradients at its fork."""
 
     add: Node = field(kw_only=True)
-    verdict: Verdict = field(kw_only=True)
+    match: JunctionMatch = field(kw_only=True)
     """Its place in autograd's graph."""
     sizes: dict[str, Tensor] = field(default_factory=dict)
     """Norms of the addends "branch" and "shortcut" as they were added, and their "cosine"."""
     shortcut: Tensor = field(default_factory=lambda: torch.empty(0))
     branch: Tensor = field(default_factory=lambda: torch.empty(0))
-    """The addends themselves, where they are kept: (N, C, H, W) or (N, T, D)."""
-    listens_to_parts: bool = False
+    """The addends themselves, (N, C, H, W) or (N, T, D), where they are kept."""
+    has_part_hooks: bool = False
+    """Whether the gradients that enter the fork by either addend are recorded yet."""
 
-    def measure(self, shortcut: Tensor, branch: Tensor) -> None:
+    def measure_addends(self, shortcut: Tensor, branch: Tensor) -> None:
         """Take the addends' sizes now: later, the model may have overwritten them."""
         sizes = norms_and_cosine(branch, shortcut)
         self.sizes = dict(zip(("branch", "shortcut", "cosine"), sizes, strict=True))
 
-    def split(self) -> None:
+    def measure_gradients(self) -> None:
         """Take the norms of the gradient and its parts."""
         total = self.gradients["total"]
         nothing = total.new_zeros(()).expand_as(total)

@@ -101,7 +101,7 @@ def test_junctions_are_those_found_on_a_cpu(make: Callable[[], nn.Module]) -> No
     for _ in range(2):
         with record(model) as recording:
             model(images).square().mean().backward()
-        found = [(site.name, site.verdict.kind) for site in recording.junctions]
+        found = [(site.name, site.match.kind) for site in recording.junctions]
         assert found == [(junction.name, junction.shortcut) for junction in wanted]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import ARMS, RESIDUAL, STOP_GRADIENT, CifarResNet, Flow, cifar_resnet
 from models.projections import Projection
-from tests.networks import images
+from tests.support.networks import images
 
 SAME_FUNCTION = [("residual", "stop-gradient"), ("residual", "shortest-path"), ("plain", "gradient-only")]
 

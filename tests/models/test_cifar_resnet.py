@@ -10,7 +10,7 @@ from torch import nn
 
 from models import RESIDUAL, CifarResNet, Flow, ResidualBlock, cifar_resnet
 from models.projections import make_shortcut
-from tests.networks import images
+from tests.support.networks import images
 
 
 @pytest.mark.parametrize(

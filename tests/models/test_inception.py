@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import ARMS, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, CifarResNet, Flow, inception_resnet
 from models.inception import TOWERS, inception_branch, reduction
 from probes import find_junctions, gate, path_contributions, path_gradients, record, scale_gradient
-from tests.networks import FLOAT64, Residual, images, relative_error
+from tests.support.networks import FLOAT64, Residual, images, relative_error
 
 
 def network(flow: Flow = RESIDUAL, depth: int = 20, **options: Any) -> CifarResNet:

@@ -11,7 +11,7 @@ from torchvision.ops import StochasticDepth
 from experiments.engine.networks import make
 from models import ARMS, PLAIN, CifarResNet, Flow, cifar_resnet, rescale, residual_blocks
 from models.branches import DiracConv2d
-from tests.networks import FLOAT64, images
+from tests.support.networks import FLOAT64, images
 
 
 def network(depth: int = 8, **options: Any) -> CifarResNet:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import ARMS, PLAIN, STOP_GRADIENT, Flow, ResidualMLP, residual_mlp
 from probes import find_junctions, gate, path_contributions, record
-from tests.networks import FLOAT64
+from tests.support.networks import FLOAT64
 
 
 def network(flow: Flow, depth: int = 6) -> ResidualMLP:

@@ -11,7 +11,7 @@ from models import ARMS, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, CifarResNet, Fl
 from models.block import ExclusiveGateBlock
 from models.variants import BLOCK_KINDS, VARIANTS, Block, Variant
 from probes import find_junctions, gate, path_gradients, record
-from tests.networks import FLOAT64, images, linear, relative_error
+from tests.support.networks import FLOAT64, images, linear, relative_error
 
 DEPTHS = {block: 2 + 3 * kind.layers for block, kind in BLOCK_KINDS.items()}
 EACH = [(block, variant) for block in BLOCK_KINDS for variant in VARIANTS]

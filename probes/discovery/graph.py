@@ -1,0 +1,251 @@
+"""Autograd's graph, walked back from an add: what were its two addends made from, and by which nodes?
+
+Only the nodes between the add and what its addends share are read: a node's ancestors carry smaller sequence numbers,
+so the walk takes the youngest node first and stops there.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import or_
+from typing import Literal
+
+from torch.autograd.graph import Node
+
+from ..scaling import ScaleGradient
+from .untracked import is_input
+
+Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it, and which of its outputs
+Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs
+
+BOTH = 0b11
+LAYOUT = {  # where a user's backward hook sits on a module, too
+    "AliasBackward0", "BackwardHookFunctionBackward", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "ToCopyBackward0", "TransposeBackward0", "UnsafeViewBackward0",
+    "UnsqueezeBackward0", "ViewBackward0",
+}  # fmt: skip
+FACTOR = {"DivBackward0", "MulBackward0", "NativeDropoutBackward0", "NegBackward0"}
+LINEAR = LAYOUT | {
+    "AdaptiveAvgPool2DBackward0", "AddBackward0", "AddmmBackward0", "AmaxBackward0", "AvgPool2DBackward0",
+    "AvgPool3DBackward0", "CatBackward0", "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0",
+    "ExpandBackward0", "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0",
+    "MeanBackward1", "MiopenBatchNormBackward0", "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0",
+    "NativeLayerNormBackward0", "PixelShuffleBackward0", "PixelUnshuffleBackward0", "SliceBackward0", "SubBackward0",
+    "TBackward0", "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
+}  # fmt: skip
+INPUT = {  # which of their inputs these nodes act on; the others are weights
+    "AddmmBackward0": 1, "ConvolutionBackward0": 0, "CudnnBatchNormBackward0": 0, "MiopenBatchNormBackward0": 0,
+    "MmBackward0": 0, "NativeBatchNormBackward0": 0, "NativeGroupNormBackward0": 0, "NativeLayerNormBackward0": 0,
+}  # fmt: skip
+GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBackward0", "TanhBackward0"}
+
+
+def hidden_by(roots: Iterable[Node | None]) -> str | None:
+    """What hides adds behind one of these nodes: torch.compile, reentrant checkpointing, or None."""
+    for node in ancestors(roots):
+        if "CheckpointFunction" in node.name():
+            return "reentrant activation checkpointing"
+        if "CompiledFunction" in node.name():
+            return "torch.compile"
+    return None
+
+
+def made_of_inputs(fork: Node) -> bool:
+    """Whether a fork was made of inputs alone (which is seen only while inputs have nodes in the graph)."""
+    return not any(is_parameter(node, 0) for node in ancestors([fork]))
+
+
+def ancestors(roots: Iterable[Node | None], end: Node | None = None, *, through_inputs: bool = False) -> Iterator[Node]:
+    """These nodes and all that they were made from, up to `end` without it; what is behind inputs if asked."""
+    seen: set[Node | None] = {end, None}
+    waiting = list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [n for n, _ in node.next_functions] if through_inputs or not is_input(node) else []
+
+
+def carried_tensors(add: Node, operand: int) -> Iterator[Edge]:
+    """The tensors that an operand carries, at most reshaped or multiplied by a factor; itself first."""
+    waiting, seen = [add.next_functions[operand]], set()
+    while waiting:
+        node, output = edge = waiting.pop(0)
+        if node is None or edge in seen or node.name() == "torch::autograd::AccumulateGrad":
+            continue
+        seen.add(edge)
+        yield node, output
+        if node.name() in LAYOUT or _scales_gradient(node):
+            waiting.append(node.next_functions[output])
+        elif node.name() == "AddBackward0" and None in [n for n, _ in node.next_functions]:
+            waiting += node.next_functions  # a constant was added
+        elif node.name() in FACTOR:
+            waiting += node.next_functions[:1] if node.name() == "DivBackward0" else node.next_functions
+
+
+def _scales_gradient(node: Node) -> bool:
+    return getattr(node, "_forward_cls", None) is ScaleGradient
+
+
+def _through_layout(node: Node) -> Node:
+    """The node that computes a tensor, before it is reshaped, its gradient is scaled or a constant is added."""
+    while node.name() in LAYOUT or node.name() == "AddBackward0" or _scales_gradient(node):
+        made_from = [n for n, _ in node.next_functions if n is not None]
+        if len(made_from) != 1:
+            return node
+        node = made_from[0]
+    return node
+
+
+def _activations(node: Node) -> list[Node]:
+    """What a node was made from, without constants and parameters."""
+    return [n for n, _ in node.next_functions if n is not None and not is_parameter(n)]
+
+
+def _is_gate(node: Node) -> bool:
+    """Whether a node gives a gate g, or 1 - g."""
+    node = _through_layout(node)
+    if node.name() == "RsubBackward1" and node.next_functions[0][0] is not None:
+        node = _through_layout(node.next_functions[0][0])
+    return node.name() in GATES
+
+
+def _behind_gate(user: Node, index: int) -> tuple[Node, int]:
+    """Where an addend comes in; if it is the product of something and a gate, where that comes in."""
+    node = user.next_functions[index][0]
+    product = node and _through_layout(node)
+    if product is None or product.name() != "MulBackward0" or len(_activations(product)) < 2:
+        return user, index
+    content = [i for i, (n, _) in enumerate(product.next_functions) if n is not None and not _is_gate(n)]
+    return (product, content[0]) if len(content) == 1 else (user, index)
+
+
+def is_parameter(node: Node, depth: int = 8) -> bool:
+    """Whether a node gives a parameter, perhaps transposed, cast or normalised, and nothing else."""
+    if node.name() == "torch::autograd::AccumulateGrad":
+        return True
+    if is_input(node) or node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
+        return False
+    place = INPUT.get(node.name())
+    if place is not None and node.next_functions[place][0] is None:  # acts on an input that has no place in the graph
+        return False
+    made_from = [n for n, _ in node.next_functions if n is not None]
+    return depth > 0 and bool(made_from) and all(is_parameter(n, depth - 1) for n in made_from)
+
+
+class Walk:
+    """The walk back from an add: the nodes that its addends were made from, and the nodes that used them.
+
+    behind_gates: begin behind gates that scale a whole addend, as if they were not there.
+    """
+
+    def __init__(self, add: Node, frozen: set[Node], *, behind_gates: bool = False) -> None:
+        self.add, self.frozen = add, frozen
+        self.users: dict[Edge, list[Entry]] = defaultdict(list)
+        self.reached: dict[Node, dict[int, int]] = {}  # node -> its output -> the addends made from it, as bits
+        self.waiting: list[tuple[int, int, Node]] = []  # a heap, youngest node first
+        for index in range(len(add.next_functions)):
+            user, place = _behind_gate(add, index) if behind_gates else (add, index)
+            self._visit(user, place, 1 << index)
+
+    def meets_at(self, fork: Edge) -> bool:
+        """Walk as far as that tensor; whether both addends were made from it."""
+        node, output = fork
+        while self.waiting and self.waiting[0][-1] is not node and -self.waiting[0][0] > node._sequence_nr():
+            self._step()
+        return self.reached.get(node, {}).get(output) == BOTH
+
+    def latest_common(self) -> Edge | None:
+        """Walk as far as the latest tensor that both addends were made from, if there is one."""
+        while self.waiting:
+            node = self.waiting[0][-1]
+            for output, addends in self.reached[node].items():
+                if addends == BOTH:
+                    return node, output
+            self._step()
+        return None
+
+    def entries(
+        self, fork: Edge, shortcut_operand: int
+    ) -> tuple[dict[Literal["shortcut", "branch"], list[Entry]], bool]:
+        """Where the gradient of either addend enters the fork, and whether an entry belongs to both (a gate): that is
+        counted as the shortcut's."""
+        found: dict[Literal["shortcut", "branch"], list[Entry]] = {"shortcut": [], "branch": []}
+        shared = False
+        for user, index in self.users[fork]:
+            addends = 1 << index if user is self.add else self._addends(user)
+            found["shortcut" if addends & 1 << shortcut_operand else "branch"].append((user, index))
+            shared |= addends == BOTH
+        return found, shared
+
+    def between(self, fork: Edge, operand: int) -> set[Node]:
+        """The nodes on the ways from one operand to the fork."""
+        seen: set[Node] = set()
+        waiting = [user for user, _ in self.users[fork]]
+        while waiting:
+            node = waiting.pop()
+            if node not in self.reached or node in seen or not self._addends(node) & 1 << operand:
+                continue
+            seen.add(node)
+            waiting += [user for output in self.reached[node] for user, _ in self.users[node, output]]
+        return seen
+
+    def parameter_role(self, fork: Edge, operand: int) -> Literal["weight", "factor"] | None:
+        """How parameters act between the fork and an operand: not at all, only as factors of it, or otherwise."""
+        nodes = self.between(fork, operand)
+        on_the_way = nodes | {fork[0]}
+        acting = {
+            node.name() in FACTOR
+            for node in nodes
+            if node in self.frozen
+            or any(n is not None and n not in on_the_way and is_parameter(n) for n, _ in node.next_functions)
+        }
+        return None if not acting else "factor" if all(acting) else "weight"
+
+    def gated_from_elsewhere(self, fork: Edge, operand: int) -> Node | None:
+        """The factor of an addend that was made from the fork, where it is a product with a tensor that was not."""
+        on_the_way = self.between(fork, operand) | {fork[0]}
+        addend, _ = self.add.next_functions[operand]
+        product = _through_layout(addend) if addend is not None else self.add
+        factors = _activations(product) if product.name() == "MulBackward0" else []
+        from_fork = [node for node in factors if node in on_the_way]
+        return from_fork[0] if len(factors) == 2 and len(from_fork) == 1 else None
+
+    def only_gates(self, fork: Edge, operand: int) -> bool:
+        """Whether what was made from the fork is in an addend only a gate of something else (a scan)."""
+        factor = self.gated_from_elsewhere(fork, operand)
+        return factor is not None and _is_gate(factor)
+
+    def linear(self, fork: Edge) -> tuple[bool, bool]:
+        """Whether each addend is linear in the fork: a product counts if its other factor is constant or learned."""
+
+        def is_linear(nodes: set[Node]) -> bool:
+            on_the_way = nodes | {fork[0]}
+            return all(
+                node.name() in LINEAR
+                or _scales_gradient(node)
+                or (node.name() in FACTOR and [f in on_the_way for f in _activations(node)] == [True])
+                for node in nodes
+            )
+
+        return is_linear(self.between(fork, 0)), is_linear(self.between(fork, 1))
+
+    def _step(self) -> None:
+        node = heapq.heappop(self.waiting)[-1]
+        for index in range(len(node.next_functions)):
+            self._visit(node, index, self._addends(node))
+
+    def _visit(self, user: Node, index: int, addends: int) -> None:
+        node, output = user.next_functions[index]
+        if node is None or node.name() == "torch::autograd::AccumulateGrad":  # a leaf: its number tells no age
+            return
+        if node not in self.reached:
+            self.reached[node] = {}
+            heapq.heappush(self.waiting, (-node._sequence_nr(), len(self.reached), node))
+        self.reached[node][output] = self.reached[node].get(output, 0) | addends
+        self.users[node, output].append((user, index))
+
+    def _addends(self, node: Node) -> int:
+        return reduce(or_, self.reached[node].values())

@@ -1,0 +1,249 @@
+"""Junctions are discovered, not listed: adds are intercepted while a model runs, and classified by autograd's graph.
+
+`find_junctions` lists the junctions of a model; `detect_junctions` is the mechanism behind it, `record`, `gate` and
+`limit_paths`, which also gives each junction's addends and its place in autograd's graph.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, is_dataclass, replace
+from itertools import chain
+from typing import Any, Literal, overload
+from weakref import WeakKeyDictionary
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from .adds import Add, AddMode, call_name, intercept_adds
+from .classify import JunctionMatch, classify_add, extend_match
+from .graph import hidden_by, made_of_inputs
+from .refusals import refusal
+
+
+@dataclass(frozen=True)
+class Junction:
+    """Where a shortcut connection and a residual branch are added."""
+
+    name: str
+    """The module that adds (``"layer1.0"``), ``@1`` behind it in that module's second call, ``#1`` at its call's second
+    add (or difference) of two tensors. A sum x + f(x) + g(x) is one junction, named after its last add."""
+    depth: int
+    """Index in execution order, from 0 at the input."""
+    shortcut: Literal["identity", "projection"]
+    """Whether the shortcut carries the fork itself, or a linear projection of it."""
+    adds: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
+    """The adds that make the sum (one, or more for x + f(x) + g(x)), by name and by the operand that is a branch."""
+    adds_of_call: int = field(default=0, repr=False, compare=False)
+    """How many adds of two tensors there were in that call of that module, where ``find_junctions`` found it."""
+
+
+@overload
+def find_junctions(
+    model: nn.Module, *inputs: Any, explain: Literal[False] = False, **kwargs: Any
+) -> list[Junction]: ...
+@overload
+def find_junctions(model: nn.Module, *inputs: Any, explain: Literal[True], **kwargs: Any) -> pd.DataFrame: ...
+def find_junctions(
+    model: nn.Module, *inputs: Any, explain: bool = False, **kwargs: Any
+) -> list[Junction] | pd.DataFrame:
+    """Find the residual junctions of a model by running ``model(*inputs, **kwargs)`` once.
+
+    An add is a junction when its addends reconverge on one earlier tensor: an *identity* shortcut carries that tensor
+    itself, at most reshaped or multiplied by a factor; a *projection* is linear in it (convolution, normalisation,
+    pooling, padding) while the branch is not; and the branch holds parameters. The model is not changed: buffers
+    (BatchNorm statistics) and random state stay as they are, and no gradient is left.
+
+    Args:
+        model: Any module; nothing in it needs to be prepared.
+        inputs: The forward's positional arguments, a small batch.
+        explain: Return a table of every add instead.
+        kwargs: The forward's keyword arguments.
+
+    Returns:
+        The junctions in execution order. With ``explain=True`` a table with a row for every add of two tensors, and the
+        columns ``block`` (the name of the add), ``depth`` (where it is a junction), ``verdict`` (identity | projection
+        | none) and ``reason``.
+
+    Raises:
+        RuntimeError: The model hides its adds (compiled, traced, replicated, with reentrant checkpointing).
+
+    Example::
+
+        junctions = find_junctions(model, images)
+        print(junctions[0].name, junctions[0].depth, junctions[0].shortcut)    # layer1.0 0 identity
+    """
+    found: list[Junction] = []
+    rows: list[tuple[str, int | None, str, str]] = []
+
+    def on_junction(detected: DetectedJunction) -> None:
+        junction = detected.junction
+        if junction.depth < len(found):
+            part = found.pop().name
+            rows[:] = [row if row[0] != part else (part, None, "none", "part of a sum that goes on") for row in rows]
+        found.append(junction)
+        rows.append((junction.name, junction.depth, junction.shortcut, detected.match.reason))
+
+    def on_other_add(name: str, reason: str) -> None:
+        rows.append((name, None, "none", reason))
+
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # Parameters that require gradients, so that a frozen model has a graph too.
+    state |= {name: nn.Parameter(p.detach()) for name, p in model.named_parameters() if p.is_floating_point()}
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with (
+        torch.random.fork_rng(devices=sorted(devices)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        detect_junctions(model, on_junction, on_other_add=on_other_add),
+    ):
+        functional_call(model, state, inputs, kwargs)
+    if explain:
+        return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"])
+    adds = Counter(call_name(name) for name, *_ in rows)
+    return [replace(junction, adds_of_call=adds[call_name(junction.name)]) for junction in found]
+
+
+@dataclass(eq=False)
+class DetectedJunction:
+    """A junction in one forward: its addends' values, and its place in autograd's graph."""
+
+    junction: Junction
+    shortcut_value: Tensor
+    branch_value: Tensor
+    add: Node
+    match: JunctionMatch
+
+
+def detect_junctions(
+    model: nn.Module,
+    on_junction: Callable[[DetectedJunction], None],
+    *,
+    on_other_add: Callable[[str, str], None] = lambda name, reason: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_end: Callable[[list[Node]], None] = lambda roots: None,
+    values: bool = True,
+) -> AbstractContextManager[None]:
+    """A context in which junctions are detected while the model runs.
+
+    on_junction: called at each junction; at x + f(x) + g(x) once more, with the same depth: what was detected there
+    before is but a part. on_other_add: called at each other add of two tensors, with its name and the reason. on_start,
+    on_end: called before and after each forward with gradients, `on_end` with the outputs' nodes. values: whether the
+    addends' values are needed, which costs a copy at an in-place add. Raises RuntimeError where adds would be missed.
+    """
+    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, values))
+
+
+# What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
+LAST_INPUTS: WeakKeyDictionary[nn.Module, tuple[object, bool]] = WeakKeyDictionary()
+
+
+class _Detector(AddMode):
+    """Tells junctions from other adds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_junction: Callable[[DetectedJunction], None],
+        on_other_add: Callable[[str, str], None],
+        on_forward_start: Callable[[], None],
+        on_forward_end: Callable[[list[Node]], None],
+        values: bool,
+    ) -> None:
+        super().__init__(model)
+        self.on_junction, self.on_other_add = on_junction, on_other_add
+        self.on_forward_start, self.on_forward_end = on_forward_start, on_forward_end
+        self.values = values
+        self.junctions: list[tuple[str, Node]] = []
+        self.forks: list[Node] = []
+        self.last: tuple[str, DetectedJunction] | None = None
+
+    def on_start(self, args: Any, kwargs: Any) -> bool:
+        self.differentiable = torch.is_grad_enabled()
+        if self.differentiable:
+            self.on_forward_start()
+        return self._forks_may_be_inputs(args, kwargs)
+
+    def _forks_may_be_inputs(self, args: Any, kwargs: Any) -> bool:
+        """Whether inputs need a node in autograd's graph, at the price of a gradient into them: not where the model's
+        last forward, with such inputs, had no fork that was made of inputs alone."""
+        leaves = tree_leaves((args, kwargs))
+        shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x) for x in leaves]
+        trained = tuple(parameter.requires_grad for parameter in self.parameters)
+        self.signature = (self.model.training, trained, tuple(kwargs), tuple(shapes))
+        signature, of_inputs = LAST_INPUTS.get(self.model, (None, True))
+        return of_inputs or signature != self.signature
+
+    def on_end(self, output: Any) -> None:
+        if not self.differentiable:
+            return
+        LAST_INPUTS[self.model] = (self.signature, any(map(made_of_inputs, self.forks)))
+        roots = [x.grad_fn for x in _tensors(output) if x.grad_fn is not None]
+        if what := hidden_by(roots):
+            raise refusal(what)
+        self.on_forward_end(roots)
+
+    def release(self) -> None:
+        super().release()
+        self.junctions.clear()
+        self.forks.clear()
+        self.last = None
+
+    def on_add(self, add: Add) -> Tensor:
+        # An in-place add overwrites its first addend.
+        first = add.first.detach().clone() if self.values and add.in_place else add.first.detach()
+        total = add.execute()
+        node, second = total.grad_fn, add.second.detach()
+        if node is None:
+            self.on_other_add(add.name, "no gradient passes through it")
+        elif node.name() not in ("AddBackward0", "SubBackward0"):
+            self.on_other_add(add.name, "it writes into a part of another tensor")
+        elif first.shape != second.shape:
+            self.on_other_add(add.name, "its addends differ in shape: a bias, an embedding or a mask")
+        else:
+            self._classify(add, node, (first, second if add.weight == 1 else add.weight * second))
+        return total
+
+    def _classify(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> None:
+        inside = "" if add.call == "(model)" else add.call + "."
+        outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
+        match = classify_add(node, outside, self.frozen.nodes)
+        if isinstance(match, str):
+            if not self._extends_last(add, node, values):
+                self.on_other_add(add.name, match)
+            return
+        operand = match.shortcut_operand
+        junction = Junction(add.name, len(self.junctions), match.kind, ((add.name, 1 - operand),))
+        self.junctions.append((add.name, node))
+        self.forks.append(match.fork[0])
+        self._detected(add, DetectedJunction(junction, values[operand], values[1 - operand], node, match))
+
+    def _extends_last(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> bool:
+        """Whether this add extends the sum of the last junction, which then is detected again."""
+        call, last = self.last or (None, None)
+        if last is None or call != add.call or (add.weight != 1 and node.next_functions[0] != (last.add, 0)):
+            return False
+        match = extend_match(last.match, last.add, node, self.frozen.nodes)
+        if match is None:
+            return False
+        self.junctions[-1] = (add.name, node)
+        operand = 1 - node.next_functions.index((last.add, 0))
+        branch = last.branch_value + values[operand] if self.values else values[operand]
+        junction = replace(last.junction, name=add.name, adds=(*last.junction.adds, (add.name, operand)))
+        self._detected(add, DetectedJunction(junction, last.shortcut_value, branch, node, match))
+        return True
+
+    def _detected(self, add: Add, detected: DetectedJunction) -> None:
+        self.last = (add.call, detected)
+        self.on_junction(detected)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output: a tensor, or nested containers or dataclasses of them."""
+    leaves = tree_leaves(output)
+    inner = [tree_leaves(vars(leaf)) for leaf in leaves if is_dataclass(leaf)]
+    return (x for x in (*leaves, *chain.from_iterable(inner)) if isinstance(x, Tensor))

@@ -1,0 +1,56 @@
+"""Models whose adds cannot be intercepted (compiled, traced, replicated ...): refused with an error, not missed."""
+
+from collections.abc import Iterable
+from types import FrameType
+
+import torch
+from torch import nn
+from torch._C._functorch import peek_interpreter_stack
+
+REFUSED = (
+    "{} hides the model's adds, so its junctions cannot be seen: {}; leave it out while gating, recording or looking "
+    "for junctions"
+)
+CURES = {
+    "torch.compile": "use the module as it was before torch.compile",
+    "torch.export or torch.jit": "export or trace outside of this context",
+    "torch.func": "differentiate with autograd",
+    "DataParallel": "use its .module, or DistributedDataParallel",
+    "reentrant activation checkpointing": "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+}
+
+
+def refusal(what: str) -> RuntimeError:
+    """The error that names what hides the adds, and the cure."""
+    return RuntimeError(REFUSED.format(what, CURES[what]))
+
+
+def refuse_compiled(modules: Iterable[nn.Module]) -> None:
+    """Raise where one of a model's modules is compiled, scripted or replicated."""
+    for module in modules:
+        if isinstance(module, nn.DataParallel):
+            raise refusal("DataParallel")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise refusal("torch.export or torch.jit")
+        in_place = getattr(module, "_compiled_call_impl", None) is not None
+        if in_place or hasattr(module, "_orig_mod") or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            raise refusal("torch.compile")
+
+
+def refuse_transforms() -> None:
+    """Raise where the model runs under a tracer or a function transform."""
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        raise refusal("torch.export or torch.jit")
+    if torch.compiler.is_compiling():
+        raise refusal("torch.compile")
+    if peek_interpreter_stack() is not None:
+        raise refusal("torch.func")
+
+
+def called_by_checkpoint(frame: FrameType | None) -> bool:
+    """Whether reentrant checkpointing is among the callers."""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("checkpoint.py") and frame.f_code.co_name == "forward":
+            return True
+        frame = frame.f_back
+    return False

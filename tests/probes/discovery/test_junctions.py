@@ -1,0 +1,247 @@
+"""Which adds are junctions: every way to write one, what is none, and the names."""
+
+import math
+import operator
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from probes import find_junctions, record, residual_magnitudes, scale_gradient
+from tests.support.networks import FLOAT64, Apply, Residual, chain, perceptron, values
+
+
+class Host(nn.Module):
+    """stem, then what `join` makes of itself and x, then head; f, g and linear are there to be used."""
+
+    def __init__(self, join: Callable[["Host", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.join = join
+        self.f, self.g = perceptron(), perceptron()
+        self.stem, self.linear, self.linear2, self.head = (nn.Linear(3, 3, dtype=FLOAT64) for _ in range(4))
+        self.norm, self.dropout = nn.LayerNorm(3, dtype=FLOAT64), nn.Dropout(0.5)
+        self.gamma = nn.Parameter(torch.tensor([0.1, -0.2, 3.0], dtype=FLOAT64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.join(self, self.stem(x)))
+
+
+def found(model: nn.Module, x: Tensor | None = None) -> list[tuple[object, ...]]:
+    inputs = torch.randn(2, 3, dtype=FLOAT64) if x is None else x
+    return [(each.name, each.depth, each.shortcut) for each in find_junctions(model, inputs)]
+
+
+SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "x + y": lambda x, y: x + y,
+    "y + x": lambda x, y: y + x,
+    "x += y": operator.iadd,
+    "y += x": lambda x, y: operator.iadd(y, x),
+    "x.add(y)": lambda x, y: x.add(y),
+    "y.add_(x)": lambda x, y: y.add_(x),
+    "x.add(other=y)": lambda x, y: x.add(other=y),
+    "torch.add(y, x)": lambda x, y: torch.add(y, x),
+    "torch.add(x, other=y)": lambda x, y: torch.add(x, other=y),
+    "torch.add(input=x, other=y)": lambda x, y: torch.add(input=x, other=y),
+}
+IDENTITIES: dict[str, Callable[[Host, Tensor], Tensor]] = {
+    "a linear branch": lambda host, x: x + host.linear(x),
+    "dropout": lambda host, x: x + host.dropout(host.f(x)),
+    "pre-activation": lambda host, x: x + host.f(host.norm(x).relu()),
+    "a constant": lambda host, x: x + 0.1 * host.f(x),
+    "LayerScale": lambda host, x: x + host.gamma * host.f(x),
+    "a gate on the branch": lambda host, x: x + torch.sigmoid(host.linear(x)) * host.f(x),
+    "alpha": lambda host, x: torch.add(x, host.f(x), alpha=0.5),
+    "scale_gradient": lambda host, x: scale_gradient(x, 0.0) + scale_gradient(host.f(x), 0.5),
+    "a shortcut of value 0": lambda host, x: scale_gradient(x, 1.0, value=0.0) + host.f(x),
+    "a reshaped shortcut": lambda host, x: (x.view(-1) + host.f(x).flatten()).view_as(x),
+    "a norm of the sum": lambda host, x: host.norm(x + host.f(x)),
+    "a loose activation": lambda host, x: (x + host.f(x)).relu(),
+}
+PROJECTIONS: dict[str, Callable[[Host, Tensor], Tensor]] = {
+    "linear": lambda host, x: host.linear(x) + host.f(x),
+    "linear on the right": lambda host, x: host.f(x) + host.linear(x),
+    "a norm of a linear": lambda host, x: host.norm(host.linear(x)) + host.f(x),
+    "pooling": lambda host, x: F.avg_pool1d(x, 1) + host.f(x),
+    "padding": lambda host, x: F.pad(x[:, :2], (0, 1)) + host.f(x),
+}
+NONE: dict[str, Callable[[Host, Tensor], Tensor]] = {
+    "a bias": lambda host, x: x + host.gamma.expand_as(x),
+    "a number": lambda host, x: host.f(x) + 1.0,
+    "GELU's tanh, written out": lambda host, x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.04 * x**3))),
+    "two branches": lambda host, x: host.f(x) + host.g(x),
+    "two linears": lambda host, x: host.linear(x) + host.linear2(x),
+    "itself": lambda host, x: x + x,
+    "nothing but a nonlinearity": lambda host, x: x + torch.tanh(x),
+    "a rotary embedding": lambda host, x: x * x.new_tensor([0.6, 0.8, 1]) + x.roll(1, -1) * x.new_tensor([0.8, 0.6, 0]),
+    "a shortcut cut from the graph": lambda host, x: x.detach() + host.f(x),
+    "a branch cut from the graph": lambda host, x: x + host.f(x.detach()),
+    "a concatenation": lambda host, x: torch.cat([x, host.f(x)], 1)[:, 2:5],
+    "a product": lambda host, x: x * host.f(x),
+}
+
+
+@pytest.mark.parametrize("add", SUMS.values(), ids=SUMS)
+def test_every_way_to_write_an_add_is_a_junction_whose_shortcut_is_the_fork(
+    add: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    model, x = Host(lambda host, x: add(x, host.f(x))), torch.randn(2, 3, dtype=FLOAT64)
+    fork = model.stem(x)
+    branch = model.f(fork)
+    with record(model) as recording:
+        model(x)
+    assert found(model, x) == [("(model)", 0, "identity")]
+    table = residual_magnitudes(recording)
+    assert values(table, "shortcut") == pytest.approx([fork.norm().item()], rel=1e-14)
+    assert values(table, "branch") == pytest.approx([branch.norm().item()], rel=1e-14)
+
+
+@pytest.mark.parametrize("join", IDENTITIES.values(), ids=IDENTITIES)
+def test_an_addend_that_is_the_fork_is_an_identity_shortcut(join: Callable[[Host, Tensor], Tensor]) -> None:
+    assert found(Host(join)) == [("(model)", 0, "identity")]
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_shortcut_times_a_gate_is_still_a_shortcut(both: bool) -> None:
+    """A highway layer, whose two gates sum to 1, and a gate of the shortcut's own."""
+
+    def highway(host: Host, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(host.linear(x))
+        return (1 - gate) * x + (gate * host.f(x) if both else host.f(x))
+
+    model, x = Host(highway), torch.randn(2, 3, dtype=FLOAT64)
+    with record(model) as recording:
+        model(x)
+    fork = model.stem(x)
+    shortcut = (1 - torch.sigmoid(model.linear(fork))) * fork
+    wanted = pytest.approx([shortcut.norm().item()], rel=1e-14)
+    assert values(residual_magnitudes(recording), "shortcut") == wanted
+
+
+def test_a_shortcut_times_a_constant_is_still_a_shortcut() -> None:
+    model, x = Host(lambda host, x: 0.5 * x + host.f(x)), torch.randn(2, 3, dtype=FLOAT64)
+    with record(model) as recording:
+        model(x)
+    shortcut = values(residual_magnitudes(recording), "shortcut")
+    assert shortcut == pytest.approx([0.5 * model.stem(x).norm().item()], rel=1e-14)
+
+
+@pytest.mark.parametrize("join", PROJECTIONS.values(), ids=PROJECTIONS)
+def test_an_addend_that_is_linear_in_the_fork_is_a_projection(join: Callable[[Host, Tensor], Tensor]) -> None:
+    assert found(Host(join)) == [("(model)", 0, "projection")]
+
+
+@pytest.mark.parametrize("join", NONE.values(), ids=NONE)
+def test_other_adds_are_none(join: Callable[[Host, Tensor], Tensor]) -> None:
+    assert found(Host(join)) == []
+
+
+def test_a_merge_of_features_of_two_resolutions_is_none() -> None:
+    """A pyramid's lateral connection: 1x1 convolution + upsampled deeper features."""
+
+    def pyramid(self: nn.Module, x: Tensor) -> Tensor:
+        fine = self.get_submodule("stem")(x)
+        coarse = self.get_submodule("deep")(fine).relu()
+        return self.get_submodule("lateral")(fine) + F.interpolate(coarse, scale_factor=2, mode="nearest")
+
+    convolutions = {"stem": nn.Conv2d(3, 4, 3, padding=1), "lateral": nn.Conv2d(4, 4, 1)}
+    model = Apply(pyramid, deep=nn.Conv2d(4, 4, 3, stride=2, padding=1), **convolutions)
+    assert found(model, torch.randn(1, 3, 8, 8)) == []
+
+
+def test_frozen_parameters_still_make_a_branch() -> None:
+    assert len(found(chain(2).requires_grad_(False))) == 2
+
+
+def test_the_first_fork_may_be_the_model_s_raw_input() -> None:
+    x = torch.randn(2, 3, dtype=FLOAT64)
+    assert found(chain(2), x) == [("0", 0, "identity"), ("1", 1, "identity")]
+    assert not x.requires_grad
+
+
+def test_the_raw_input_may_lie_in_a_list_or_a_dictionary() -> None:
+    model, x = (
+        Apply(lambda self, inputs: self.get_submodule("f")(inputs[0]["x"]), f=chain(2)),
+        torch.randn(2, 3).double(),
+    )
+    assert [junction.name for junction in find_junctions(model, [{"x": x}])] == ["f.0", "f.1"]
+
+
+def test_the_raw_input_may_be_overwritten_by_the_model() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), Residual(perceptron()))
+    x = torch.tensor([[-1.0, 2.0, 3.0]], dtype=FLOAT64)
+    wanted = model(x.clone())
+    with record(model) as recording:
+        assert torch.equal(model(x), wanted)
+    assert len(recording.junctions) == len(find_junctions(model, x)) == 1
+
+
+def test_a_module_that_is_called_again_counts_its_calls() -> None:
+    block = Residual(perceptron())
+    assert [name for name, *_ in found(nn.Sequential(block, nn.Tanh(), block, block))] == ["0", "0@1", "0@2"]
+
+
+def test_a_module_that_adds_again_counts_its_adds() -> None:
+    def layer(self: nn.Module, x: Tensor) -> Tensor:
+        x = x + self.get_submodule("attention")(x)
+        return x + self.get_submodule("mlp")(x)
+
+    h = Apply(layer, attention=perceptron(), mlp=perceptron())
+    model = nn.Sequential()
+    model.add_module("h", h)
+    model.add_module("again", nn.Sequential(h))
+    assert [(name, depth) for name, depth, _ in found(model)] == [("h", 0), ("h#1", 1), ("h@1", 2), ("h@1#1", 3)]
+
+
+def test_a_second_look_begins_to_count_anew() -> None:
+    model = chain(3)
+    assert found(model) == found(model)
+
+
+def test_a_junction_around_junctions_is_found_after_them() -> None:
+    assert found(Residual(chain(2))) == [
+        ("branch.0", 0, "identity"), ("branch.1", 1, "identity"), ("(model)", 2, "identity"),
+    ]  # fmt: skip
+
+
+def test_a_branch_of_a_thousand_layers() -> None:
+    branch = nn.Sequential(*(module for _ in range(600) for module in (nn.Linear(3, 3, dtype=FLOAT64), nn.Tanh())))
+    assert len(found(Residual(branch))) == 1
+
+
+def test_any_arguments_are_handed_to_the_forward() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.block = nn.Embedding(5, 3, dtype=FLOAT64), Residual(perceptron())
+
+        def forward(self, tokens: Tensor, *, scale: Tensor, times: int) -> dict[str, Tensor]:
+            x = self.embedding(tokens) * scale
+            for _ in range(times):
+                x = self.block(x)
+            return {"logits": x}
+
+    junctions = find_junctions(Tokens(), torch.tensor([[1, 4]]), scale=torch.tensor(2.0, dtype=FLOAT64), times=2)
+    assert [junction.name for junction in junctions] == ["block", "block@1"]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_junctions_are_found_where_gradients_are_switched_off(context: Callable[[], torch.no_grad]) -> None:
+    model, x = chain(2), torch.randn(2, 3, dtype=FLOAT64)
+    with context():
+        assert len(find_junctions(model, x)) == 2
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("operations", "junctions"), [(8, 1), (9, 0)])
+def test_a_weight_may_be_computed_from_a_parameter_by_up_to_eight_operations(operations: int, junctions: int) -> None:
+    """What lies further back is not searched: a walk through a whole network would find parameters everywhere."""
+
+    def join(host: Host, x: Tensor) -> Tensor:
+        weight: Tensor = host.linear.weight
+        for _ in range(operations):
+            weight = -weight
+        return x + torch.tanh(x @ weight)
+
+    assert len(found(Host(join))) == junctions

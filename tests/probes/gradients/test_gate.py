@@ -1,0 +1,390 @@
+"""`gate`: where, weights of every form, when they are read, nesting, what the probes see under it, and its errors."""
+
+import copy
+import gc
+import math
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.hooks import RemovableHandle
+
+from models import STOP_GRADIENT, cifar_resnet
+from probes import Junction, find_junctions, gate, gradient_norms, path_contributions, path_gradients, record
+from tests.support.networks import (
+    FLOAT64,
+    Apply,
+    Raising,
+    RaisingBackward,
+    Residual,
+    chain,
+    left_as_it_was,
+    linear,
+    network,
+    relative_error,
+)
+
+# Blocks x + w x with w = 2, 3, 5: under gate (s, b) the gradient at the first fork is (s + 2b)(s + 3b)(s + 5b).
+FACTORS = (2.0, 3.0, 5.0)
+
+
+def scalars() -> nn.Sequential:
+    return nn.Sequential(*(Residual(linear(w)) for w in FACTORS))
+
+
+def one() -> Tensor:
+    return torch.ones(1, 1, dtype=FLOAT64, requires_grad=True)
+
+
+def at_fork(model: nn.Module, **gates: Any) -> float:
+    """The gradient at the first fork."""
+    x = one()
+    with gate(model, **gates):
+        model(x).sum().backward()
+    assert x.grad is not None
+    return x.grad.item()
+
+
+def product(*weights: tuple[float, float]) -> float:
+    return math.prod(s + b * w for (s, b), w in zip(weights, FACTORS, strict=True))
+
+
+class TwoBranches(nn.Module):
+    """x + 2x + 3x, added from the left: one junction, with a branch of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = linear(2.0), linear(3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x) + self.g(x)
+
+
+@pytest.mark.parametrize(("shortcut", "branch"), [(0, 1), (1, 0), (0.5, 0.25)])
+def test_a_sum_of_three_is_gated_as_one(shortcut: float, branch: float) -> None:
+    model = nn.Sequential(TwoBranches(), TwoBranches())
+    assert at_fork(model, shortcut_gradient=shortcut, branch_gradient=branch) == (shortcut + 5 * branch) ** 2
+    with record(model) as recording:
+        model(one()).sum().backward(retain_graph=True)
+    assert path_gradients(recording).flatten().tolist() == [1, 10, 25]
+    assert [site.name for site in recording.junctions] == ["0#1", "1#1"]
+
+
+@pytest.mark.parametrize(("shortcut", "branch"), [(0, 1), (1, 0), (0.5, 0.25), (0, 0), (-1, 2), (1, 1), (True, False)])
+def test_on_paper(shortcut: float, branch: float) -> None:
+    got = at_fork(scalars(), shortcut_gradient=shortcut, branch_gradient=branch)
+    assert got == product(*[(shortcut, branch)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "gated"),
+    [
+        ("*", (0, 1, 2)), ("1", (1,)), ("[02]", (0, 2)), (lambda junction: junction.depth == 2, (2,)),
+        (lambda junction: junction.name != "0" and junction.shortcut == "identity", (1, 2)),
+    ],
+)  # fmt: skip
+def test_where_is_a_glob_or_a_predicate(where: Any, gated: tuple[int, ...]) -> None:
+    weights = [(0.0, 1.0) if index in gated else (1.0, 1.0) for index in range(3)]
+    assert at_fork(scalars(), shortcut_gradient=0.0, where=where) == product(*weights)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"1": 0.5}, lambda junction: 0.5 if junction.name == "1" else 1], ids=["mapping", "function"]
+)
+def test_weights_may_depend_on_the_junction(weights: Any) -> None:
+    assert at_fork(scalars(), shortcut_gradient=weights) == product((1, 1), (0.5, 1), (1, 1))
+    assert at_fork(scalars(), branch_gradient=weights) == product((1, 1), (1, 0.5), (1, 1))
+
+
+@pytest.mark.parametrize("form", ["mapping", "function"])
+def test_weights_are_read_when_the_backward_runs(form: str) -> None:
+    weights, model, x, asked = {"0": 1.0}, scalars(), one(), list[Junction]()
+
+    def ask(junction: Junction) -> float:
+        asked.append(junction)
+        return weights.get(junction.name, 1.0)
+
+    with gate(model, shortcut_gradient=weights if form == "mapping" else ask):
+        out = model(x)
+    assert asked == []
+    for weight in (0.0, 0.5, 1.0, 0.0):  # several backwards of one forward, all after the context
+        weights["0"] = weight
+        (gradient,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+        assert gradient.item() == product((weight, 1), (1, 1), (1, 1))
+
+
+def test_weights_may_change_from_step_to_step() -> None:
+    weights, model = {"2": 0.0}, scalars()
+    with gate(model, shortcut_gradient=weights):
+        for weight in (0.0, 0.5, 2.0):
+            weights["2"], x = weight, one()
+            model(x).sum().backward()
+            assert x.grad is not None
+            assert x.grad.item() == product((1, 1), (1, 1), (weight, 1))
+
+
+def test_a_graph_keeps_its_weights_after_the_context_and_a_new_one_has_none() -> None:
+    model, x, y = scalars(), one(), one()
+    with gate(model, shortcut_gradient=0.0):
+        out = model(x)
+    model(y).sum().backward()
+    out.sum().backward()
+    assert (x.grad, y.grad) == (torch.tensor([[30.0]]), torch.tensor([[72.0]]))
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(0.5, 0.5), (0.0, 2.0), (2.0, 0.0), (0.0, 0.0), (3.0, -1.0)])
+def test_gates_nest_and_their_weights_multiply(outer: float, inner: float) -> None:
+    model, x = scalars(), one()
+    with gate(model, shortcut_gradient=outer, where="[01]"):
+        with gate(model, shortcut_gradient=inner, branch_gradient=0.5, where="1"):
+            model(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.item() == product((outer, 1), (outer * inner, 0.5), (1, 1))
+        x.grad = None
+        model(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.item() == product((outer, 1), (outer, 1), (1, 1)), "leaving the inner one restores the outer"
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("addend", ["shortcut_gradient", "branch_gradient"])
+def test_weight_0_is_exactly_zero_where_the_gradient_is_not_finite(addend: str, bad: float) -> None:
+    """Also beneath another gate: 0 times its inf or nan is not zero."""
+    model, x = Residual(linear(2.0)), one()
+    other = "branch_gradient" if addend == "shortcut_gradient" else "shortcut_gradient"
+    with gate(model, **{addend: 0.0}), gate(model, **{addend: 3.0, other: 0.0}):  # pyright: ignore[reportArgumentType]
+        model(x).backward(torch.full((1, 1), bad, dtype=FLOAT64))
+    assert x.grad is not None
+    assert x.grad.item() == 0.0
+    assert not model.branch.weight.grad.isfinite().any(), "what the branch learns is its own"  # pyright: ignore
+
+
+# What the probes see.
+
+
+@pytest.mark.parametrize("outside", ["gate", "record"])
+def test_record_sees_the_gated_gradient_on_either_side_of_the_gate(outside: str) -> None:
+    arm = cifar_resnet(14, flow=STOP_GRADIENT, width=4).to(FLOAT64)
+    model = cifar_resnet(14, width=4).to(FLOAT64)
+    model.load_state_dict(arm.state_dict())
+    x = torch.randn(3, 3, 8, 8, dtype=FLOAT64)
+    with record(arm) as wanted:
+        arm(x).square().sum().backward()
+    with ExitStack() as stack:
+        if outside == "gate":
+            stack.enter_context(gate(model, shortcut_gradient=0.0))
+        recording = stack.enter_context(record(model))
+        if outside == "record":
+            stack.enter_context(gate(model, shortcut_gradient=0.0))
+        model(x).square().sum().backward()
+    table = gradient_norms(recording)
+    assert table.equals(gradient_norms(wanted))
+    assert (table.loc[table["quantity"] == "shortcut", "value"] == 0).all()
+    assert (table.loc[table["quantity"] == "total", "value"] > 0).all()
+
+
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)], ids=str)
+def test_path_lengths_under_gate_take_the_gated_gradient_apart(weights: tuple[float, float]) -> None:
+    model, x = chain(4), torch.randn(2, 3, dtype=FLOAT64, requires_grad=True)
+    with gate(model, shortcut_gradient=weights[0], branch_gradient=weights[1]), record(model) as recording:
+        model(x).square().sum().backward(retain_graph=True)
+        lengths = path_gradients(recording)
+        table = path_contributions(recording)
+    assert x.grad is not None
+    assert relative_error(lengths.sum(0), x.grad) < 1e-14
+    with record(model) as bare:
+        model(x).square().sum().backward(retain_graph=True)
+    for length, ungated in enumerate(path_gradients(bare)):
+        share = weights[0] ** (4 - length) * weights[1] ** length
+        assert relative_error(lengths[length], share * ungated) < 1e-14 if share else not lengths[length].any()
+    assert table.loc[table["quantity"] == "share", "value"].sum() == pytest.approx(1)
+
+
+def test_path_lengths_on_paper() -> None:
+    model, x = scalars(), one()
+    with gate(model, shortcut_gradient=0.5, where="1"), record(model) as recording:
+        model(x).sum().backward(retain_graph=True)
+    # (1 + 2t)(0.5 + 3t)(1 + 5t) = 0.5 + 6.5 t + 26 t^2 + 30 t^3
+    assert path_gradients(recording).flatten().tolist() == [0.5, 6.5, 26.0, 30.0]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("weight", [math.inf, math.nan, -math.inf, "0", None, torch.ones(2), 1j], ids=repr)
+@pytest.mark.parametrize("addend", ["shortcut_gradient", "branch_gradient"])
+@pytest.mark.parametrize("in_mapping", [False, True], ids=["number", "mapping"])
+def test_a_weight_that_is_no_finite_number_is_refused(weight: Any, addend: str, in_mapping: bool) -> None:
+    model = scalars()
+    given: dict[str, Any] = {addend: {"1": weight} if in_mapping else weight}
+    with (
+        left_as_it_was(model),
+        pytest.raises(ValueError, match=rf"gate: {addend}.* is .*; give a finite number"),
+        gate(model, **given),
+    ):
+        pytest.fail("it must not begin")
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, "0", None])
+def test_a_function_that_returns_no_finite_number_fails_in_the_backward(weight: Any) -> None:
+    model = scalars()
+    with left_as_it_was(model):
+        with gate(model, shortcut_gradient=lambda junction: weight):
+            loss = model(one()).sum()
+            with pytest.raises(ValueError, match=r"gate: the weight of '2' is .*; give a finite number"):
+                loss.backward()
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("where", ["layer9.*", "", lambda junction: False])
+def test_where_must_match_something_once_gradients_are_on(where: Any) -> None:
+    model = scalars()
+    with left_as_it_was(model), gate(model, where=where):
+        with torch.no_grad():
+            model(one())
+        with pytest.raises(ValueError, match="matches none of the model's junctions: 0, 1, 2"):
+            model(one())
+
+
+def test_where_on_a_model_without_junctions() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU()).to(FLOAT64)
+    with gate(model), pytest.raises(ValueError, match=r"where='\*' matches none .*: \(none\)"):
+        model(one())
+
+
+def test_many_names_are_not_all_listed() -> None:
+    model = chain(12, 1)
+    with gate(model, where="x"), pytest.raises(ValueError, match="0, 1, 2, 3, 4, 5, 6, 7 and 4 more"):
+        model(one())
+
+
+@pytest.mark.parametrize("name", ["shortcut_gradient", "branch_gradient"])
+def test_a_mapping_s_names_must_be_junctions(name: str) -> None:
+    model, weights = scalars(), {name: {"0": 0.5, "layer1": 0.5}}
+    message = "no gated junction is called layer1; there are 0, 1, 2"
+    with left_as_it_was(model), gate(model, **weights), pytest.raises(ValueError, match=message):  # pyright: ignore
+        model(one())
+
+
+# Nothing is left behind.
+
+
+class Guest(TorchFunctionMode):
+    """A mode of the user's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **kwargs or {})
+
+
+def test_nothing_stays_after_success() -> None:
+    model = network()
+    handle = model[0].register_forward_hook(own := lambda *_: None)
+    with left_as_it_was(model):
+        with gate(model, shortcut_gradient=0.0), gate(model, branch_gradient=0.0, where="1"):
+            model(torch.randn(4, 3)).sum().backward()
+            assert len(model[1]._forward_hooks) == 2, "the check must be able to fail"
+        model.zero_grad()
+    assert list(model[0]._forward_hooks.values()) == [own]
+    handle.remove()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
+def test_nothing_stays_when_the_forward_raises(error: type[BaseException]) -> None:
+    model = network(raising := Raising(error))
+    with left_as_it_was(model):
+        with gate(model, shortcut_gradient=0.0):
+            with pytest.raises(error):
+                model(torch.randn(4, 3))
+            raising.armed = False
+            model(torch.randn(4, 3))
+        raising.armed = True
+        with pytest.raises(error), gate(model), gate(model):
+            model(torch.randn(4, 3))
+
+
+def test_nothing_stays_when_the_backward_raises() -> None:
+    model = network(Apply(lambda _, x: RaisingBackward.apply(x)))
+    with left_as_it_was(model):
+        with pytest.raises(ZeroDivisionError), gate(model, shortcut_gradient=0.5):
+            model(torch.randn(4, 3)).sum().backward()
+        model.zero_grad()
+
+
+def test_a_mode_of_the_user_s_stays_where_it_was() -> None:
+    """Also where the forward fails before the first module runs: only our own mode may be taken off the stack."""
+    model = Residual(linear(2.0))
+    with Guest() as own:
+        with gate(model):
+            model(one())
+        assert _get_current_function_mode_stack() == [own]
+        with gate(model), pytest.raises(RuntimeError):
+            torch.func.grad(lambda x: model(x).sum())(one().detach())
+        assert _get_current_function_mode_stack() == [own]
+
+
+class Tag(nn.Module):
+    """Keeps a weak eye on the newest graph that went through it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        node: Any = x.grad_fn
+        node.metadata["tag"] = token = nn.Module()  # dies with the node
+        self.__dict__["newest"] = weakref.ref(token)
+        return x
+
+
+def gated_step(model: nn.Module, x: Tensor) -> None:
+    with gate(model, shortcut_gradient=0.5, branch_gradient={"1": 0.2}):
+        model(x).sum().backward()
+
+
+def recorded_step(model: nn.Module, x: Tensor) -> None:
+    with record(model) as recording:
+        model(x).sum().backward()
+    gradient_norms(recording)
+
+
+def found_step(model: nn.Module, x: Tensor) -> None:
+    find_junctions(model, x)
+
+
+def alive() -> int:
+    """How many tensors, frames, hooks' handles, modes and things of ours there are."""
+    kinds = (Tensor, FrameType, RemovableHandle, TorchFunctionMode)
+    return sum(issubclass(type(x), kinds) or str(type(x).__module__).startswith("probes") for x in gc.get_objects())
+
+
+@pytest.mark.parametrize("step", [gated_step, recorded_step, found_step])
+def test_memory_is_back_after_every_step_without_the_garbage_collector(
+    step: Callable[[nn.Module, Tensor], None],
+) -> None:
+    model, x = network(tag := Tag()), torch.randn(4, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for index in range(50):
+            step(model, x)
+            assert tag.__dict__["newest"]() is None, "the step's graph lives on"
+            if index % 10 == 9:
+                counts.append(alive())
+        assert len(set(counts)) == 1, counts
+    finally:
+        gc.enable()
+
+
+def test_the_model_may_be_copied_inside_and_the_copy_is_not_gated() -> None:
+    """An averaged copy of the weights, say: it is another model, and the context has an end."""
+    model = scalars()
+    with gate(model, shortcut_gradient=0.0):
+        twin = copy.deepcopy(model)
+    x = one()
+    twin(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.item() == product((1, 1), (1, 1), (1, 1))

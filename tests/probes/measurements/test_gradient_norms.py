@@ -1,0 +1,216 @@
+"""`gradient_norms` against autograd's own gradients, cases done on paper, and the ends of float32's range."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from models import ARMS, cifar_resnet
+from probes import Recording, gradient_norms, record
+from tests.support.networks import (
+    FLOAT64,
+    Apply,
+    Residual,
+    chain,
+    gradients_at,
+    images,
+    linear,
+    perceptron,
+    values,
+)
+
+PARTS = ("shortcut", "branch", "other")
+
+
+def loss(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.arange(len(logits)))
+
+
+def parts(recording: Recording, depth: int) -> dict[str, Tensor]:
+    site = recording.sites[depth]
+    return {name: recording.gradient(site, name) for name in ("total", "shortcut", "branch", "junction")}
+
+
+def test_two_scalar_blocks_as_on_paper() -> None:
+    """y = x + 2x, z = y + 3y, loss 5z: 20 arrive at y, 5 by the shortcut and 15 by the branch; 60 at x, 20 and 40."""
+    model = nn.Sequential(Residual(linear(2.0)), Residual(linear(3.0)))
+    with record(model, keep=True) as recording:
+        (5 * model(torch.ones(1, 1, dtype=FLOAT64))).sum().backward()
+    table = gradient_norms(recording)
+    assert list(table.columns) == ["block", "depth", "quantity", "value"]
+    assert table["block"].tolist() == ["0"] * 4 + ["1"] * 4
+    assert table["depth"].tolist() == [0] * 4 + [1] * 4
+    assert table["quantity"].tolist() == ["total", *PARTS] * 2
+    assert table["value"].tolist() == [60, 20, 40, 0, 20, 5, 15, 0]
+    assert [parts(recording, depth)["junction"].item() for depth in (0, 1)] == [20, 5]
+
+
+@pytest.mark.parametrize("shortcut_first", [True, False])
+def test_the_parts_do_not_depend_on_the_order_of_the_addends(shortcut_first: bool) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        branch = self.get_submodule("f")(x)
+        return x + branch if shortcut_first else branch + x
+
+    model = Apply(forward, f=linear(2.0))
+    with record(model) as recording:
+        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
+    assert gradient_norms(recording)["value"].tolist() == [3, 1, 2, 0]
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_a_branch_that_reads_its_fork_more_than_once_is_added_up(square: bool) -> None:
+    """x + 2x · 3x and x + 6 x²: both have at x = 1 the slope 1 + 12."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        f, g, h = (self.get_submodule(name) for name in "fgh")
+        return x + (h(x * x) if square else f(x) * g(x))
+
+    model = Apply(forward, f=linear(2.0), g=linear(3.0), h=linear(6.0))
+    with record(model) as recording:
+        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
+    assert gradient_norms(recording)["value"].tolist() == [13, 1, 12, 0]
+
+
+@pytest.mark.parametrize("projection", ["A", "B", "C"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_totals_are_autograd_s_and_the_parts_add_up(arm: str, projection: str) -> None:
+    model = cifar_resnet(14, flow=ARMS[arm], width=4, projection=projection).double()  # pyright: ignore[reportArgumentType]
+    x = images()
+    names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1)]
+    wanted = gradients_at(model, names, x, loss)
+    with record(model, keep=True) as recording:
+        loss(model(x)).backward()
+    table = gradient_norms(recording)
+    assert [site.name for site in recording.sites] == names
+    for depth, gradient in enumerate(wanted):
+        got = parts(recording, depth)
+        assert torch.equal(got["total"], gradient)
+        assert torch.equal(got["shortcut"] + got["branch"], gradient)
+    assert values(table, "other") == [0] * 6
+    assert values(table, "total") == pytest.approx([g.norm().item() for g in wanted], rel=1e-14)
+    cut = {name for name in ("shortcut", "branch") if not any(values(table, name))}
+    assert cut == {"plain": {"shortcut"}, "stop-gradient": {"shortcut"}, "shortest-path": {"branch"}}.get(arm, set())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_totals_of_a_foreign_network_are_autograd_s(name: str) -> None:
+    model = getattr(torchvision.models, name)(weights=None, num_classes=10).double()
+    x = images(2, 32)
+    with record(twin := copy.deepcopy(model), keep=True) as recording:
+        loss(twin(x)).backward()
+    wanted = gradients_at(model, [site.name for site in recording.sites], x, loss)
+    assert all(torch.equal(parts(recording, depth)["total"], g) for depth, g in enumerate(wanted))
+    assert values(gradient_norms(recording), "other") == [0] * len(wanted)
+
+
+def test_what_an_auxiliary_head_sends_back_is_other() -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.get_submodule("first")(x)
+        return self.get_submodule("last")(hidden), self.get_submodule("head")(hidden)
+
+    model = Apply(forward, first=Residual(linear(2.0)), last=Residual(linear(3.0)), head=linear(7.0))
+    with record(model) as recording:
+        out, aux = model(torch.ones(1, 1, dtype=FLOAT64))
+        (out + 10 * aux).sum().backward()
+    assert gradient_norms(recording)["value"].tolist() == [3 * 74, 74, 2 * 74, 0, 1 + 3 + 70, 1, 3, 70]
+
+
+def test_what_a_head_on_the_inside_of_a_branch_sends_back_came_by_the_branch() -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = self.get_submodule("f")(x)
+        return x + self.get_submodule("g")(inside), inside
+
+    model = Apply(forward, f=linear(2.0), g=linear(3.0))
+    with record(model) as recording:
+        out, inside = model(torch.ones(1, 1, dtype=FLOAT64))
+        (out + inside).sum().backward()
+    assert gradient_norms(recording)["value"].tolist() == [9, 1, 8, 0]
+
+
+def test_what_a_long_skip_sends_back_is_other_as_a_tensor() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        hidden = self.get_submodule("first")(x)
+        return self.get_submodule("head")(torch.cat([self.get_submodule("last")(hidden), hidden], dim=1))
+
+    head = linear([[1.0, 2.0, 30.0, 40.0], [0.0, 1.0, 0.0, -5.0]])
+    model = Apply(forward, first=Residual(perceptron(2)), last=Residual(perceptron(2)), head=head)
+    with record(model, keep=True) as recording:
+        model(torch.randn(1, 2, dtype=FLOAT64)).backward(torch.tensor([[1.0, 3.0]], dtype=FLOAT64))
+    got = parts(recording, 1)
+    assert got["junction"].tolist() == [[1, 5]]
+    other = got["total"] - (got["shortcut"] + got["branch"])
+    # By hand: (30, 40) + 3 · (0, -5). The total is around 30, and float64 rounds it at 1e-14.
+    assert other.tolist() == [pytest.approx([30, 25], abs=1e-13)]
+    assert values(gradient_norms(recording), "other") == pytest.approx([0, math.hypot(30, 25)], abs=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-10, 1.0, 1e25])
+def test_gradients_that_vanish_or_explode_in_float32_keep_their_norms(scale: float) -> None:
+    model, x = cifar_resnet(14, width=4), images(dtype=torch.float32)
+    tables = []
+    for net, dtype in ((model, torch.float32), (copy.deepcopy(model).double(), FLOAT64)):
+        with record(net) as recording:
+            (loss(net(x.to(dtype))) * scale).backward()
+        tables.append(gradient_norms(recording))
+    for quantity in ("total", "shortcut", "branch"):
+        # Float32 rounds at 6e-8 an operation, over some hundred operations on sums of a few hundred terms.
+        assert values(tables[0], quantity) == pytest.approx(values(tables[1], quantity), rel=1e-4, abs=0)
+        assert min(values(tables[0], quantity)) > 0
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_gradients_that_are_not_finite_are_told_as_they_are(value: float) -> None:
+    model = chain(2)
+    with record(model) as recording:
+        model(torch.ones(1, 3, dtype=FLOAT64)).backward(torch.full((1, 3), value, dtype=FLOAT64))
+    assert not any(map(math.isfinite, values(gradient_norms(recording), "total")))
+
+
+def test_a_sum_over_the_batch_gives_n_times_the_norm_of_a_mean() -> None:
+    model, x = chain(3), torch.randn(5, 3, dtype=FLOAT64)
+    tables = []
+    for reduction in (torch.mean, torch.sum):
+        with record(model) as recording:
+            reduction(model(x).square().sum(1)).backward()
+        tables.append(gradient_norms(recording))
+    assert tables[1]["value"].tolist() == pytest.approx((5 * tables[0]["value"]).tolist(), rel=1e-14)
+
+
+def vgg_like() -> nn.Sequential:
+    def layer(in_channels: int, out_channels: int) -> list[nn.Module]:
+        return [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+
+    return nn.Sequential(*layer(3, 4), *layer(4, 8), nn.Flatten(), nn.Linear(8 * 2 * 2, 10)).double()
+
+
+def test_blocks_named_by_hand_give_autograd_s_total_and_nothing_else() -> None:
+    model, x = vgg_like(), images()
+    wanted = gradients_at(model, ["0", "3", "7"], x, loss)
+    with record(model, blocks=[model[0], model[3], model[7]], keep=True) as recording:
+        loss(model(x)).backward()
+    table = gradient_norms(recording)
+    assert table["block"].tolist() == ["0", "3", "7"]
+    assert table["depth"].tolist() == [0, 1, 2]
+    assert table["quantity"].tolist() == ["total"] * 3
+    assert table["value"].tolist() == pytest.approx([g.norm().item() for g in wanted], rel=1e-14)
+    assert all(torch.equal(recording.gradient(s, "total"), g) for s, g in zip(recording.sites, wanted, strict=True))
+
+
+def test_blocks_come_in_the_order_in_which_they_run() -> None:
+    model = vgg_like()
+    with record(model, blocks=[model[7], model[0]]) as recording:
+        model(images()).sum().backward()
+    assert gradient_norms(recording)["block"].tolist() == ["0", "7"]
+
+
+@pytest.mark.parametrize("blocks", [[nn.Linear(1, 1)], []], ids=["a stranger", "none"])
+def test_blocks_that_are_no_part_of_the_model_are_refused(blocks: list[nn.Module]) -> None:
+    with (
+        pytest.raises(ValueError, match="record: blocks must be modules of the model"),
+        record(vgg_like(), blocks=blocks),
+    ):
+        pass

@@ -1,0 +1,201 @@
+"""Probes are guests: they change no number, and they leave nothing behind, also when something raises."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from models import ARMS, Flow, cifar_resnet
+from probes import gradient_norms, path_gradients, record, residual_magnitudes
+from tests.support.networks import Raising, RaisingBackward, images, left_as_it_was, network, visible
+
+
+def ours(flow: Flow) -> nn.Module:
+    return cifar_resnet(14, flow=flow, width=4, projection="B")
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=10),
+    "dropout": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3), network()),
+    **{name: partial(ours, flow) for name, flow in ARMS.items()},
+}
+
+
+def step(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """All that a training step makes: outputs, gradients, buffers and random state."""
+    torch.manual_seed(3)
+    logits = model(x)
+    F.cross_entropy(logits, torch.arange(len(x))).backward(retain_graph=True)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [logits, *gradients, *model.buffers(), torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_recording_changes_no_output_gradient_buffer_or_random_state_by_a_bit(make: Callable[[], nn.Module]) -> None:
+    model, x = make(), images(3, 32, dtype=torch.float32)
+    twin, by_name = copy.deepcopy(model), copy.deepcopy(model)
+    wanted = step(model, x)
+    with record(twin) as recording:
+        got = step(twin, x)
+        for probe in (gradient_norms, residual_magnitudes, path_gradients):
+            probe(recording)
+    with record(by_name, blocks=list(by_name.children())):
+        also = step(by_name, x)
+    assert len(got) == len(also) == len(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(also, wanted, strict=True))
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
+def test_nothing_stays_on_the_model(by_name: bool) -> None:
+    model = network()
+    with left_as_it_was(model):
+        with record(model, blocks=list(model) if by_name else None):
+            inside = visible(model)
+            out = model(torch.randn(4, 3))
+            out.sum().backward()
+        model.zero_grad()
+        assert inside != visible(model), "the check must be able to fail"
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
+def test_nothing_stays_when_the_forward_raises(error: type[BaseException], by_name: bool) -> None:
+    model = network(Raising(error))
+    with left_as_it_was(model), pytest.raises(error), record(model, blocks=list(model) if by_name else None):
+        model(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
+def test_every_hook_that_was_put_anywhere_is_taken_away(by_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, removed, remove = network(), set(), RemovableHandle.remove
+
+    def noted(handle: RemovableHandle) -> None:
+        removed.add(handle.id)
+        remove(handle)
+
+    monkeypatch.setattr(RemovableHandle, "remove", noted)
+    first = RemovableHandle.next_id
+    with record(model, blocks=list(model) if by_name else None) as recording:
+        for _ in range(2):
+            model(torch.randn(4, 3)).sum().backward(retain_graph=True)
+    for probe in [gradient_norms] if by_name else [gradient_norms, residual_magnitudes, path_gradients]:
+        probe(recording)
+    last = RemovableHandle.next_id
+    assert last - first >= 2 * len(model), "at least one hook a block and forward"
+    assert removed == set(range(first, last))
+
+
+def test_nothing_stays_when_the_backward_raises() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return RaisingBackward.apply(x)
+
+    model = network(Fails())
+    with left_as_it_was(model):
+        with pytest.raises(ZeroDivisionError), record(model):
+            model(torch.randn(4, 3)).sum().backward()
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_forward_that_was_cut_short_does_not_disturb_the_next(error: type[BaseException]) -> None:
+    model = network(raising := Raising(error))
+    with record(model) as recording:
+        with pytest.raises(error):
+            model(torch.randn(4, 3))
+        raising.armed = False
+        model(torch.randn(4, 3)).sum().backward()
+    assert [site.name for site in recording.sites] == ["0", "1", "2"]
+    assert len(gradient_norms(recording)) == 12
+
+
+def test_the_node_s_hooks_leave_with_the_context() -> None:
+    model = network()
+    with record(model) as recording:
+        loss = model(torch.randn(4, 3)).square().sum()
+        loss.backward(retain_graph=True)
+    before = gradient_norms(recording)
+    (1000 * loss).backward(retain_graph=True)
+    assert gradient_norms(recording).equals(before)
+
+
+def test_the_user_s_own_hooks_survive_and_run() -> None:
+    model, calls = network(), []
+    model.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    model[1].register_forward_hook(lambda *_: calls.append("forward"))
+    model[2].register_full_backward_hook(lambda *_: calls.append("backward"))
+    with left_as_it_was(model):
+        with record(model) as recording:
+            model[0].register_forward_hook(own := lambda *_: calls.append("inside"))
+            model(torch.randn(4, 3)).sum().backward()
+        assert calls == ["pre", "inside", "forward", "backward"]
+        assert len(recording.sites) == 3
+        assert list(model[0]._forward_hooks.values()) == [own]
+        model[0]._forward_hooks.clear()
+        model.zero_grad()
+
+
+class Tag(torch.autograd.Function):
+    """The identity, in whose graph node something lives that can be watched."""
+
+    watched: weakref.ref[nn.Module]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.something = nn.Module()
+        Tag.watched = weakref.ref(ctx.something)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Tagged(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return Tag.apply(x)
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
+def test_memory_returns_without_the_garbage_collector(by_name: bool) -> None:
+    model = network(Tagged())
+    gc.disable()
+    try:
+        with record(model, blocks=list(model) if by_name else None) as recording:
+            loss = model(torch.randn(4, 3)).sum()
+            loss.backward(retain_graph=True)
+        for probe in [gradient_norms] if by_name else [gradient_norms, residual_magnitudes, path_gradients]:
+            probe(recording)
+        kept = weakref.ref(recording.gradient(recording.sites[0], "total"))
+        del loss
+        assert by_name or Tag.watched() is not None, "a recording keeps its graph"
+        del recording
+        assert Tag.watched() is None
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_a_graph_is_freed_after_each_step_of_a_training_loop() -> None:
+    model = network(Tagged())
+    gc.disable()
+    try:
+        with record(model) as recording:
+            model(torch.randn(4, 3)).sum().backward()
+            first = Tag.watched
+            model(torch.randn(4, 3)).sum().backward()
+            assert first() is None
+            assert Tag.watched() is not None
+        assert len(recording.sites) == 3
+    finally:
+        gc.enable()

@@ -1,0 +1,205 @@
+"""Which forward and which backward a recording describes, and what it says where there was none."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from probes import Recording, gradient_norms, path_gradients, record, residual_magnitudes
+from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, perceptron, values
+
+
+def ones() -> Tensor:
+    return torch.ones(1, 1, dtype=FLOAT64)
+
+
+def scalar_chain() -> nn.Sequential:
+    return nn.Sequential(Residual(linear(2.0)), Residual(linear(3.0)))
+
+
+def test_two_backwards_of_one_forward_leave_the_last() -> None:
+    model = scalar_chain()
+    with record(model) as recording:
+        loss = model(ones()).sum()
+        loss.backward(retain_graph=True)
+        (10 * loss).backward()
+    assert gradient_norms(recording)["value"].tolist() == [120, 40, 80, 0, 40, 10, 30, 0]
+
+
+def test_two_forwards_leave_the_last() -> None:
+    model = scalar_chain()
+    with record(model) as recording:
+        model(7 * ones()).sum().backward()
+        (10 * model(ones())).sum().backward()
+    assert values(gradient_norms(recording), "total") == [120, 40]
+    assert values(residual_magnitudes(recording), "shortcut") == [1, 3]
+
+
+def test_a_backward_of_an_earlier_forward_is_not_the_last_forward_s() -> None:
+    model = scalar_chain()
+    with record(model) as recording:
+        first, second = model(ones()).sum(), model(ones()).sum()
+        second.backward()
+        (1000 * first).backward()
+    assert values(gradient_norms(recording), "total") == [12, 4]
+
+
+def two_outputs() -> nn.Module:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.get_submodule("first")(x)
+        return self.get_submodule("last")(self.get_submodule("between")(hidden)), hidden
+
+    return Apply(forward, first=Residual(linear(2.0)), between=linear(1.0), last=Residual(linear(3.0)))
+
+
+def test_a_backward_that_ends_early_leaves_nothing_of_the_one_before() -> None:
+    model = two_outputs()
+    with record(model) as recording:
+        out, hidden = model(ones())
+        out.sum().backward(retain_graph=True)
+        hidden.sum().backward()
+    with pytest.raises(ValueError, match="no gradient reached 'last'"):
+        gradient_norms(recording)
+
+
+def test_a_backward_that_enters_inside_a_branch_is_not_added_to_the_one_before() -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.get_submodule("stem")(x)
+        inside = self.get_submodule("f")(x)
+        return x + self.get_submodule("g")(inside), inside
+
+    model = Apply(forward, stem=linear(1.0), f=linear(2.0), g=linear(3.0))
+    tables = []
+    for first_backward in (False, True):
+        with record(model) as recording:
+            out, inside = model(ones())
+            if first_backward:
+                out.sum().backward(retain_graph=True)
+            inside.sum().backward()
+        tables.append(gradient_norms(recording))
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+
+
+def test_no_backward() -> None:
+    model = scalar_chain()
+    with record(model) as recording:
+        out = model(ones())
+    out.sum().backward()
+    with pytest.raises(ValueError, match=r"no gradient reached '0': .*backward"):
+        gradient_norms(recording)
+    assert values(residual_magnitudes(recording), "ratio") == [2, 3]
+
+
+@pytest.mark.parametrize("probe", [gradient_norms, residual_magnitudes])
+def test_no_forward(probe: Callable[[Recording], pd.DataFrame]) -> None:
+    model = scalar_chain()
+    with record(model) as recording, torch.no_grad():
+        model(ones())
+    with pytest.raises(ValueError, match=r"nothing was recorded: .* gradients enabled; .*record\(model, blocks="):
+        probe(recording)
+
+
+@pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "junctions"])
+def test_a_recorded_gradient_is_not_the_tensor_that_the_user_may_change(blocks: bool) -> None:
+    model, x = scalar_chain(), ones().requires_grad_()
+    with record(model, blocks=list(model) if blocks else None) as recording:
+        model(x).sum().backward()
+    assert x.grad is not None
+    x.grad.zero_()
+    assert values(gradient_norms(recording), "total") == [12, 4]
+
+
+def test_a_position_s_gradient_may_be_clipped_in_place() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.get_submodule("block")(self.get_submodule("stem")(x) + self.get_submodule("position").weight)
+
+    model = Apply(forward, stem=linear(1.0), position=linear(1.0), block=Residual(linear(2.0)))
+    with record(model) as recording:
+        model(ones()).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert values(gradient_norms(recording), "total") == [3]
+
+
+def test_gradients_that_can_be_differentiated_again_are_recorded_as_plain_tensors() -> None:
+    model = nn.Sequential(linear(1.0), Residual(perceptron(1)))
+    with record(model, keep=True) as recording:
+        torch.autograd.grad(model(ones()).sum(), list(model.parameters()), create_graph=True)
+    (site,) = recording.junctions
+    assert not any(recording.gradient(site, name).requires_grad for name in ("total", "shortcut", "branch", "junction"))
+
+
+def test_sites_of_a_model_inside_another_are_named_from_the_model_that_is_recorded() -> None:
+    inner = chain(2)
+    outer = nn.Sequential(nn.Linear(3, 3, dtype=FLOAT64), inner)
+    with record(inner) as recording:
+        outer(torch.randn(2, 3, dtype=FLOAT64)).sum().backward()
+    assert [site.name for site in recording.sites] == ["0", "1"]
+
+
+def test_two_recordings_may_be_nested() -> None:
+    model = scalar_chain()
+    with record(model) as outer, record(model) as inner:
+        model(ones()).sum().backward()
+    assert values(gradient_norms(outer), "total") == values(gradient_norms(inner), "total") == [12, 4]
+
+
+def test_a_forward_that_is_computed_again_in_the_backward_is_recorded_once() -> None:
+    def checkpointed(self: nn.Module, x: Tensor) -> Tensor:
+        for block in self.children():
+            x = checkpoint(block, x, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
+        return x
+
+    model, x = chain(2), torch.randn(2, 3, dtype=FLOAT64)
+    tables = []
+    for net in (model, Apply(checkpointed, **dict(model.named_children()))):
+        with record(net) as recording:
+            net(x).square().sum().backward()
+        tables.append(gradient_norms(recording))
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+
+
+def test_the_model_s_input_stays_without_a_gradient() -> None:
+    model, x = scalar_chain(), ones()
+    with record(model):
+        model(x).sum().backward()
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+class Pausing(torch.autograd.Function):
+    """The identity, whose backward in another thread than the first waits until it may go on."""
+
+    reached, resumed = threading.Event(), threading.Event()
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            Pausing.reached.set()
+            assert Pausing.resumed.wait(60)
+        return gradients[0]
+
+
+def test_a_probe_s_backward_in_one_thread_does_not_hide_a_training_step_in_another() -> None:
+    model = nn.Sequential(Residual(Apply(lambda self, x: Pausing.apply(self.get_submodule("w")(x)), w=linear(2.0))))
+    with record(model) as first:
+        model(ones()).sum().backward(retain_graph=True)
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(path_gradients(first)))
+    thread.start()
+    assert Pausing.reached.wait(60)
+    other = scalar_chain()
+    with record(other) as second:
+        other(ones()).sum().backward()
+    Pausing.resumed.set()
+    thread.join()
+    assert values(gradient_norms(second), "total") == [12, 4]
+    assert found[0].flatten().tolist() == [1, 2]
