@@ -7,25 +7,25 @@ from matplotlib.axes import Axes
 
 from .parts.lines import arm_handles, finish, handle, log_axis
 from .parts.points import percent_axis, points_title, seed_points
-from .parts.style import ARMS, Axes2D, Look, panels, style
+from .parts.style import ARMS, COLOURS, Axes2D, Look, panels, style
 from .parts.table import arms_of, select
 
 OUTCOMES = {("test", "accuracy"): "test accuracy (%)", ("train", "loss"): "training loss"}
-BLUE = ARMS["residual"].colour  # all of them are residual networks, cut
+BLUE, WINE = ARMS["residual"].colour, COLOURS[0]  # all of them are residual networks, cut; wine: the second of a panel
 # By panel: its x label, its width against the others', the treatments in it.
 PANELS: dict[str, tuple[str, float, dict[str, Look]]] = {
     "weight": ("weight of the\nshortcut's gradient", 1.3, {"weight": Look("", BLUE, "o", "")}),
     "coin": (
         "chance\nof a cut",
         0.9,
-        {"biased coin": Look("biased coin", BLUE, "v", ""), "unbiased coin": Look("unbiased coin", BLUE, "^", "")},
+        {"biased coin": Look("biased coin", BLUE, "v", ""), "unbiased coin": Look("unbiased coin", WINE, "^", "")},
     ),
     "epoch": (
         "epoch",
         1.1,
         {
             "until epoch": Look("cut until an epoch", BLUE, "<", ""),
-            "from epoch": Look("cut from an epoch on", BLUE, ">", ""),
+            "from epoch": Look("cut from an epoch on", WINE, ">", ""),
         },
     ),
     "place": ("cut shortcuts", 1.4, {"place": Look("", BLUE, "o", "")}),

@@ -45,14 +45,14 @@ def copying(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     errors, changes = rows[rows["quantity"] == "error"], rows[rows["quantity"] == "change"]
     grid = panels(axes, 1, 3, figure="copying", height=1.9)
     by_blocks, over_time, by_block = grid[0]
-    positive, order = rows["value"] > 0, {"by": "blocks", "order": counts}
+    order: dict[str, Any] = {"by": "blocks", "order": counts}
     for axis in (by_blocks, by_block):
         axis.set_yscale("log")
-    at_end = errors[(errors["split"] == "test") & (errors["epoch"] == last) & positive]
-    seed_points(by_blocks, at_end, looks, **order)
-    before = changes[(changes["epoch"] == 0) & positive]
-    seed_points(by_block, before, looks, seeds=False, **order, **HOLLOW)
-    seed_points(by_block, changes[(changes["epoch"] == last) & positive], looks, **order)
+    tested = errors[(errors["split"] == "test") & (errors["value"] > 0)]
+    seed_points(by_blocks, tested[tested["epoch"] == last], looks, **order)
+    changed = changes[changes["value"] > 0]
+    seed_points(by_block, changed[changed["epoch"] == 0], looks, seeds=False, **order, **HOLLOW)
+    seed_points(by_block, changed[changed["epoch"] == last], looks, **order)
     most = errors[(errors["split"] == "validation") & (errors["blocks"] == counts[-1])]
     arm_lines(over_time, most, looks, x="epoch", geometric=True)
     for axis in grid[0]:

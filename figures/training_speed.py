@@ -40,8 +40,8 @@ def training_speed(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         arm_lines(left, losses[losses["network"] == network], looks, x="step")
         _targets(left, targets)
         left.set_ylabel("training loss (nats),\nmean of an epoch's steps")
-        seed_points(right, errors[errors["network"] == network], looks, by="network", order=[network])
-        right.set_xticks([])  # the legend names the arms
+        at_end = errors[errors["network"] == network].assign(at="end")
+        seed_points(right, at_end, looks, by="at", order=["end"])
         right.set_ylabel("test error (%)")
         percent_axis(right)
         row_title(right, network)
@@ -49,7 +49,7 @@ def training_speed(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         left.set_ylim(bottom=0.8 * min([losses["value"].min(), *targets]))
         right.set_ylim(bottom=min(0, right.get_ylim()[0]))
     grid[-1, 0].set_xlabel("step")
-    grid[-1, 1].set_xlabel("arm")
+    grid[-1, 1].set(xlabel="arm", xticks=[])  # the legend names the arms
     whole_numbers(grid[-1, 0])
     depth = ", ".join(map(depth_title, depths_of(losses)))
     finish(grid, arm_handles(looks, marker=True), title=f"{depth}; {seeds_title(losses)}; markers: means")

@@ -55,7 +55,7 @@ def seed_points(
     if mean:
         lines = [look.line if joined else "" for look in looks.values()]
         shared |= {"dodge": WIDTH * (1 - 1 / count) if side_by_side else False, "linestyles": lines}
-        shared |= {"markers": [look.marker for look in looks.values()], "linewidth": 0.6, "markersize": 4}
+        shared |= {"markers": [look.marker for look in looks.values()], "linewidth": 0.6, "markersize": 4.5}
         seaborn.pointplot(**shared, errorbar=None, clip_on=False, **(EDGE | marker))
     axis.set(xlabel="", ylabel="")
     axis.grid(visible=False, axis="y" if horizontal else "x")
