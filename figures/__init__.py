@@ -1,35 +1,26 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
 
-from figures.accuracy_by_depth import accuracy_by_depth
-from figures.alignment import alignment, alignment_over_epochs
-from figures.budget import budget
-from figures.conditions import conditions, recovery_scores
-from figures.copying import copying
-from figures.degradation import degradation
-from figures.depth_centres import depth_centres
-from figures.dose_and_timing import dose_and_timing
-from figures.ensemble import ensemble
-from figures.gradient_norms import gradient_norms
-from figures.gradient_split import gradient_split
-from figures.insertion import insertion
-from figures.interaction import interaction
-from figures.layer_responses import layer_responses
-from figures.layer_use import layer_use
-from figures.learning_curves import learning_curves
-from figures.learning_rates import learning_rates
-from figures.lesions import lesions_by_block, lesions_by_count
-from figures.path_lengths import path_lengths
-from figures.profiles import profiles
-from figures.residual_magnitudes import residual_magnitudes
-from figures.saliency_maps import saliency_maps
-from figures.sampled_paths import sampled_paths
-from figures.save import save
-from figures.short_path_changes import short_path_changes
-from figures.short_paths import short_paths
-from figures.style import ARMS, Look
-from figures.training_speed import training_speed
-from figures.variants import variants
-from figures.verdict import verdict
+from .accuracy import accuracy_by_depth, budget, interaction, learning_rates
+from .alignment import alignment, alignment_over_epochs
+from .conditions import conditions, gap_closed
+from .degradation import degradation, layer_responses
+from .dose_and_timing import dose_and_timing
+from .ensemble import ensemble
+from .gradient_norms import gradient_norms, gradient_split
+from .identity_mapping import copying, insertion
+from .layer_use import depth_centres, layer_use
+from .learning_curves import learning_curves
+from .lesions import lesions_by_block, lesions_by_count
+from .parts.save import save
+from .parts.style import ARMS, Look
+from .path_lengths import path_lengths, sampled_paths
+from .profiles import profiles
+from .residual_magnitudes import residual_magnitudes
+from .saliency_maps import saliency_maps
+from .short_paths import short_path_changes, short_paths
+from .training_speed import training_speed
+from .variants import variants
+from .verdict import verdict
 
 __all__ = [
     "ARMS",
@@ -44,6 +35,7 @@ __all__ = [
     "depth_centres",
     "dose_and_timing",
     "ensemble",
+    "gap_closed",
     "gradient_norms",
     "gradient_split",
     "insertion",
@@ -56,7 +48,6 @@ __all__ = [
     "lesions_by_count",
     "path_lengths",
     "profiles",
-    "recovery_scores",
     "residual_magnitudes",
     "saliency_maps",
     "sampled_paths",

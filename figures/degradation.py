@@ -1,4 +1,4 @@
-"""Do deeper networks have the larger error, on training data too?"""
+"""Do deeper networks have the larger error, on training data too, and how strongly do their layers respond?"""
 
 from typing import Any
 
@@ -7,12 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures.lines import finish, handle, seed_lines, seeds_title, whole_numbers
-from figures.points import percent_axis
-from figures.style import ARMS, Axes2D, depth_title, panels, shade, style
-from figures.table import arms_of, depths_of, select
+from .parts.lines import finish, handle, log_axis, seed_lines, seeds_title, whole_numbers
+from .parts.points import percent_axis
+from .parts.style import Axes2D, Look, depth_title, panels, shade, style
+from .parts.table import arms_of, depths_of, select
 
 SPLITS = {"train": "training error (%)", "test": "test error (%)"}
+ORDERS = {"in order of depth": "depth", "sorted by size": "rank"}
 
 
 @style()
@@ -20,20 +21,29 @@ def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Training and test error (%) over epochs: a column of panels for each arm, the deeper a network the darker (He et
     al. 2015, Fig. 1 and 6).
 
-    table: arm, depth_total, seed, epoch, split ("train", "test"), quantity ("error"), value (from 0 to 1). A mean ends
-    with the first of its seeds that ends.
+    A mean ends with the first of its seeds that ends.
+
+    Args:
+        table: arm, depth_total, seed, epoch, split ("train", "test"), quantity ("error"), value (from 0 to 1).
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     keys = ["arm", "depth_total", "seed", "epoch"]
     rows = select(table, keys, figure="degradation", quantity=["error"], split=list(SPLITS))
     splits = [split for split in SPLITS if split in set(rows["split"])]
-    arms, depths = arms_of(rows), depths_of(rows)
-    grid = panels(axes, len(splits), len(arms), figure="degradation", height=1.5, sharex=True, sharey="row")
-    for column, arm in enumerate(arms):
+    looks, depths = arms_of(rows), depths_of(rows)
+    grid = panels(axes, len(splits), len(looks), figure="degradation", height=1.5, sharex=True, sharey="row")
+    for column, (arm, look) in enumerate(looks.items()):
         of_arm = rows[rows["arm"] == arm]
         for axis, split in zip(grid[:, column], splits, strict=True):
-            depth_lines(axis, of_arm[of_arm["split"] == split], arm, depths, x="epoch")
+            depth_lines(axis, of_arm[of_arm["split"] == split], look, depths, x="epoch")
             percent_axis(axis)
-        grid[0, column].set_title(ARMS[arm].label)
+        grid[0, column].set_title(look.label)
         grid[-1, column].set_xlabel("epoch")
         whole_numbers(grid[-1, column])
     for axis, split in zip(grid[:, 0], splits, strict=True):
@@ -42,14 +52,48 @@ def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     return grid
 
 
+@style()
+def layer_responses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+    """Standard deviation of each layer's response (its own unit, log axis), in order and sorted from the largest; an
+    arm's colour, the deeper a network the darker (He et al. 2015, Fig. 7).
+
+    Lines are geometric means over seeds; a seed is sorted by itself.
+
+    Args:
+        table: arm, depth_total, seed, block, depth (place of the layer, from 0), quantity ("std"), value.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    """
+    rows = select(table, ["arm", "depth_total", "seed", "depth"], figure="layer_responses", quantity=["std"])
+    by_network = rows.groupby(["arm", "depth_total", "seed"])["value"]
+    rows = rows.assign(rank=by_network.rank(method="first", ascending=False) - 1)
+    looks, depths = arms_of(rows), depths_of(rows)
+    grid = panels(axes, 1, 2, figure="layer_responses", height=2.0, sharey=True)
+    for axis, (title, x) in zip(grid[0], ORDERS.items(), strict=True):
+        for arm, look in looks.items():
+            of_arm = rows[rows["arm"] == arm].drop(columns="depth" if x == "rank" else "rank")
+            depth_lines(axis, of_arm, look, depths, x=x, geometric=True)
+        log_axis(axis)
+        axis.set_xlabel(f"layer, {title}")
+    grid[0, 0].set_ylabel("standard deviation\nof the response")
+    handles = [handle(look.label, look.colour) for look in looks.values()] + depth_handles(depths)
+    finish(grid, handles, title=seeds_title(rows, mean="geometric mean") + "; the darker, the deeper")
+    return grid
+
+
 def depth_lines(
-    axis: Axes, rows: pd.DataFrame, arm: str, depths: list[int], *, x: str, geometric: bool = False
+    axis: Axes, rows: pd.DataFrame, look: Look, depths: list[int], *, x: str, geometric: bool = False
 ) -> None:
     """An arm's lines, one a depth: its colour, the paler the shallower."""
     for depth, strength in strengths(depths):
-        colour = shade(ARMS[arm].colour, strength)
+        colour = shade(look.colour, strength)
         of_depth = rows[rows["depth_total"] == depth]
-        seed_lines(axis, of_depth, arm, x=x, geometric=geometric, color=colour, linestyle="-")
+        seed_lines(axis, of_depth, look, x=x, geometric=geometric, color=colour, linestyle="-")
 
 
 def depth_handles(depths: list[int]) -> list[Line2D]:

@@ -2,44 +2,45 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from figures.lines import THICK, arm_handles, finish
-from figures.points import percent_axis, points_title, seed_points
-from figures.style import ARMS, Axes2D, panels, style
-from figures.table import arms_of, select
-
-WIDTH = 0.5
+from .parts.lines import arm_handles, finish
+from .parts.points import percent_axis, points_title, seed_points
+from .parts.style import Axes2D, panels, style
+from .parts.table import arms_of, select
 
 
 @style()
 def ensemble(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Test error (%) of networks of different depth and, at the right, of all of them with averaged probabilities; a
-    panel for top-1, one for top-5; a point for every seed, a bar for their mean.
+    panel for top-1, one for top-5; a point for every seed, a marker at their mean.
 
-    table: arm (one), depth_total (without a value: the ensemble), seed, count (networks in it), quantity ("top-1
-    error", "top-5 error"), value (from 0 to 1).
+    Args:
+        table: arm (one), depth_total (without a value: the ensemble), seed, count (networks in it), quantity ("top-1
+            error", "top-5 error"), value (from 0 to 1).
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     rows = select(
         table, ["arm", "depth_total", "seed", "count"], figure="ensemble", quantity=["top-1 error", "top-5 error"]
     )
-    (arm,) = arms_of(rows)
-    quantities = sorted(rows["quantity"].unique())
+    looks, quantities = arms_of(rows), sorted(rows["quantity"].unique())
     depths = sorted(rows["depth_total"].dropna().unique())
+    names = {depth: f"{depth:g}" for depth in depths}
+    together = f"all {len(depths)}"
+    rows = rows.assign(network=rows["depth_total"].map(names).fillna(together))
     grid = panels(axes, 1, len(quantities), figure="ensemble", height=1.9)
     for axis, quantity in zip(grid[0], quantities, strict=True):
-        of_quantity = rows[rows["quantity"] == quantity]
-        members = [of_quantity[of_quantity["depth_total"] == depth] for depth in depths]
-        places = [*np.arange(len(depths)), len(depths) + 0.4]
-        for x, part in zip(places, [*members, of_quantity[of_quantity["depth_total"].isna()]], strict=True):
-            mean = seed_points(axis, x, part, arm, width=0.6 * WIDTH)
-            axis.hlines(mean, x - WIDTH / 2, x + WIDTH / 2, color=ARMS[arm].colour, linewidth=THICK)
-        axis.axvline(len(depths) - 0.3, color="0.6", linewidth=0.6, linestyle=(0, (2, 2)))
-        axis.set_xticks(places, [*(f"{depth:g}" for depth in depths), f"all {len(depths)}"])
-        axis.grid(visible=False, axis="x")
-        axis.set(xlabel="depth (layers)", ylabel=f"{quantity} (%)".replace("error", "test error"))
-        axis.set_ylim(bottom=-0.04 * of_quantity["value"].max())  # points at 0 stay whole
+        part = rows[rows["quantity"] == quantity]
+        seed_points(axis, part, looks, by="network", order=[*names.values(), together])
+        axis.axvline(len(depths) - 0.5, color="0.6", linewidth=0.6, linestyle=(0, (2, 2)))
+        axis.set(xlabel="depth (layers)", ylabel=f"test {quantity} (%)")
+        axis.set_ylim(bottom=-0.04 * part["value"].max())  # points at 0 stay whole
         percent_axis(axis)
-    finish(grid, arm_handles([arm], marker=True), title=points_title(rows, mean="bar: mean"))
+    finish(grid, arm_handles(looks, line=False, marker=True), title=points_title(rows))
     return grid

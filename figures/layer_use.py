@@ -1,15 +1,16 @@
-"""How much is each block used? Learning, damage, read-out and attribution by depth."""
+"""How much is each block used: learning, damage, read-out and attribution by depth, and their centres of mass?"""
 
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.lines import arm_handles, finish, log_axis, marks, seed_lines, seeds_title, whole_numbers
-from figures.points import percent_axis
-from figures.style import ARMS, GREY, Axes2D, epoch_title, note, panels, style
-from figures.table import arms_of, select
+from .parts.lines import arm_handles, arm_lines, finish, log_axis, seeds_title, whole_numbers
+from .parts.points import percent_axis, points_title, seed_points, shifts
+from .parts.style import GREY, SMALL, Axes2D, Look, epoch_title, note, panels, style
+from .parts.table import arms_of, select, stage_starts
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Panel:
     log: bool = False
 
 
+TICKS = ["0\nfirst block", "0.25\n", "0.5\neven", "0.75\n", "1\nlast block"]  # of two lines each, to stand level
 ERROR = "test error (%)"
 PANELS = (
     Panel("weight movement", r"$\Vert w-w_0\Vert\,/\,\Vert w_0\Vert$", "movement", log=True),
@@ -42,26 +44,36 @@ PANELS = (
 def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Nine panels of what each block does, against its depth; thin grey verticals: the first block of a stage.
 
-    table: arm, seed, epoch, statistics (of BatchNorm: "kept", "re-estimated", or nan), block ("layer2.0"), depth (of
-    the block), quantity ("movement", "gradient", "reset", "deleted", "read-out", "attribution"; "whole", the error
-    without damage, a dotted horizontal), value (movement as a ratio, all others from 0 to 1). gradient: at the first
-    epoch and at the last. read-out at depth -1: before the first block. Log axes leave zeros out.
+    Log axes leave zeros out.
+
+    Args:
+        table: arm, seed, epoch, statistics (of BatchNorm: "kept", "re-estimated", or nan), block ("layer2.0"), depth
+            (of the block), quantity ("movement"; "gradient", at the first epoch and at the last; "reset"; "deleted";
+            "read-out", at depth -1 before the first block; "attribution"; "whole", the error without damage, a dotted
+            horizontal), value (movement as a ratio, all others from 0 to 1).
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     rows = table.assign(statistics=table["statistics"].fillna("")) if "statistics" in table else table
     keys = ["arm", "seed", "epoch", "statistics", "depth"]
     rows = select(rows, keys, figure="layer_use", quantity=sorted({panel.quantity for panel in PANELS}))
-    whole = table[table["quantity"] == "whole"]
+    looks, whole = arms_of(rows), table[table["quantity"] == "whole"]
     grid = panels(axes, 3, 3, figure="layer_use", height=1.35, sharex=True)
     for axis, panel in zip(grid.flat, PANELS, strict=True):
         part = _part(rows, panel)
         moment = epoch_title(part["epoch"].iloc[0]) if len(part) else ""
         axis.set_title(panel.title.format(moment=moment).rstrip(", "))
         axis.set_ylabel(panel.unit)
-        _draw(axis, part, panel)
+        _draw(axis, part, looks, panel)
         if panel.unit == ERROR:
-            _whole(axis, whole[whole["statistics"] == (panel.statistics or "kept")])
+            _whole(axis, whole[whole["statistics"] == (panel.statistics or "kept")], looks)
             axis.set_ylim(0, 1)
-        for depth in _first_of_stage(rows):
+        for depth in stage_starts(rows):
             axis.axvline(depth, color=GREY, linewidth=0.5, zorder=0)
         axis.grid(visible=False, axis="x")
     for axis in grid[-1]:
@@ -69,7 +81,7 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     title = (
         f"{seeds_title(rows, mean='mean (geometric on log axes)')}\ndotted: without damage; BN: BatchNorm statistics"
     )
-    finish(grid, arm_handles(arms_of(rows), marker=True), title=title)
+    finish(grid, arm_handles(looks, marker=True), title=title)
     return grid
 
 
@@ -79,11 +91,8 @@ def _part(rows: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     return found[start if panel.at_start else ~start]
 
 
-def _draw(axis: Axes, rows: pd.DataFrame, panel: Panel) -> None:
-    for arm in arms_of(rows):
-        of_arm = rows[rows["arm"] == arm]
-        look = {"linewidth": 1, "markersize": 3, **marks(of_arm, arm, x="depth")}
-        seed_lines(axis, of_arm, arm, x="depth", geometric=panel.log, **look)
+def _draw(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], panel: Panel) -> None:
+    arm_lines(axis, rows, looks, x="depth", geometric=panel.log, markers="few", linewidth=1, markersize=3)
     if rows.empty:
         note(axis, "not measured")
     elif panel.log:
@@ -93,12 +102,46 @@ def _draw(axis: Axes, rows: pd.DataFrame, panel: Panel) -> None:
     whole_numbers(axis)
 
 
-def _whole(axis: Axes, whole: pd.DataFrame) -> None:
-    for arm in arms_of(whole):
-        error = float(whole[whole["arm"] == arm]["value"].mean())
-        axis.axhline(error, color=ARMS[arm].colour, linewidth=0.6, linestyle=":")
+def _whole(axis: Axes, whole: pd.DataFrame, looks: dict[str, Look]) -> None:
+    for arm, error in whole[whole["arm"].isin(list(looks))].groupby("arm")["value"].mean().items():
+        axis.axhline(error, color=looks[str(arm)].colour, linewidth=0.6, linestyle=":")
 
 
-def _first_of_stage(rows: pd.DataFrame) -> list[int]:
-    blocks = rows.drop_duplicates("depth")
-    return [int(depth) for depth in blocks[blocks["block"].str.endswith(".0")]["depth"] if depth > 0]
+@style()
+def depth_centres(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+    """A line for each measure: the centre of mass of each arm between the first block (0) and the last (1).
+
+    Args:
+        table: arm, seed, outcome (the measure), quantity ("centre", of a seed; "low" and "high", the ends of an
+            interval, a bar), value.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    """
+    rows = select(table, ["arm", "seed", "outcome"], figure="depth_centres", quantity=["centre"])
+    names, looks = list(dict.fromkeys(rows["outcome"])), arms_of(rows)
+    grid = panels(axes, 1, 1, figure="depth_centres", height=0.42 * len(names) + 0.3)
+    axis = grid[0, 0]
+    seed_points(axis, rows, looks, by="outcome", order=names, horizontal=True)
+    intervals = table.pivot_table(index=["outcome", "arm"], columns="quantity", values="value").dropna()
+    for shift, (arm, look) in zip(shifts(len(looks)), looks.items(), strict=True):
+        for place, name in enumerate(names):
+            if (name, arm) in intervals.index and {"low", "high"} <= set(intervals):
+                ends = intervals.loc[(name, arm), ["low", "high"]]
+                axis.plot(ends, [place + shift] * 2, color=look.colour, linewidth=1, alpha=0.6)
+    axis.axvline(0.5, color=GREY, linewidth=0.8, zorder=1)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_yticks(range(len(names)), [fill(name, 18) for name in names], linespacing=0.95)
+    axis.tick_params(axis="y", length=0)
+    for edge in range(1, len(names)):
+        axis.axhline(edge - 0.5, color="0.9", linewidth=0.5, zorder=0)
+    axis.set_xticks([0.25 * i for i in range(5)], TICKS)
+    axis.set_xlabel("centre of mass over depth", fontsize=SMALL + 1)
+    bars = "; bars: 95 % t interval" if table[table["quantity"] == "low"]["value"].notna().any() else ""
+    finish(grid, arm_handles(looks, line=False, marker=True), title=points_title(rows) + bars)
+    return grid

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.lines import THIN, arm_handles, finish, marks, seed_lines, seeds_title, whole_numbers
-from figures.points import percent_axis
-from figures.style import ARMS, GREY, Axes2D, panels, style
-from figures.table import arms_of, seeds_text, select
+from .parts.lines import THIN, arm_handles, arm_lines, finish, marks, seeds_title, whole_numbers
+from .parts.points import percent_axis
+from .parts.style import GREY, Axes2D, Look, panels, style
+from .parts.table import arms_of, seeds_text, select, stage_starts
 
 STATISTICS = {"kept": "BatchNorm statistics kept", "re-estimated": "BatchNorm estimated anew"}
 XLABELS = {
@@ -22,24 +21,34 @@ XLABELS = {
 def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Test error (%) after one lesion against the block it hits; thin grey verticals: the first block of a stage.
 
-    table: arm, seed, lesion ("delete" or "swap" beside "none"), statistics ("kept", "re-estimated": a panel each),
-    block ("layer2.0"), depth (of the block), quantity ("error"), value (from 0 to 1). Horizontals: the whole network.
-    A block that an arm has no value for (it cannot be skipped) leaves a gap.
+    Horizontals: the whole network. A block that an arm has no value for (it cannot be skipped) leaves a gap.
+
+    Args:
+        table: arm, seed, lesion ("delete" or "swap" beside "none"), statistics ("kept", "re-estimated": a panel each),
+            block ("layer2.0"), depth (of the block), quantity ("error"), value (from 0 to 1).
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     rows, whole = _parts(table, ["arm", "seed", "depth"], figure="lesions_by_block")
+    looks = arms_of(rows)
     grid = _panels(rows, axes, figure="lesions_by_block")
     for axis, statistics in zip(grid[0], _statistics(rows), strict=True):
         part = rows[rows["statistics"] == statistics]
-        for arm in arms_of(part):
+        for arm, look in looks.items():
             of_arm = part[part["arm"] == arm]
             whole_range = pd.RangeIndex(int(rows["depth"].max()) + 1)
             wide = of_arm.pivot(index="depth", columns="seed", values="value").reindex(whole_range)
-            axis.plot(wide.index, wide, color=ARMS[arm].colour, **THIN)
-            look = {"color": ARMS[arm].colour, "linestyle": ARMS[arm].line, "linewidth": 1.2}
-            axis.plot(wide.index, wide.mean(axis="columns"), **look, **marks(of_arm, arm, x="depth"))
-        for depth in _first_of_stage(part):
+            axis.plot(wide.index, wide, color=look.colour, **THIN)
+            drawn = {"color": look.colour, "linestyle": look.line, "linewidth": 1.2}
+            axis.plot(wide.index, wide.mean(axis="columns"), **drawn, **marks(of_arm, looks, arm, x="depth"))
+        for depth in stage_starts(part):
             axis.axvline(depth, color=GREY, linewidth=0.5, zorder=0)
-        _whole(axis, whole[whole["statistics"] == statistics])
+        _whole(axis, whole[whole["statistics"] == statistics], looks)
         whole_numbers(axis)
     return _finished(grid, rows, title=seeds_title(rows))
 
@@ -48,27 +57,33 @@ def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Test error (%) against the number of blocks deleted at random, or against Kendall's τ of permuted blocks.
 
-    table: arm, seed, lesion ("delete at random" or "permute" beside "none"), statistics, count, draw, quantity
-    ("error"; for permutations also "tau"), value. A thin line is a seed's mean over its draws; for permutations a point
-    is a draw.
+    A thin line is a seed's mean over its draws; for permutations a point is a draw.
+
+    Args:
+        table: arm, seed, lesion ("delete at random" or "permute" beside "none"), statistics, count, draw, quantity
+            ("error"; for permutations also "tau"), value.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     rows, whole = _parts(table, ["arm", "seed", "count", "draw"], figure="lesions_by_count")
+    looks = arms_of(rows)
     grid = _panels(rows, axes, figure="lesions_by_count")
     permuted = set(rows["lesion"]) == {"permute"}
     for axis, statistics in zip(grid[0], _statistics(rows), strict=True):
         part = rows[rows["statistics"] == statistics]
         base = whole[whole["statistics"] == statistics]
-        for arm in arms_of(part):
-            of_arm = part[part["arm"] == arm]
-            if permuted:
-                taus = table[(table["quantity"] == "tau") & (table["statistics"] == statistics) & (table["arm"] == arm)]
-                _scatter(axis, of_arm, taus, arm)
-            else:
-                whole_network = base[base["arm"] == arm].assign(count=0)
-                both = pd.concat([whole_network, of_arm])
-                means = both.groupby(["seed", "count"])["value"].mean().reset_index()
-                seed_lines(axis, means, arm, x="count", **marks(means, arm, x="count"))
-        _whole(axis, base)
+        if permuted:
+            taus = table[(table["quantity"] == "tau") & (table["statistics"] == statistics)]
+            _scatter(axis, part, taus, looks)
+        else:
+            means = pd.concat([base.assign(count=0), part]).groupby(["arm", "seed", "count"])["value"].mean()
+            arm_lines(axis, means.reset_index(), looks, x="count", markers="few")
+        _whole(axis, base, looks)
         if not permuted:
             whole_numbers(axis)
     if permuted:
@@ -97,29 +112,24 @@ def _panels(rows: pd.DataFrame, axes: Any, *, figure: str) -> Axes2D:
     return panels(axes, 1, len(_statistics(rows)), figure=figure, height=1.7, sharex=True, sharey=True)
 
 
-def _first_of_stage(rows: pd.DataFrame) -> list[int]:
-    blocks = rows.drop_duplicates("depth")
-    return [int(depth) for depth in blocks[blocks["block"].str.endswith(".0")]["depth"] if depth > 0]
-
-
-def _scatter(axis: Axes, rows: pd.DataFrame, taus: pd.DataFrame, arm: str) -> None:
-    keys = ["seed", "count", "draw"]
+def _scatter(axis: Axes, rows: pd.DataFrame, taus: pd.DataFrame, looks: dict[str, Look]) -> None:
+    keys = ["arm", "seed", "count", "draw"]
     both = rows.merge(taus[[*keys, "value"]], on=keys, suffixes=("", "_tau"))
-    look = ARMS[arm]
-    axis.plot(both["value_tau"], both["value"], look.marker, color=look.colour, markersize=3, alpha=0.6)
+    for arm, look in looks.items():
+        of_arm = both[both["arm"] == arm]
+        axis.plot(of_arm["value_tau"], of_arm["value"], look.marker, color=look.colour, markersize=3, alpha=0.6)
 
 
-def _whole(axis: Axes, whole: pd.DataFrame) -> None:
+def _whole(axis: Axes, whole: pd.DataFrame, looks: dict[str, Look]) -> None:
     """A dotted line at each arm's error without a lesion."""
-    for arm in arms_of(whole):
-        error = float(np.mean(whole[whole["arm"] == arm]["value"]))
-        axis.axhline(error, color=ARMS[arm].colour, linewidth=0.6, linestyle=":")
+    for arm, error in whole[whole["arm"].isin(list(looks))].groupby("arm")["value"].mean().items():
+        axis.axhline(error, color=looks[str(arm)].colour, linewidth=0.6, linestyle=":")
 
 
 def _finished(grid: Axes2D, rows: pd.DataFrame, *, title: str) -> Axes2D:
     (lesion,) = set(rows["lesion"])
     for axis, statistics in zip(grid[0], _statistics(rows), strict=True):
-        axis.set_xlabel(XLABELS[lesion])
+        axis.set_xlabel(XLABELS.get(lesion, lesion))
         axis.set_title(STATISTICS[statistics])
         percent_axis(axis)
         axis.set_ylim(bottom=0)

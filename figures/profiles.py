@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.lines import finish, handle, log_axis, whole_numbers
-from figures.style import GREY, Axes2D, note, panels, style
+from .parts.lines import finish, handle, log_axis, whole_numbers
+from .parts.style import GREY, Axes2D, note, panels, style
 
 GRADIENT = {
     "total": ("#000000", "-"),
@@ -23,9 +23,19 @@ MARKERS = {"total": "o", "shortcut": "s", "branch": "^", "other": "D", "ratio": 
 def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2D:
     """Three panels of one network: gradient norms and branch / shortcut ratio against depth, share of path lengths.
 
-    table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio"; "share"),
-    value, as the probes give them, one under the other. What the table lacks is named in its panel; zeros are left out
-    of the logarithmic axes. Raises ValueError where the table has none of these quantities.
+    What the table lacks is named in its panel; zeros are left out of the logarithmic axes.
+
+    Args:
+        table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio";
+            "share"), value, as the probes give them, one under the other.
+        axes: The Axes to draw on; None: those of a new figure.
+        title: The legend's title.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: The table has none of these quantities, or `axes` are not three.
     """
     known = {*GRADIENT, *RATIO, *SHARE}
     present = set(table["quantity"]) & known if "quantity" in table else set()

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.lines import finish, handle, log_axis, seed_lines, seeds_title, whole_numbers
-from figures.style import ARMS, GREY, Axes2D, column_titles, depth_title, nothing, panels, row_title, shade, style
-from figures.table import arms_of, depths_of, select
+from .parts.lines import finish, handle, log_axis, seed_lines, seeds_title, whole_numbers
+from .parts.style import GREY, Axes2D, Look, column_titles, depth_title, nothing, panels, row_title, shade, style
+from .parts.table import arms_of, depths_of, select
 
 WEAKEST = 0.25  # strength of the first epoch's colour
 EPOCHS = 6  # drawn at most
@@ -17,9 +17,19 @@ EPOCHS = 6  # drawn at most
 def residual_magnitudes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Norm of the branch over norm of the shortcut (log axis) at every junction; light to dark: early to late epochs.
 
-    table: arm, depth_total, seed, epoch, depth, quantity ("ratio", "shortcut"), value. Rows of panels: depth_total;
-    columns: the arms with a shortcut. Where the shortcut carries zeros there is no ratio: the legend names those arms.
-    Of more than six epochs six are drawn: the first, the last, and four between them that lie closer at the beginning.
+    Rows of panels: depth_total; columns: the arms with a shortcut. Where the shortcut carries zeros there is no ratio:
+    the legend names those arms. Of more than six epochs six are drawn: the first, the last, and four between them that
+    are closer at the beginning.
+
+    Args:
+        table: arm, depth_total, seed, epoch, depth, quantity ("ratio", "shortcut"), value.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
     found = select(table, keys, figure="residual_magnitudes", quantity=["ratio", "shortcut"])
@@ -28,25 +38,25 @@ def residual_magnitudes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     rows = select(found, keys, figure="residual_magnitudes", quantity=["ratio"])
     strengths = _strengths(rows)
     rows = rows[rows["epoch"].isin(list(strengths))]
-    arms, depths = arms_of(rows), depths_of(rows)
-    grid = panels(axes, len(depths), len(arms), figure="residual_magnitudes", sharex="row", sharey=True)
+    looks, depths = arms_of(rows), depths_of(rows)
+    grid = panels(axes, len(depths), len(looks), figure="residual_magnitudes", sharex="row", sharey=True)
     for line, depth in zip(grid, depths, strict=True):
-        for axis, arm in zip(line, arms, strict=True):
+        for axis, (arm, look) in zip(line, looks.items(), strict=True):
             part = rows[(rows["arm"] == arm) & (rows["depth_total"] == depth)]
             for epoch, strength in strengths.items():
-                look = {"color": shade(ARMS[arm].colour, strength), "linestyle": "-"}
-                seed_lines(axis, part[part["epoch"] == epoch], arm, x="depth", geometric=True, **look)
+                drawn = {"color": shade(look.colour, strength), "linestyle": "-"}
+                seed_lines(axis, part[part["epoch"] == epoch], look, x="depth", geometric=True, **drawn)
             axis.axhline(1, color=GREY, linewidth=0.5)
         whole_numbers(line[0])
         line[0].set_ylabel("branch / shortcut\n(ratio of norms)")
         row_title(line[-1], depth_title(depth))
-    column_titles(grid[0], [ARMS[arm].label for arm in arms])
+    column_titles(grid[0], [look.label for look in looks.values()])
     for axis in grid.flat:
         log_axis(axis)
     for axis in grid[-1]:
         axis.set_xlabel("junction depth")
     handles = [handle(f"epoch {epoch:g}", shade("black", strength)) for epoch, strength in strengths.items()]
-    without = [arm for arm in arms_of(found) if arm not in arms]
+    without = {arm: look for arm, look in arms_of(found).items() if arm not in looks}
     title = seeds_title(rows, mean="geometric mean")
     finish(grid, handles, title=f"{title}\n{_without(without)}" if without else title)
     return grid
@@ -60,5 +70,5 @@ def _strengths(rows: pd.DataFrame) -> dict[float, float]:
     return dict(zip(epochs, np.linspace(1, WEAKEST, len(epochs))[::-1], strict=True))
 
 
-def _without(arms: list[str]) -> str:
-    return f"no ratio: {', '.join(ARMS[arm].label for arm in arms)} (the shortcut carries zeros)"
+def _without(looks: dict[str, Look]) -> str:
+    return f"no ratio: {', '.join(look.label for look in looks.values())} (the shortcut carries zeros)"

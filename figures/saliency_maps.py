@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from figures.style import ARMS, SMALL, Axes2D, panels, style
+from .parts.style import SMALL, Axes2D, looks_of, panels, style
 
 NEEDED = ("images", "labels", "arms", "maps", "predictions")
 COLOURS = "RdBu_r"  # its two ends stay apart under every kind of colour blindness
@@ -18,15 +18,24 @@ COLOURS = "RdBu_r"  # its two ends stay apart under every kind of colour blindne
 def saliency_maps(arrays: Mapping[str, np.ndarray], *, axes: Any = None) -> Axes2D:
     """A row for each image: itself, then each arm's map of it, all maps on one colour scale.
 
-    arrays (by name, such as np.load of the figure's .npz): images (n, H, W, 1 or 3) uint8; labels (n,), class names;
-    arms (a,); maps (a, n, H, W), signed; predictions (a, n), class names. A map is shown in per cent of the sum of its
-    absolute values, since the arms' scores differ in size. The scale ends at the 99th percentile of all maps.
+    A map is shown in per cent of the sum of its absolute values, since the arms' scores differ in size. The scale ends
+    at the 99th percentile of all maps.
+
+    Args:
+        arrays: By name, such as np.load of the figure's .npz: images (n, H, W, 1 or 3) uint8; labels (n,), class names;
+            arms (a,); maps (a, n, H, W), signed; predictions (a, n), class names.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: Arrays are missing, or `axes` are not as many as panels.
     """
     if missing := [name for name in NEEDED if name not in arrays]:
         raise ValueError(f"saliency_maps: the arrays lack {', '.join(missing)}; their names are {', '.join(arrays)}.")
     arms, images = [str(arm) for arm in arrays["arms"]], arrays["images"]
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise ValueError(f"saliency_maps: no look for the arm {', '.join(unknown)}; known are {', '.join(ARMS)}.")
+    looks = looks_of(arms)
     shares = in_percent(arrays["maps"])
     limit = float(np.percentile(np.abs(shares), 99)) or 1.0
     grid = panels(axes, len(images), 1 + len(arms), figure="saliency_maps", height=0.85)
@@ -37,7 +46,7 @@ def saliency_maps(arrays: Mapping[str, np.ndarray], *, axes: Any = None) -> Axes
             _show(axis, shares[column, row], cmap=COLOURS, vmin=-limit, vmax=limit)
             said, label = str(arrays["predictions"][column, row]), str(arrays["labels"][row])
             axis.set_xlabel(f"→ {said}" + (" (wrong)" if said != label else ""), fontsize=SMALL, labelpad=1.5)
-    for axis, title in zip(grid[0], ["image", *(ARMS[arm].label for arm in arms)], strict=True):
+    for axis, title in zip(grid[0], ["image", *(looks[arm].label for arm in arms)], strict=True):
         axis.set_title(title)
     _scale(grid, limit)
     return grid

@@ -1,18 +1,24 @@
-"""How short may the gradient's paths be, with the forward unchanged?"""
+"""How short may the gradient's paths be, with the forward unchanged, and from which length on is training ordinary?"""
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from figures.lines import EDGE, finish, handle, seed_lines
-from figures.points import percent_axis
-from figures.style import ARMS, Axes2D, Look, depth_title, panels, row_title, style
-from figures.table import depths_of, seeds_text, select
+from .parts.lines import EDGE, arm_handles, finish, handle, seed_lines
+from .parts.points import percent_axis
+from .parts.style import ARMS, GREY, Axes2D, Look, depth_title, looks_of, panels, row_title, style
+from .parts.table import depths_of, seeds_text, select
 
 SPLITS = {"train": "training accuracy (%)", "test": "test accuracy (%)"}
+OUTCOMES = {
+    "log train loss": "training loss,\ntimes the ordinary one",
+    "test accuracy": "test accuracy,\nchange (points)",
+}
+QUANTITIES = ("mean", "low", "high", "n", "margin")
 # All are trained residual networks: "at most" is in that arm's colour, and ends in that arm.
 SERIES = {
     "at-most": Look("at most K branches", ARMS["residual"].colour, "o", "-"),
@@ -20,67 +26,69 @@ SERIES = {
     "exactly": Look("exactly K branches", "#CC79A7", "P", (0, (3, 1, 1, 1))),
     "sampled": Look("K branches, drawn anew each step", "#009E73", "d", (0, (1.2, 1))),
 }
-
-ACROSS = 0.8  # the width of a line across
+REFERENCE = 0.8  # the line width of an arm without a limit
 
 
 @style()
 def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Final accuracy (%) on training and test data against K, the limit on the branches of the gradient's paths.
 
-    table: arm ("at-most-K", "at-least-K", "exactly-K", "sampled-K", or an arm of ARMS, which is trained without a limit
-    and becomes a line and a band across), depth_total, seed, path_length (K; the number of blocks where there is no
-    limit), split ("train", "test"), quantity ("accuracy"), value (from 0 to 1). x is linear from 0 to 1 and logarithmic
-    beyond; "at most" ends in the residual arm. Rows of panels: depth_total.
+    An arm without a limit becomes a horizontal line at its mean, and a band over the range of its seeds. x is linear
+    from 0 to 1 and logarithmic beyond; "at most" ends in the residual arm. Rows of panels: depth_total.
+
+    Args:
+        table: treatment ("at-most", "at-least", "exactly", "sampled"; nan, or no such column, without a limit), arm,
+            depth_total, seed, path_length (K; the number of blocks where there is no limit), split ("train", "test"),
+            quantity ("accuracy"), value (from 0 to 1).
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
-    rows = select(
-        named(table),
-        ["arm", "depth_total", "seed", "path_length"],
-        figure="short_paths",
-        looks={**ARMS, **SERIES},
-        quantity=["accuracy"],
-        split=list(SPLITS),
-    )
-    splits = [split for split in SPLITS if split in set(rows["split"])]
-    depths = depths_of(rows)
+    keys = ["arm", "depth_total", "seed", "path_length"]
+    rows = _with_series(select(table, keys, figure="short_paths", quantity=["accuracy"], split=list(SPLITS)))
+    limits = looks_of(rows["treatment"], SERIES)
+    references = looks_of(rows[rows["treatment"].isna()]["arm"])
+    splits, depths = [split for split in SPLITS if split in set(rows["split"])], depths_of(rows)
     grid = panels(axes, len(depths), len(splits), figure="short_paths", height=1.9, sharex="row", sharey=True)
     for line, depth in zip(grid, depths, strict=True):
         at_depth = rows[rows["depth_total"] == depth]
         for axis, split in zip(line, splits, strict=True):
-            _panel(axis, at_depth[at_depth["split"] == split])
+            _accuracies(axis, at_depth[at_depth["split"] == split], limits, references)
             axis.set_ylabel(SPLITS[split])
             limit_axis(axis, at_depth)
         if len(depths) > 1:
             row_title(line[-1], depth_title(depth))
     for axis in grid[-1]:
         axis.set_xlabel("K (branches)")
-    finish(grid, _handles(rows), title=_title(rows))
+    lines = [handle(k.label, k.colour, linestyle=k.line, linewidth=REFERENCE) for k in references.values()]
+    entries = [_handle(look, rows[rows["treatment"] == name]) for name, look in limits.items()]
+    count = seeds_text(rows.assign(arm=rows["series"]))
+    title = f"thick and horizontal: mean; thin: each of {count}; bands: their range"
+    finish(grid, entries + lines, title=count if count == "1 seed" else title)
     return grid
 
 
-def named(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its arms `at-most-3` called `at-most`."""
-    if "arm" not in table.columns:
-        return table
-    pattern = rf"^({'|'.join(SERIES)})-\d+$"
-    return table.assign(arm=table["arm"].astype(str).str.replace(pattern, r"\1", regex=True))
+def _with_series(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the columns `treatment`, missing where there is none, and `series`: that, or else the arm."""
+    given = rows["treatment"] if "treatment" in rows else pd.Series(None, rows.index, dtype=object)
+    treatment = given.astype(object).where(given.notna() & (given != ""), None)
+    return rows.assign(treatment=treatment, series=treatment.fillna(rows["arm"]))
 
 
-def _panel(axis: Axes, rows: pd.DataFrame) -> None:
-    for arm in present(rows, ARMS):
-        _across(axis, rows[rows["arm"] == arm], ARMS[arm])
-    for name in present(rows, SERIES):
-        look = SERIES[name]
-        part = rows[rows["arm"].isin([name, "residual"] if name == "at-most" else [name])]
-        options: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, **EDGE}
-        seed_lines(axis, part, "residual", x="path_length", **options)
+def _accuracies(axis: Axes, rows: pd.DataFrame, limits: dict[str, Look], references: dict[str, Look]) -> None:
+    for arm, look in references.items():
+        values = rows[(rows["series"] == arm) & rows["treatment"].isna()]["value"]
+        if len(values):
+            axis.axhspan(values.min(), values.max(), color=look.colour, alpha=0.15, linewidth=0)
+            axis.axhline(values.mean(), color=look.colour, linestyle=look.line, linewidth=REFERENCE)
+    for name, look in limits.items():
+        part = rows[rows["series"].isin([name, "residual"] if name == "at-most" else [name])]
+        seed_lines(axis, part, look, x="path_length", marker=look.marker, **EDGE)
     percent_axis(axis)
-
-
-def _across(axis: Axes, rows: pd.DataFrame, look: Look) -> None:
-    """An arm without a limit: its mean as a line across, the range of its seeds as a band."""
-    axis.axhspan(rows["value"].min(), rows["value"].max(), color=look.colour, alpha=0.15, linewidth=0)
-    axis.axhline(rows["value"].mean(), color=look.colour, linestyle=look.line, linewidth=ACROSS)
 
 
 def limit_axis(axis: Axes, rows: pd.DataFrame) -> None:
@@ -93,25 +101,72 @@ def limit_axis(axis: Axes, rows: pd.DataFrame) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def present(rows: pd.DataFrame, looks: dict[str, Look]) -> list[str]:
-    """The arms in the table, in the order of the looks."""
-    return [name for name in looks if (rows["arm"] == name).any()]
-
-
-def _handles(rows: pd.DataFrame) -> list[Line2D]:
-    limited = [_handle(SERIES[name], rows[rows["arm"] == name]) for name in present(rows, SERIES)]
-    across = [ARMS[arm] for arm in present(rows, ARMS)]
-    return limited + [handle(look.label, look.colour, linestyle=look.line, linewidth=ACROSS) for look in across]
-
-
 def _handle(look: Look, rows: pd.DataFrame) -> Line2D:
     """A line with markers; one K alone is drawn as a ring."""
     if rows["path_length"].nunique() > 1:
         return handle(look.label, look.colour, linestyle=look.line, marker=look.marker)
     ring = {"markersize": 6, "markerfacecolor": "none", "markeredgecolor": look.colour, "markeredgewidth": 1}
-    return handle(look.label, look.colour, linestyle="", marker="o", **ring)
+    return handle(look.label, look.colour, linestyle="", marker=look.marker, **ring)
 
 
-def _title(rows: pd.DataFrame) -> str:
-    count = seeds_text(rows)
-    return count if count == "1 seed" else f"thick and lines across: mean; thin: each of {count}; bands: their range"
+@style()
+def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+    """Training loss (as a factor, log axis) and test accuracy (points) against ordinary training, for each K.
+
+    Rows of panels: depth_total. The shaded side is within the margin.
+
+    Args:
+        table: treatment ("at-most", "at-least", "exactly", "sampled"), arm, depth_total, path_length (K), outcome ("log
+            train loss", "test accuracy"), quantity ("mean"; "low" and "high": the ends of its 95 % interval, if there
+            is one; "n"; "margin": up to which a change counts as ordinary), value.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    """
+    keys = ["arm", "depth_total", "path_length"]
+    rows = select(table, keys, figure="short_path_changes", outcome=list(OUTCOMES), quantity=QUANTITIES)
+    rows = _with_series(rows)
+    looks, depths = looks_of(rows["series"], ARMS | SERIES), depths_of(rows)
+    grid = panels(axes, len(depths), 2, figure="short_path_changes", height=1.7, sharex="row")
+    for line, depth in zip(grid, depths, strict=True):
+        at_depth = rows[rows["depth_total"] == depth]
+        for axis, outcome in zip(line, OUTCOMES, strict=True):
+            _changes(axis, at_depth[at_depth["outcome"] == outcome], looks, factor=outcome == "log train loss")
+            axis.set_ylabel(OUTCOMES[outcome])
+            limit_axis(axis, at_depth)
+        if len(depths) > 1:
+            row_title(line[-1], depth_title(depth))
+    for axis in grid[-1]:
+        axis.set_xlabel("K (branches)")
+    counts = sorted(int(count) for count in rows[rows["quantity"] == "n"]["value"].unique())
+    n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "?"
+    bars = ", 95 % paired t intervals" if (rows["quantity"] == "low").any() else ", no intervals"
+    title = f"change from ordinary training: mean of n = {n} seeds{bars}\nshaded: within the margin"
+    finish(grid, arm_handles(looks, line=False, marker=True), title=title)
+    return grid
+
+
+def _changes(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], *, factor: bool) -> None:
+    """One outcome: a point for the mean, a bar for the interval; shaded, the changes within the margin."""
+    shown = rows.assign(value=np.exp(rows["value"]) if factor else 100 * rows["value"])
+    for place, (name, look) in enumerate(looks.items()):
+        wide = shown[shown["series"] == name].pivot(index="path_length", columns="quantity", values="value")
+        wide = wide.reindex(columns=list(QUANTITIES)).sort_index()
+        ends = np.abs(wide[["low", "high"]].to_numpy(float) - wide[["mean"]].to_numpy(float)).T
+        x = wide.index * 1.08**place  # so that no bar covers another at the same K
+        bar: dict[str, Any] = {"elinewidth": 1, "markersize": 4.5, **EDGE}
+        axis.errorbar(x, wide["mean"], ends, color=look.colour, marker=look.marker, linestyle="", **bar)
+    ordinary, margins = (1.0 if factor else 0.0), shown[shown["quantity"] == "margin"]["value"]
+    axis.axhline(ordinary, color=GREY, linewidth=0.8)
+    if factor:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+    low, high = axis.get_ylim()
+    for margin in margins.iloc[:1]:
+        axis.axhspan(*((low, margin) if factor else (margin, high)), color=GREY, alpha=0.15, linewidth=0)
+    axis.set_ylim(low, high)

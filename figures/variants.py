@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from figures.lines import EDGE, THICK, arm_handles, finish
-from figures.points import points_title
-from figures.style import ARMS, Axes2D, panels, style
-from figures.table import arms_of, select
+from .parts.lines import arm_handles, finish
+from .parts.points import percent_axis, points_title, seed_points, shifts
+from .parts.style import Axes2D, panels, style
+from .parts.table import arms_of, select
 
 PANELS = {("test", "error"): ("test error (%)", 1.0), ("train", "loss"): ("training loss (nats)", 10.0)}
 ROW = 0.23  # inches
@@ -19,55 +19,51 @@ PERCENT = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 
 @style()
 def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
-    """Final test error (%) and training loss of each network, a row for each in the table's order, on log axes; a point
-    for every seed, a bar for their mean. A value of 0 stands at the left edge, a loss above 10 at the right one; a
-    cross there marks an arm without a value.
+    """Final test error (%) and training loss of each network, a row for each in the table's order, on log axes; a small
+    point for every seed, a marker at their mean.
 
-    table: network, arm, depth_total, seed, split and quantity ("test", "error", from 0 to 1; "train", "loss", in nats),
-    value. A network whose depth is not the most common one is named with it.
+    A value of 0 stands at the left edge, a loss above 10 at the right one; a cross there marks an arm without a value.
+    A network whose depth is not the most common one is named with it.
+
+    Args:
+        table: network, arm, depth_total, seed, split and quantity ("test", "error", from 0 to 1; "train", "loss", in
+            nats), value.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
     keys = ["network", "arm", "depth_total", "seed"]
     rows = select(table, keys, figure="variants", split=["train", "test"], quantity=["error", "loss"])
-    networks, arms = list(dict.fromkeys(rows["network"])), arms_of(rows)
-    height = ROW * len(networks) + 0.3
-    grid = panels(axes, 1, len(PANELS), figure="variants", height=height, sharey=True)
+    networks, looks = list(dict.fromkeys(rows["network"])), arms_of(rows)
+    grid = panels(axes, 1, len(PANELS), figure="variants", height=ROW * len(networks) + 0.3, sharey=True)
     for axis, ((split, quantity), (label, most)) in zip(grid[0], PANELS.items(), strict=True):
         part = rows[(rows["split"] == split) & (rows["quantity"] == quantity)]
         limits = edge(part["value"]), most
-        for place, network in enumerate(networks):
-            for arm in arms:
-                of_arm = part[(part["network"] == network) & (part["arm"] == arm)]
-                seeds_and_mean(axis, place + offset(arm, arms), of_arm, arm, limits)
+        means = part.groupby(["network", "arm"], as_index=False)["value"].mean()
+        row: dict[str, Any] = {"by": "network", "order": networks, "horizontal": True}
+        seed_points(axis, part.assign(value=part["value"].clip(*limits)), looks, **row, mean=False)
+        seed_points(axis, means.assign(value=means["value"].clip(*limits)), looks, **row, seeds=False)
+        present = set(zip(means["network"], means["arm"], strict=True))
+        for shift, (arm, look) in zip(shifts(len(looks)), looks.items(), strict=True):
+            for place in (i for i, network in enumerate(networks) if (network, arm) not in present):
+                axis.plot(limits[1], place + shift, marker="x", color=look.colour, clip_on=False)
         log_rows(axis, len(networks), limits)
         axis.set_xlabel(label)
     grid[0, 0].xaxis.set_major_locator(FixedLocator(PERCENT))
-    grid[0, 0].xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    percent_axis(grid[0, 0], along="x")
     grid[0, 0].set_yticks(range(len(networks)), row_labels(rows, networks))
-    finish(grid, arm_handles(arms, marker=True), title=explained(rows, networks, arms))
+    finish(grid, arm_handles(looks, line=False, marker=True), title=explained(rows, len(networks) * len(looks)))
     return grid
-
-
-def offset(arm: str, arms: list[str]) -> float:
-    """How far below its row's middle an arm stands: all of them within 0.56 of a row."""
-    return 0.0 if len(arms) == 1 else 0.56 * (arms.index(arm) / (len(arms) - 1) - 0.5)
 
 
 def edge(values: "pd.Series[float]") -> float:
     """Where a log axis begins: below the smallest value that is not 0."""
     positive = values[values > 0]
     return 0.6 * float(positive.min()) if len(positive) else 0.1
-
-
-def seeds_and_mean(axis: Axes, y: float, rows: pd.DataFrame, arm: str, limits: tuple[float, float]) -> None:
-    """The arm's points of one row and a bar at their mean, within the axis; a cross at its end where there are none."""
-    look, options = ARMS[arm], dict[str, Any](EDGE) | {"clip_on": False, "zorder": 3}
-    if rows.empty:
-        axis.plot(limits[1], y, marker="x", color=look.colour, clip_on=False)
-        return
-    mean = np.clip(rows["value"].mean(), *limits)
-    axis.vlines(mean, y - 0.17, y + 0.17, color=look.colour, linewidth=THICK)
-    values = np.clip(rows["value"], *limits)
-    axis.plot(values, np.full(len(values), y), linestyle="", marker=look.marker, color=look.colour, **options)
 
 
 def log_rows(axis: Axes, count: int, limits: tuple[float, float]) -> None:
@@ -84,16 +80,16 @@ def log_rows(axis: Axes, count: int, limits: tuple[float, float]) -> None:
         axis.axhline(between, color="0.85", linewidth=0.4, zorder=0)
 
 
-def explained(rows: pd.DataFrame, networks: list[str], arms: list[str]) -> str:
-    """What the figure's title says: depth, seeds, and what stands at the edges, of what there is."""
+def explained(rows: pd.DataFrame, marks: int) -> str:
+    """What the figure's title says: depth, seeds, and what stands at the edges, if anything does; marks: in a panel."""
     (_, most) = PANELS["train", "loss"]
     have = rows.groupby(["network", "arm"])["quantity"].nunique()
     edges = (
         ((rows["value"] == 0).any(), "at the left edge: 0"),
         ((rows["value"] > most).any(), f"at the right edge: above {most:g}"),
-        (have.sum() < len(PANELS) * len(networks) * len(arms), "×: no value"),
+        (have.sum() < len(PANELS) * marks, "×: no value"),
     )
-    first = f"depth {usual_depth(rows)}, or as in brackets; {points_title(rows, mean='bar: mean')}"
+    first = f"depth {usual_depth(rows)}, or as in brackets; {points_title(rows)}"
     return f"{first}\n{'; '.join(text for said, text in edges if said)}".strip()
 
 

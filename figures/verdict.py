@@ -6,14 +6,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.lines import finish, handle
-from figures.style import GREY, Axes2D, panels, row_title, style
+from .parts.lines import finish, handle
+from .parts.style import GREY, Axes2D, panels, row_title, style
 
 ROW = 0.36  # inches
-# By outcome: the axis, the sign that makes right mean better, the margin within which a difference is none.
-OUTCOMES: dict[str, tuple[str, int, float]] = {
-    "log train loss": ("train loss, log10 of the factor gained", -1, 0.693),
-    "test accuracy": ("test accuracy, points gained", 1, 0.02),
+# By outcome: the axis, and the sign that makes right mean better.
+OUTCOMES: dict[str, tuple[str, int]] = {
+    "log train loss": ("train loss, log10 of the factor gained", -1),
+    "test accuracy": ("test accuracy, points gained", 1),
 }
 UNITS = {"log train loss": 0.4343, "test accuracy": 100}  # of the axis, in units of the table
 MARKS = ("o", "s", "D", "^")
@@ -21,14 +21,27 @@ SHADES = ("#000000", "0.5", "#009E73", "#E69F00")  # none is an arm's, but for b
 
 
 @style()
-def verdict(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+def verdict(table: pd.DataFrame, *, margin: Mapping[str, float] | None = None, axes: Any = None) -> Axes2D:
     """What each effect is worth, in every version and at every depth: mean, 95 % interval and each seed's value; right
     of the grey band, the margin, is better. Columns: training loss and test accuracy; a row of panels a data set.
 
-    table: data, control (the version), depth_total, outcome ("log train loss", "test accuracy"; others are left out),
-    effect, quantity ("mean", "low", "high"; "difference", of one seed), value. Hollow: the shallower depths. An effect
-    without a mark was not read; a mark without a line has no interval.
+    Hollow: the shallower depths. An effect without a mark was not read; a mark without a line has no interval.
+
+    Args:
+        table: data, control (the version), depth_total, outcome ("log train loss", "test accuracy"; others are left
+            out), effect, quantity ("mean", "low", "high"; "difference", of one seed; "margin", of an outcome), value.
+        margin: By outcome, in the table's unit: within it a difference is none. None: those of the table, if any.
+        axes: The Axes to draw on; None: those of a new figure.
+
+    Returns:
+        The axes, rows by columns of panels.
+
+    Raises:
+        ValueError: Every value is missing, or `axes` are not as many as panels.
     """
+    rows = table[table["quantity"] == "margin"]
+    margins = dict(zip(rows["outcome"], rows["value"], strict=True)) if margin is None else margin
+    table = table[table["quantity"] != "margin"]
     rows = table[table["outcome"].isin(list(OUTCOMES)) & table["quantity"].isin(["mean", "low", "high", "difference"])]
     rows = rows[rows["value"].notna()]
     if rows.empty:
@@ -40,19 +53,28 @@ def verdict(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     for line, title in zip(grid, titles, strict=True):
         of_data = rows[rows["data"] == title]
         for axis, outcome in zip(line, OUTCOMES, strict=True):
-            _panel(axis, of_data[of_data["outcome"] == outcome], names[outcome], versions, outcome)
+            _panel(
+                axis, of_data[of_data["outcome"] == outcome], names[outcome], versions, outcome, margins.get(outcome)
+            )
         line[0].set_yticks(range(len(names["log train loss"])), [_short(name) for name in names["log train loss"]])
         row_title(line[-1], title)
     for axis, outcome in zip(grid[-1], OUTCOMES, strict=True):
         axis.set_xlabel(OUTCOMES[outcome][0])
-    finish(grid, list(_handles(versions)), title=_explained(rows))
+    finish(grid, list(_handles(versions)), title=_explained(rows) + "; grey band: the margin" * bool(margins))
     return grid
 
 
-def _panel(axis: Axes, rows: pd.DataFrame, names: Sequence[str], versions: Sequence[str], outcome: str) -> None:
-    _, sign, margin = OUTCOMES[outcome]
-    unit = UNITS[outcome]
-    axis.axvspan(-margin * unit, margin * unit, color="0.9", linewidth=0, zorder=0)
+def _panel(
+    axis: Axes,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    versions: Sequence[str],
+    outcome: str,
+    margin: float | None,
+) -> None:
+    sign, unit = OUTCOMES[outcome][1], UNITS[outcome]
+    if margin is not None:
+        axis.axvspan(-margin * unit, margin * unit, color="0.9", linewidth=0, zorder=0)
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0.5)
     depths = sorted(rows["depth_total"].unique())
     lanes = [(version, depth) for version in versions for depth in depths]
@@ -96,5 +118,5 @@ def _explained(rows: pd.DataFrame) -> str:
     n = "–".join(map(str, sorted({counts.min(), counts.max()})))
     return (
         f"mean, 95 % t interval (paired) and each of {n} seeds at depths {depths},\n"
-        "hollow: the shallower; right is better; grey band: the margin"
+        "hollow: the shallower; right is better"
     )

@@ -9,17 +9,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.style import style
+from .style import style
 
 
 @style()
 def save(
     axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], folder: str | Path, name: str
 ) -> tuple[Path, Path, Path]:
-    """Write folder/name.pdf (fonts embedded), name.png (200 dpi) and name.csv (the very table); returns their paths.
+    """Write folder/name.pdf (fonts embedded), name.png (200 dpi) and name.csv (the very table).
 
-    axes: what a figure function returned, or any Axes of the figure, which is closed. table: arrays by name, of a
-    figure of images, become name.npz. The PDF carries no date: the same table makes the same bytes.
+    The folder is made if need be. The PDF carries no date: the same table makes the same bytes.
+
+    Args:
+        axes: What a figure function returned, or any Axes of the figure, which is closed.
+        table: What the figure was drawn from. Arrays by name, of a figure of images, become name.npz.
+        folder: Where to write.
+        name: The files' name, without a suffix.
+
+    Returns:
+        The paths of PDF, PNG and table.
+
+    Raises:
+        ValueError: The axes belong to no figure.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,19 @@
-"""What a long table must bring before it can be drawn; figures ask here, and the errors name the figure."""
+"""Checks and selections of long tables before they are drawn; the errors name the figure."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from figures.style import ARMS, epoch_title
+from .style import Look, epoch_title, looks_of
 
 
-def select(
-    table: pd.DataFrame, keys: Sequence[str], *, figure: str, looks: Collection[str] = ARMS, **where: Sequence[Any]
-) -> pd.DataFrame:
+def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Sequence[Any]) -> pd.DataFrame:
     """The rows with a finite value in which every column of `where` holds one of its values.
 
     keys: the columns that, with those of `where`, tell the values apart; the table needs them all, and `value`.
-    looks: the arms that can be drawn.
-    Raises ValueError for missing columns, an empty table, nothing left, an arm without a look, two values for one key.
+    Raises ValueError for missing columns, an empty table, nothing left, or two values for one key.
     """
     keys = [*keys, *where]
     _check_columns(table, [*keys, "value"], figure=figure)
@@ -26,7 +23,7 @@ def select(
     rows = table[wanted & np.isfinite(table["value"])]
     if rows.empty:
         raise ValueError(f"{figure}: no finite value where {_words(where)}, among {len(table)} rows.")
-    _check_values(rows, keys, looks, figure=figure)
+    _check_values(rows, keys, figure=figure)
     return rows
 
 
@@ -40,13 +37,7 @@ def _check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -
         raise ValueError(f"{figure}: the table is empty; there is nothing to draw.")
 
 
-def _check_values(rows: pd.DataFrame, keys: Sequence[str], looks: Collection[str], *, figure: str) -> None:
-    unknown = sorted(set(rows["arm"]) - set(looks))
-    if unknown:
-        raise ValueError(
-            f"{figure}: no look for the arm {', '.join(unknown)}; known are {', '.join(looks)}. "
-            "Give it one: figures.ARMS[name] = figures.Look(...), or leave its rows out."
-        )
+def _check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:
     twice = rows[rows.duplicated(list(keys))]
     if len(twice):
         which = ", ".join(f"{key} {twice.iloc[0][key]}" for key in keys)
@@ -57,10 +48,9 @@ def _words(where: dict[str, Sequence[Any]]) -> str:
     return " and ".join(f"{column} is {' or '.join(map(str, values))}" for column, values in where.items())
 
 
-def arms_of(rows: pd.DataFrame) -> list[str]:
-    """The arms in the table, in the order of ARMS."""
-    present = set(rows["arm"])
-    return [arm for arm in ARMS if arm in present]
+def arms_of(rows: pd.DataFrame) -> dict[str, Look]:
+    """The looks of the arms in the table: those of ARMS in its order, then the others as they appear."""
+    return looks_of(rows["arm"])
 
 
 def depths_of(rows: pd.DataFrame) -> list[int]:
@@ -79,6 +69,12 @@ def moments(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _moment(epochs: "pd.Series[float]", mixed: str) -> str:
     return epoch_title(epochs.iloc[0]) if epochs.nunique() == 1 else mixed
+
+
+def stage_starts(rows: pd.DataFrame) -> list[int]:
+    """The depths of the first block of each stage but the first, of blocks named like "layer2.0"."""
+    blocks = rows.drop_duplicates("depth")
+    return [int(depth) for depth in blocks[blocks["block"].str.endswith(".0")]["depth"] if depth > 0]
 
 
 def seeds_text(rows: pd.DataFrame) -> str:

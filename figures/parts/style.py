@@ -1,6 +1,6 @@
-"""One look for all figures: each arm's colour, marker, line and label, a venue's sizes and fonts, words for titles."""
+"""One look for all figures: colour, marker, line and label of each arm, a venue's sizes and fonts, words for titles."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import matplotlib.style
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ class Look:
 
 
 # The five of Okabe and Ito's colours whose nearest pair stays furthest apart (CIELAB, also under simulated protanopia,
-# deuteranopia and tritanopia). An arm of your own: ARMS["mine"] = Look(...).
+# deuteranopia and tritanopia). Optional: a name without an entry gets a look from COLOURS, MARKERS and DASHES.
 ARMS: dict[str, Look] = {
     "residual": Look("residual", "#0072B2", "o", "-"),
     "stop-gradient": Look("stop-gradient", "#D55E00", "s", (0, (5, 1.5))),
@@ -36,6 +37,31 @@ ARMS: dict[str, Look] = {
     "plain": Look("plain", "#000000", "D", (0, (1.2, 1))),
     "shortest-path": Look("shortest-path", "#56B4E9", "v", (0, (3, 1, 1, 1, 1, 1))),
 }
+# Chosen by the same distance, from the five and from each other. Of the 5, 7 and 6, 210 combinations differ.
+COLOURS = ("#882255", "#7F5539", "#332288", "#E69F00", "#999933")
+MARKERS = ("P", "X", "<", ">", "p", "h", "d")
+DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1)), (0, (2, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)), (0, (2, 1, 1, 1)))
+
+
+def looks_of(names: Iterable[Any], known: Mapping[str, Look] | None = None) -> dict[str, Look]:
+    """The look of each name (of an arm, a condition, a series), in the order in which to draw them.
+
+    Args:
+        names: With repetitions; missing values are left out.
+        known: The looks at hand, `ARMS` if None.
+
+    Returns:
+        The known names in the order of `known`, then all others as they appear, each with a look of its own.
+    """
+    known = ARMS if known is None else known
+    found = dict.fromkeys(name for name in names if pd.notna(name))
+    others = [name for name in found if name not in known]
+    automatic = {
+        name: Look(str(name), COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+        for i, name in enumerate(others)
+    }
+    return {name: look for name, look in known.items() if name in found} | automatic
+
 
 GREY = "0.45"
 NOTE = "note"

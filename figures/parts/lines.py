@@ -1,8 +1,8 @@
 """A line for every seed and a thick one for their mean, and the legend that says so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from figures.style import ARMS, SMALL, Axes2D, note
-from figures.table import arms_of, seeds_text
+from .style import SMALL, Axes2D, Look, note
+from .table import arms_of, seeds_text
 
 LETTER = 0.5 * SMALL / 72  # inches
 THICK = 1.4
@@ -19,15 +19,14 @@ THIN: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.55}
 EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
 
-def seed_lines(axis: Axes, rows: pd.DataFrame, arm: str, *, x: str, geometric: bool = False, **mean: Any) -> None:
+def seed_lines(axis: Axes, rows: pd.DataFrame, look: Look, *, x: str, geometric: bool = False, **mean: Any) -> None:
     """Draw an arm's `value` against the column x: thin, each seed; thick, their mean, as far as all have a value.
 
     geometric: the mean of the logarithms, for a log axis; it leaves zeros out. `mean`: how to draw the thick line.
-    What exists at one x only becomes points instead of lines, the mean's a hollow one.
+    A value at one x only becomes points instead of lines, the mean's a hollow one.
     """
     if rows.empty:
         return
-    look = ARMS[arm]
     drawn = {"color": look.colour, "linestyle": look.line, "linewidth": THICK} | mean
     wide = rows.pivot(index=x, columns="seed", values="value").sort_index()
     if geometric:
@@ -41,6 +40,22 @@ def seed_lines(axis: Axes, rows: pd.DataFrame, arm: str, *, x: str, geometric: b
     axis.plot(line.index, line, **drawn)
 
 
+def arm_lines(
+    axis: Axes,
+    rows: pd.DataFrame,
+    looks: Mapping[str, Look],
+    *,
+    x: str,
+    geometric: bool = False,
+    markers: Literal["none", "few", "all"] = "none",
+    **mean: Any,
+) -> None:
+    """The lines of every arm of `looks`, their means with markers at no, few or all values of x."""
+    for arm, look in looks.items():
+        marked = {"few": marks(rows, looks, arm, x=x), "all": {"marker": look.marker, **EDGE}}.get(markers, {})
+        seed_lines(axis, rows[rows["arm"] == arm], look, x=x, geometric=geometric, **(marked | mean))
+
+
 def mean_over_seeds(wide: pd.DataFrame, *, geometric: bool) -> "pd.Series[float]":
     """The mean of each row, a column a seed; nan where a seed is missing, so that no mean is that of the survivors."""
     values = wide.apply(np.log) if geometric else wide
@@ -48,10 +63,10 @@ def mean_over_seeds(wide: pd.DataFrame, *, geometric: bool) -> "pd.Series[float]
     return means.apply(np.exp) if geometric else means
 
 
-def marks(rows: pd.DataFrame, arm: str, *, x: str) -> dict[str, Any]:
+def marks(rows: pd.DataFrame, looks: Mapping[str, Look], arm: str, *, x: str) -> dict[str, Any]:
     """The arm's marker at about six places of x, shifted from arm to arm so that they do not cover each other."""
     step = max(1, rows[x].nunique() // 6)
-    return {"marker": ARMS[arm].marker, "markevery": (list(ARMS).index(arm) % step, step), **EDGE}
+    return {"marker": looks[arm].marker, "markevery": (list(looks).index(arm) % step, step), **EDGE}
 
 
 def log_axis(axis: Axes) -> None:
@@ -69,8 +84,8 @@ def log_axis(axis: Axes) -> None:
 
 
 def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
-    """Name above the panel the arms that `rows` has and `drawn` has not: they ended before, or are not finite."""
-    missing = [ARMS[arm].label for arm in arms_of(rows) if arm not in set(drawn["arm"])]
+    """Name above the panel the arms that `rows` has and `drawn` lacks: diverged, or not finite."""
+    missing = [look.label for arm, look in arms_of(rows).items() if arm not in set(drawn["arm"])]
     if missing:
         note(axis, f"no value: {', '.join(missing)}")
 
@@ -89,10 +104,12 @@ def handle(label: str, colour: str, **line: Any) -> Line2D:
     return Line2D([], [], label=label, color=colour, **options)
 
 
-def arm_handles(arms: Sequence[str], *, marker: bool = False) -> list[Line2D]:
-    """A legend's entries for the arms: colour, line and, on demand, marker."""
-    looks = [ARMS[arm] for arm in arms]
-    return [handle(k.label, k.colour, linestyle=k.line, marker=k.marker if marker else "") for k in looks]
+def arm_handles(looks: Mapping[str, Look], *, line: bool = True, marker: bool = False) -> list[Line2D]:
+    """A legend's entries: the colour of each look, with its line, its marker or both."""
+    return [
+        handle(k.label, k.colour, linestyle=k.line if line else "", marker=k.marker if marker else "")
+        for k in looks.values()
+    ]
 
 
 def finish(axes: Axes2D, handles: Sequence[Line2D], *, title: str) -> None:

@@ -1,0 +1,1 @@
+"""What all figures draw with: style and looks, checks of tables, lines and points over seeds, and saving."""

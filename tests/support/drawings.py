@@ -1,0 +1,339 @@
+"""A small table for every figure, and what a figure has drawn, as plain numbers."""
+
+import math
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from figures import ARMS
+from figures.layer_use import PANELS
+
+NAMES = list(ARMS)
+SHORTCUT_BACK = {"residual", "gradient-only", "shortest-path"}
+SHORTCUT_FORWARD = {"residual", "stop-gradient", "shortest-path"}
+BLOCKS, SINGLE = 4, {"stop-gradient": 4, "shortest-path": 0}  # of the sampled paths; the arms with one length alone
+LIMITS = {"at-most": (0, 1, 4), "sampled": (4,)}
+EPOCHS, COINS, WEIGHTS = (2, 5, 8), (0.5, 0.9), (0.1, 0.25, 0.5, 0.75)
+
+
+def number(*key: Any) -> float:
+    """Some number between 0.1 and 1, the same for the same key."""
+    return 0.1 + 0.9 * (sum(7 * (i + 1) * ord(letter) for i, letter in enumerate(str(key))) % 101) / 101
+
+
+def long(**columns: Iterable[Any]) -> pd.DataFrame:
+    """A row for every combination of the columns' entries, with some value."""
+    rows = pd.DataFrame(list(product(*columns.values())), columns=list(columns))
+    return rows.assign(value=[number(*row) for row in rows.itertuples(index=False)])
+
+
+def tables(
+    arms: Iterable[str] = NAMES, depths: Iterable[int] = (20, 56), seeds: Iterable[int] = (0, 1, 2)
+) -> dict[str, pd.DataFrame]:
+    """The tables of the main experiment; networks have 4 junctions, epochs are 0, 1, 2."""
+    made: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("outcomes", "curves", "gradients", "magnitudes", "paths")
+    }
+    for arm, depth_total, seed in product(arms, depths, seeds):
+        run = {"experiment": "toy", "arm": arm, "depth_total": depth_total, "seed": seed}
+        for split, quantity in product(("train", "validation", "test"), ("loss", "accuracy")):
+            value = number(arm, depth_total, seed, split, quantity)
+            made["outcomes"].append(run | {"split": split, "quantity": quantity, "value": value})
+        for epoch in range(3):
+            now = run | {"step": 10 * epoch, "epoch": epoch}
+            for split, quantity in product(("train", "validation"), ("loss", "accuracy")):
+                value = number(arm, depth_total, seed, epoch, split, quantity)
+                made["curves"].append(now | {"split": split, "quantity": quantity, "value": value})
+            for depth in range(4):
+                here = now | {"block": f"layer1.{depth}", "depth": depth}
+                base = 10 ** (-5 * number(arm, depth_total, seed, epoch, depth))
+                parts = {"total": base, "other": 0.0}
+                parts["shortcut"] = base / 2 if arm in SHORTCUT_BACK else 0.0
+                parts["branch"] = base / 3 if arm != "shortest-path" else 0.0
+                made["gradients"] += [here | {"quantity": name, "value": value} for name, value in parts.items()]
+                forward = arm in SHORTCUT_FORWARD
+                sizes = {"branch": base, "shortcut": 2.0 * forward, "ratio": base / 2 if forward else np.nan}
+                made["magnitudes"] += [here | {"quantity": name, "value": value} for name, value in sizes.items()]
+            lengths = {"stop-gradient": [4], "plain": [4], "shortest-path": [0]}.get(arm, list(range(5)))
+            for length in range(5):
+                norm = 10 ** (-5 * number(arm, depth_total, seed, epoch, "length", length)) * (length in lengths)
+                share = (length in lengths) / len(lengths)
+                made["paths"] += [
+                    now | {"path_length": length, "quantity": "norm", "value": norm},
+                    now | {"path_length": length, "quantity": "share", "value": share},
+                ]
+    return {name: pd.DataFrame(rows) for name, rows in made.items()}
+
+
+def sampled(epochs: tuple[int, ...] = (0, 1, 3), depths: tuple[int, ...] = (8, 20)) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for arm, depth, seed, epoch in product(["residual", *SINGLE], depths, (0, 1), epochs):
+        now = {"experiment": "toy", "arm": arm, "depth_total": depth, "seed": seed, "epoch": epoch}
+        for k in range(BLOCKS + 1):
+            norm = (1 + seed) * 10.0 ** (-k * (1 + epoch) / 4) * (SINGLE.get(arm, k) == k)
+            at = {"path_norm": norm, "path_norm_low": 0.8 * norm, "path_norm_high": 1.2 * norm}
+            at |= {"mass": norm * math.comb(BLOCKS, k), "samples": 7, "cancellation": 0.5 if norm else math.nan}
+            rows += [now | {"path_length": k, "quantity": name, "value": value} for name, value in at.items()]
+        ends = {"mass_low": 1 + seed, "mass_high": 3}
+        rows += [now | {"quantity": name, "value": value} for name, value in ends.items()]
+    return pd.DataFrame(rows)
+
+
+def limited(
+    limits: dict[str, tuple[int, ...]] = LIMITS, *, depths: tuple[int, ...] = (20,), seeds: int = 3
+) -> pd.DataFrame:
+    """Outcomes of networks whose gradient's paths are limited, and of three that are not (of 9 blocks)."""
+    runs = [(f"{name}-{k}", name, k) for name, lengths in limits.items() for k in lengths]
+    runs += [(arm, None, 9) for arm in ("residual", "stop-gradient", "plain")]
+    wanted = {"seed": range(seeds), "depth_total": depths, "split": ("train", "test"), "quantity": ("loss", "accuracy")}
+    parts = [long(arm=[arm], **wanted).assign(treatment=name, path_length=k) for arm, name, k in runs]
+    return pd.concat(parts, ignore_index=True)
+
+
+def limited_changes(*, intervals: bool = True) -> pd.DataFrame:
+    ends = {"low": -0.2, "high": 0.3} if intervals else {"low": np.nan, "high": np.nan}
+    rows = []
+    for (treatment, lengths), outcome in product(LIMITS.items(), ("log train loss", "test accuracy")):
+        for k in lengths:
+            numbers = {quantity: value * (1 + k) for quantity, value in ({"mean": 0.1} | ends).items()}
+            row = {"treatment": treatment, "arm": f"{treatment}-{k}", "depth_total": 20, "outcome": outcome}
+            for quantity, value in (numbers | {"n": 3, "margin": 0.25}).items():
+                rows.append({**row, "path_length": k, "quantity": quantity, "value": value})
+    return pd.DataFrame(rows)
+
+
+def doses() -> pd.DataFrame:
+    """Outcomes of every way to cut a part of the shortcut's gradient, beside three arms."""
+    kinds = [("weight", f"weight {w:g}", w) for w in WEIGHTS]
+    kinds += [(f"{kind} coin", f"{kind} coin, {c:g}", c) for c in COINS for kind in ("biased", "unbiased")]
+    kinds += [(f"{when} epoch", f"{when} epoch {e}", e) for e in EPOCHS for when in ("until", "from")]
+    kinds += [("stage", f"stage {n}", n) for n in (1, 2, 3)]
+    kinds += [("every n-th block", f"every {n}. block", n) for n in (2, 3)]
+    runs = [(name, "residual", treatment, amount) for treatment, name, amount in kinds]
+    runs += [(arm, arm, None, None) for arm in ("residual", "stop-gradient", "plain")]
+    wanted = {"depth_total": (8,), "seed": range(3), "split": ("train", "test"), "quantity": ("accuracy", "loss")}
+    parts = [
+        long(control=[name], **wanted).assign(
+            arm=arm, treatment=pd.Series(treatment, range(12), dtype=object), amount=a
+        )
+        for name, arm, treatment, a in runs
+    ]
+    return pd.concat([part.astype({"amount": float}) for part in parts], ignore_index=True)
+
+
+def blocks(arms: Iterable[str] = NAMES, seeds: int = 3) -> pd.DataFrame:
+    """What each block does, in every panel of layer_use."""
+    rows: list[dict[str, Any]] = []
+    for arm, seed, panel, depth in product(arms, range(seeds), PANELS, range(-1, 4)):
+        if depth < 0 and panel.quantity != "read-out":
+            continue
+        if panel.quantity in ("read-out", "attribution") and arm in ("plain", "gradient-only"):
+            continue
+        about = {"arm": arm, "seed": seed, "epoch": 0 if panel.at_start else 10, "block": f"layer{1 + depth // 2}.0"}
+        about |= {"statistics": panel.statistics or None, "depth": depth, "quantity": panel.quantity}
+        rows.append(about | {"value": number(arm, seed, panel, depth)})
+    for arm, seed, statistics in product(arms, range(seeds), ("kept", "re-estimated")):
+        about = {"arm": arm, "seed": seed, "epoch": 10, "statistics": statistics, "quantity": "whole"}
+        rows.append(about | {"value": number(arm, seed, statistics)})
+    return pd.DataFrame(rows)
+
+
+def centres() -> pd.DataFrame:
+    names = ("weight movement", "gradient at initialisation", "reset cost, BatchNorm kept")
+    ends = pd.DataFrame({"quantity": ["low", "high"], "value": [0.2, 0.7]})
+    keys = pd.DataFrame(list(product(NAMES, names)), columns=["arm", "outcome"])
+    return pd.concat([long(arm=NAMES, outcome=names, seed=range(3), quantity=("centre",)), keys.merge(ends, "cross")])
+
+
+def lesions(lesion: str) -> pd.DataFrame:
+    rows = []
+    for arm, seed, statistics in product(("residual", "plain"), (0, 1), ("kept", "re-estimated")):
+        key = {"arm": arm, "depth_total": 20, "seed": seed, "statistics": statistics}
+        rows.append(key | {"lesion": "none", "count": 0, "quantity": "error", "value": 0.1})
+        for depth in range(4):
+            hurt = key | {"lesion": lesion, "count": 1 + depth // 2, "draw": depth % 2}
+            hurt |= {"block": f"layer{1 + depth // 2}.{depth % 2}", "depth": depth}
+            rows.append(hurt | {"quantity": "error", "value": 0.2 + 0.1 * depth + 0.01 * seed})
+            rows.append(hurt | {"quantity": "tau", "value": 1 - 0.1 * depth})
+    return pd.DataFrame(rows)
+
+
+def speeds() -> pd.DataFrame:
+    about = {"network": ("resnet", "inception"), "arm": ("residual", "plain"), "depth_total": (20,), "seed": range(3)}
+    losses = long(**about, split=("train",), quantity=("loss",), step=range(8, 20))
+    steps = long(**about, split=("train",), quantity=("steps",), target=(0.5, 0.05))
+    return pd.concat([losses, long(**about, split=("test",), quantity=("error",)), steps], ignore_index=True)
+
+
+def networks() -> pd.DataFrame:
+    wanted = {"network": ("resnet", "bottleneck", "mlp"), "arm": ("plain", "stop-gradient", "residual")}
+    outcomes = (("test", "error"), ("train", "loss"))
+    parts = [long(**wanted, seed=range(3), split=[split], quantity=[quantity]) for split, quantity in outcomes]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows.assign(depth_total=np.where(rows["network"] == "bottleneck", 11, 8))
+
+
+CONTROLS = {"residual": "residual", "plain": "plain", "true norms": "stop-gradient", "frozen": "residual"}
+
+
+def conditions() -> pd.DataFrame:
+    rows = long(control=CONTROLS, depth_total=(8, 14), seed=range(3), split=("test",), quantity=("accuracy",))
+    return rows.assign(arm=rows["control"].map(CONTROLS))
+
+
+def gaps() -> pd.DataFrame:
+    about = {"control": CONTROLS, "depth_total": (8,), "outcome": ("test error", "log train loss")}
+    ends = {"R": 0.5, "R low": 0.25, "R high": 0.75, "n": 3}
+    rows = long(**about, quantity=ends)
+    return rows.assign(arm=rows["control"].map(CONTROLS), value=rows["quantity"].map(ends))
+
+
+def copies() -> pd.DataFrame:
+    about = {"arm": ("residual", "plain"), "depth_total": (2, 8), "seed": range(3)}
+    errors = long(**about, epoch=(0, 1, 2), split=("test", "validation"), quantity=("error",))
+    return pd.concat([errors, long(**about, epoch=(0, 2), split=("-",), quantity=("change",))], ignore_index=True)
+
+
+def insertions() -> pd.DataFrame:
+    about = {"arm": ("residual", "plain"), "depth_total": (20, 32), "effect": ("identity", "random")}
+    rows = []
+    for outcome in ("log train loss", "test accuracy", "change first", "change last"):
+        for quantity, value in {"mean": 0.1, "low": -0.2, "high": 0.3, "n": 3, "margin": 0.25}.items():
+            rows.append(long(**about, outcome=[outcome], quantity=[quantity], draw=[-1]).assign(value=value))
+        rows.append(long(**about, outcome=[outcome], quantity=["seed"], draw=range(3)))
+    table = pd.concat(rows, ignore_index=True)
+    worse = (table["quantity"] == "margin") & (table["outcome"] == "test accuracy")
+    return table.assign(value=table["value"].mask(worse, -0.02))
+
+
+def judged() -> pd.DataFrame:
+    about = {"data": ("digits",), "control": ("as they are", "longer"), "depth_total": (20, 56), "effect": ("a", "b")}
+    outcomes = ("log train loss", "test accuracy")
+    ends = {"mean": 0.1, "low": -0.2, "high": 0.3}
+    rows = [long(**about, outcome=outcomes, quantity=[name]).assign(value=value) for name, value in ends.items()]
+    rows.append(long(**about, outcome=outcomes, quantity=["difference"], seed=range(3)))
+    rows.append(pd.DataFrame({"outcome": outcomes, "quantity": "margin", "value": (0.7, 0.03)}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def profile() -> pd.DataFrame:
+    rows = [
+        {"depth": depth, "quantity": quantity, "value": 10.0**-depth}
+        for depth in range(3)
+        for quantity in ("total", "shortcut", "branch", "ratio")
+    ]
+    return pd.DataFrame([*rows, *({"depth": depth, "quantity": "other", "value": 0.0} for depth in range(3))])
+
+
+def responses(quantity: str, **more: Iterable[Any]) -> pd.DataFrame:
+    return long(arm=("plain", "residual"), depth_total=(8, 20, 56), seed=range(3), quantity=[quantity], **more)
+
+
+def aligned(*quantities: str, **more: Iterable[Any]) -> pd.DataFrame:
+    return long(arm=("plain", "gradient-only"), depth_total=(8, 20), seed=range(3), quantity=quantities, **more)
+
+
+MAIN = tables()
+ERRORS = {"split": ("validation",), "quantity": ("accuracy",)}
+# For every figure but the saliency maps, which are drawn from arrays.
+EXAMPLES: dict[str, pd.DataFrame] = {
+    "accuracy_by_depth": MAIN["outcomes"],
+    "alignment": aligned("cosine", "norm ratio", epoch=(0, 1, 2), depth=(0, 1, 2, np.nan)),
+    "alignment_over_epochs": aligned("cosine", "uphill share", epoch=(1, 2, 3)),
+    "budget": long(
+        arm=NAMES, depth_total=(8, 14), seed=range(3), budget=(1, 3, 10), split=("train", "test"), quantity=["accuracy"]
+    ),
+    "conditions": conditions(),
+    "copying": copies(),
+    "degradation": responses("error", split=("train", "test"), epoch=(1, 2, 3)),
+    "depth_centres": centres(),
+    "dose_and_timing": doses(),
+    "ensemble": long(
+        arm=["residual"], depth_total=(8, 14, np.nan), seed=range(3), count=[1], quantity=("top-1 error", "top-5 error")
+    ),
+    "gap_closed": gaps(),
+    "gradient_norms": MAIN["gradients"],
+    "gradient_split": MAIN["gradients"],
+    "insertion": insertions(),
+    "interaction": MAIN["outcomes"],
+    "layer_responses": responses("std", depth=(0, 1, 2, 3)),
+    "layer_use": blocks(),
+    "learning_curves": MAIN["curves"],
+    "learning_rates": long(
+        control=NAMES, depth_total=(8, 14), seed=(100, 101), learning_rate=(0.01, 0.1, 1), **ERRORS
+    ),
+    "lesions_by_block": lesions("delete"),
+    "lesions_by_count": lesions("delete at random"),
+    "path_lengths": MAIN["paths"],
+    "profiles": profile(),
+    "residual_magnitudes": MAIN["magnitudes"],
+    "sampled_paths": sampled(),
+    "short_path_changes": limited_changes(),
+    "short_paths": limited(),
+    "training_speed": speeds(),
+    "variants": networks(),
+    "verdict": judged(),
+}  # fmt: skip
+
+
+def pick(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def geometric(rows: pd.DataFrame, by: str) -> "pd.Series[float]":
+    return rows.groupby(by)["value"].apply(lambda values: np.prod(values) ** (1 / len(values)))
+
+
+# What was drawn
+
+
+def lines_of(axis: Axes, arm: str) -> tuple[list[Line2D], list[Line2D]]:
+    """The arm's lines in a panel, known by their colour: the seeds' thin ones and the means' thick ones."""
+    lines = [line for line in axis.lines if to_hex(line.get_color()) == to_hex(ARMS[arm].colour)]
+    thin = [line for line in lines if line.get_linewidth() < 1]
+    return thin, [line for line in lines if line.get_linewidth() >= 1]
+
+
+def dots_of(axis: Axes, arm: str, *, horizontal: bool = False) -> list[float]:
+    """The values of the arm's small points, of all categories."""
+    drawn = [dots for dots in axis.collections if hasattr(dots, "get_sizes") and len(dots.get_facecolor())]
+    own = [dots for dots in drawn if to_hex(dots.get_facecolor()[0]) == to_hex(ARMS[arm].colour)]
+    return np.concatenate([np.asarray(dots.get_offsets(), float) for dots in own])[:, 0 if horizontal else 1].tolist()
+
+
+def means_of(axis: Axes, arm: str, *, horizontal: bool = False) -> list[float]:
+    """The values of the arm's large markers, by category."""
+    own = [k for k in axis.lines if to_hex(k.get_color()) == to_hex(ARMS[arm].colour) and k.get_markersize() == 4.5]
+    data = [np.asarray(line.get_xdata() if horizontal else line.get_ydata(), float) for line in own]
+    return np.concatenate(data).tolist()
+
+
+def xy(line: Line2D) -> "pd.Series[float]":
+    """A line's points as a series, y against x, without gaps."""
+    return pd.Series(np.asarray(line.get_ydata(), float), np.asarray(line.get_xdata(), float)).dropna()
+
+
+def drawn_y(line: Line2D) -> list[float]:
+    return np.asarray(line.get_ydata(), float).tolist()
+
+
+def texts(figure: Any) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def legend_title(axes: Any) -> str:
+    return axes.flat[0].get_figure(root=True).legends[0].get_title().get_text().replace("\n", " ")
+
+
+def close(drawn: "pd.Series[float]", expected: "pd.Series[float]") -> None:
+    np.testing.assert_allclose(drawn.index.to_numpy(float), expected.index.to_numpy(float))
+    np.testing.assert_allclose(drawn.to_numpy(float), expected.to_numpy(float), rtol=1e-12)
