@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from probes import find_junctions, gate, gradient_norms, record, scale_gradient
-from tests.networks import FLOAT64, left_as_it_was, perceptron
+from tests.support.networks import FLOAT64, left_as_it_was, perceptron
 
 Checkpoint = bool | None  # None: no checkpointing; else whether it is reentrant
 Gradients = dict[str, Tensor]

@@ -13,7 +13,7 @@ from experiments.engine.controls import Control, Cut, Moment, backpropagation, f
 from experiments.engine.networks import make
 from models import ARMS, RESIDUAL, STOP_GRADIENT, Flow, cifar_resnet, random_feedback, residual_blocks, residual_mlp
 from probes import find_junctions
-from tests.networks import images, relative_error
+from tests.support.networks import images, relative_error
 
 IMAGES, LABELS = images(), torch.arange(4)
 START = Moment(step=0, epoch=0)

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models import STOP_GRADIENT, cifar_resnet
 from probes import Junction, find_junctions, gate, gradient_norms, path_contributions, path_gradients, record
-from tests.networks import (
+from tests.support.networks import (
     FLOAT64,
     Apply,
     Raising,

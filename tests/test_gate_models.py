@@ -17,7 +17,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from models import RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, cifar_resnet
 from probes import gate, scale_gradient
-from tests.networks import FLOAT64, images
+from tests.support.networks import FLOAT64, images
 
 Pair = tuple[float, float]
 WEIGHTS: list[Pair] = [(0.0, 1.0), (0.3, 1.0), (1.0, 0.0), (0.5, 0.2), (-1.5, 1.0)]  # shortcut, branch

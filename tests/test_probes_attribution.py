@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import PLAIN, cifar_resnet
 from probes import branch_attribution, find_junctions
-from tests.networks import FLOAT64, Residual, chain, images, linear, perceptron
+from tests.support.networks import FLOAT64, Residual, chain, images, linear, perceptron
 
 
 def parts(table: pd.DataFrame) -> pd.DataFrame:

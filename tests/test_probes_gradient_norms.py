@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import ARMS, cifar_resnet
 from probes import Recording, gradient_norms, record
-from tests.networks import (
+from tests.support.networks import (
     FLOAT64,
     Apply,
     Residual,

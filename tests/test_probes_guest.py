@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models import ARMS, Flow, cifar_resnet
 from probes import gradient_norms, path_gradients, record, residual_magnitudes
-from tests.networks import Raising, RaisingBackward, images, left_as_it_was, network, visible
+from tests.support.networks import Raising, RaisingBackward, images, left_as_it_was, network, visible
 
 
 def ours(flow: Flow) -> nn.Module:

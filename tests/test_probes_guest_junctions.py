@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from probes import find_junctions
-from tests.networks import Raising, Residual, branch, left_as_it_was, network
+from tests.support.networks import Raising, Residual, branch, left_as_it_was, network
 
 
 @pytest.mark.parametrize("with_gradients", [False, True])

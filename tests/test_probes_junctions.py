@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from probes import find_junctions, record, residual_magnitudes, scale_gradient
-from tests.networks import FLOAT64, Apply, Residual, chain, perceptron, values
+from tests.support.networks import FLOAT64, Apply, Residual, chain, perceptron, values
 
 
 class Host(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models import GRADIENT_ONLY, PLAIN, RESIDUAL, STOP_GRADIENT, cifar_resnet
 from probes import find_junctions, lesion, permute
 from probes.scaling import scale_gradient
-from tests.networks import FLOAT64, Apply, Residual, chain, images, left_as_it_was, linear
+from tests.support.networks import FLOAT64, Apply, Residual, chain, images, left_as_it_was, linear
 
 
 def scalars() -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import RESIDUAL, SHORTEST_PATH, cifar_resnet
 from probes import find_junctions, gate, limit_paths, path_gradients, record
-from tests.networks import FLOAT64, Apply, Residual, chain, images, left_as_it_was, linear, relative_error
+from tests.support.networks import FLOAT64, Apply, Residual, chain, images, left_as_it_was, linear, relative_error
 
 LABELS = torch.tensor([0, 1, 2, 3])
 CLASSIFIER = {"classifier.weight", "classifier.bias"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models import Flow, ResidualBlock, cifar_resnet
 from models.projections import Projection
 from probes import Recording, path_contributions, path_gradients, record
-from tests.networks import (
+from tests.support.networks import (
     FLOAT64,
     Apply,
     Residual,

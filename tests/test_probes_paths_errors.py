@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from probes import Recording, gradient_norms, path_contributions, path_gradients, record, residual_magnitudes
-from tests.networks import Apply, Residual, chain, perceptron
+from tests.support.networks import Apply, Residual, chain, perceptron
 
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 both_functions = pytest.mark.parametrize("function", [path_gradients, path_contributions])

@@ -10,7 +10,7 @@ from torch import Tensor
 from models import ARMS, CifarResNet, Flow, cifar_resnet
 from models.projections import Projection
 from probes import path_contributions, path_gradients, record
-from tests.networks import gradients_at, images, relative_error, values
+from tests.support.networks import gradients_at, images, relative_error, values
 
 Block = Literal["basic", "bottleneck"]
 NETS: list[tuple[int, Projection, Block]] = [

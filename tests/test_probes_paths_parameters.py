@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments.engine.foreign import first_output
 from models import cifar_resnet
 from probes import limit_paths, path_contributions, path_gradients, record
-from tests.networks import FLOAT64, Residual, gradients_at, images, perceptron, relative_error, values
+from tests.support.networks import FLOAT64, Residual, gradients_at, images, perceptron, relative_error, values
 
 # Train-mode BatchNorm in float64 rounds at about 1e-15 through 54 blocks; one path more or less is off by 1e-3.
 CLOSE = 1e-12

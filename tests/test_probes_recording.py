@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from probes import Recording, gradient_norms, record, residual_magnitudes
-from tests.networks import FLOAT64, Apply, Residual, chain, linear, perceptron, values
+from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, perceptron, values
 
 
 def ones() -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from probes import find_junctions, gate, gradient_norms, record, scale_gradient
-from tests.networks import FLOAT64, Apply, Residual, network, relative_error
+from tests.support.networks import FLOAT64, Apply, Residual, network, relative_error
 
 
 def in_place(shortcut_gradient: float | None) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -19,7 +19,7 @@ from probes import (
     record,
     sample_paths,
 )
-from tests.networks import FLOAT64, Apply, chain, relative_error, values
+from tests.support.networks import FLOAT64, Apply, chain, relative_error, values
 
 
 def dense(out: int = 4) -> nn.Linear:

@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock
 
 from models import GRADIENT_ONLY, PLAIN, RESIDUAL, Flow, ResidualBlock, cifar_resnet
 from probes import record, residual_magnitudes
-from tests.networks import FLOAT64, Apply, Residual, images, linear, values
+from tests.support.networks import FLOAT64, Apply, Residual, images, linear, values
 
 
 def magnitudes(model: nn.Module, x: Tensor) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import ARMS, CifarResNet, cifar_resnet
 from probes import Recording, find_junctions, gate, path_contributions, path_gradients, record, sample_paths
-from tests.networks import FLOAT64, Residual, chain, images, linear, perceptron, relative_error, values
+from tests.support.networks import FLOAT64, Residual, chain, images, linear, perceptron, relative_error, values
 
 # Float64 rounds at 1e-16 an operation; one path more or less changes a mean by more than 1e-3.
 CLOSE = 1e-12

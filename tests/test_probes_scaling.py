@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from probes import scale_gradient
-from tests.networks import FLOAT64
+from tests.support.networks import FLOAT64
 
 AWKWARD = torch.tensor([0.1, -0.0, 1e-45, math.inf, -math.inf, math.nan])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from probes import find_junctions, gradient_norms, record
-from tests.networks import Residual, left_as_it_was
+from tests.support.networks import Residual, left_as_it_was
 from tests.zoo import ZOO
 
 WIDTH = 8

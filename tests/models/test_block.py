@@ -12,7 +12,7 @@ from torch.autograd.functional import vjp
 from models import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, ResidualBlock, cifar_resnet
 from models.block import ExclusiveGateBlock
 from models.projections import Projection
-from tests.networks import FLOAT64, Apply, linear, relative_error
+from tests.support.networks import FLOAT64, Apply, linear, relative_error
 
 FLOWS = {
     **ARMS,

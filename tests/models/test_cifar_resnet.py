@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models import RESIDUAL, CifarResNet, Flow, ResidualBlock, cifar_resnet, rename_public_weights
 from models.projections import make_shortcut
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
-from tests.networks import images
+from tests.support.networks import images
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import ARMS, RESIDUAL, CifarResNet, Flow, cifar_resnet, rescale
 from models.projections import Projection
-from tests.networks import images
+from tests.support.networks import images
 
 SAME_FUNCTION = [("residual", "stop-gradient"), ("residual", "shortest-path"), ("plain", "gradient-only")]
 

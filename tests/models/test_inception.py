@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import PLAIN, inception_resnet
 from models.inception import TOWERS, inception_branch, reduction
 from probes import find_junctions, gate, path_contributions, record, scale_gradient
-from tests.networks import FLOAT64, Residual, images, relative_error
+from tests.support.networks import FLOAT64, Residual, images, relative_error
 
 
 def test_parameters_on_paper() -> None:

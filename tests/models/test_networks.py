@@ -24,7 +24,7 @@ from models import (
 )
 from models.variants import BLOCK_KINDS, VARIANTS
 from probes import find_junctions, gate, path_gradients, record
-from tests.networks import images, relative_error
+from tests.support.networks import images, relative_error
 
 
 def cifar(block: str, variant: str, projection: str) -> Callable[..., nn.Module]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from models import PLAIN, residual_mlp
 from probes import path_contributions, record
-from tests.networks import FLOAT64
+from tests.support.networks import FLOAT64
 
 
 def test_path_lengths_on_paper() -> None:

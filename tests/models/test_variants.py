@@ -11,7 +11,7 @@ from torchvision.ops import StochasticDepth
 from models import PLAIN, CifarResNet, cifar_resnet
 from models.branches import DiracConv2d
 from models.variants import BLOCK_KINDS, VARIANTS, Block, Variant
-from tests.networks import FLOAT64, images
+from tests.support.networks import FLOAT64, images
 
 
 def network(depth: int = 8, **options: Any) -> CifarResNet:
