@@ -54,6 +54,6 @@ gallery: run answer
 	touch $@
 
 .venv-floors/installed: pyproject.toml | .venv/with-test
-	$(BIN)/uv venv --quiet --clear --python $(OLDEST) .venv-floors
+	$(BIN)/uv venv --quiet --clear --seed --python $(OLDEST) .venv-floors
 	$(BIN)/uv pip install --quiet --python .venv-floors --resolution lowest-direct --editable '.[test]'
 	touch $@

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
+import venv
 from email.parser import Parser
 from pathlib import Path
 from zipfile import ZipFile
@@ -12,10 +14,8 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-import probes
-
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 USERS_SCRIPT = """
 import sys
@@ -93,13 +93,35 @@ def test_it_asks_for_torch_and_pandas_and_for_nothing_else_without_an_extra(whee
     assert wanted[""] == core
     assert wanted["figures"] - core == {"matplotlib", "seaborn", "tueplots", "jinja2", "numpy"}
     assert (wanted["attribution"] - core, wanted["vision"] - core) == ({"captum"}, {"torchvision"})
-    assert metadata["Version"] == probes.__version__
+    assert metadata["Version"] == VERSION
 
 
+def test_it_changes_nothing_in_a_notebook_s_environment(wheel: Path, tmp_path: Path) -> None:
+    """Beside torch, pandas and numpy as pip sees them it is the only package to install; pip may look nowhere else, and
+    so finds nothing where torch is too old."""
+    theirs = tmp_path / "theirs"
+    venv.create(theirs, with_pip=False)
+    (site_packages,) = theirs.glob("lib/python*/site-packages")
+    plan = ("-m", "pip", "--python", theirs / "bin" / "python", "install", "--dry-run", "--no-index", wheel)
+
+    def pretend(name: str, version: str) -> None:
+        folder = site_packages / f"{name}-0.dist-info"
+        folder.mkdir(exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+    for name, version in (("torch", "2.11.0"), ("pandas", "2.2.3"), ("numpy", "2.1.3")):
+        pretend(name, version)
+    assert f"Would install residual-probes-{VERSION}" in run(*plan, cwd=tmp_path).splitlines()
+    pretend("torch", "2.0.0")
+    with pytest.raises(AssertionError, match="No matching distribution found for torch>="):
+        run(*plan, cwd=tmp_path)
+
+
+@pytest.mark.slow
 def test_installed_it_works_beside_the_user_s_own_models(wheel: Path, tmp_path: Path) -> None:
     """`probes.figures` brings torch along, since importing it imports `probes` first; the figures themselves do not."""
     target, users_folder = tmp_path / "target", tmp_path / "theirs"
-    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel, cwd=tmp_path)
+    ZipFile(wheel).extractall(target)
     (users_folder / "models").mkdir(parents=True)
     (users_folder / "models" / "__init__.py").write_text(USERS_MODELS)
     shutil.copy(ROOT / "figures" / "gallery" / "accuracy_by_depth.csv", users_folder / "table.csv")
@@ -107,13 +129,14 @@ def test_installed_it_works_beside_the_user_s_own_models(wheel: Path, tmp_path: 
     paths = (users_folder, target, sysconfig.get_path("purelib"))
     printed = run("-I", "-S", tmp_path / "script.py", *paths, cwd=users_folder)
     assert printed.splitlines() == [
-        f"{probes.__version__} total shortcut branch other",
+        f"{VERSION} total shortcut branch other",
         "1",
         *("no experiments", "no figures"),
         *(".pdf True", ".png True", ".csv True"),
     ]
 
 
+@pytest.mark.slow
 def test_a_renamed_copy_runs_the_readme_s_snippet_beside_the_user_s_own_probes(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "probes", tmp_path / "my_probes", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "probes").mkdir()
