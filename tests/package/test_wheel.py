@@ -98,7 +98,7 @@ def test_it_asks_for_torch_and_pandas_and_for_nothing_else_without_an_extra(whee
 
 def test_it_changes_nothing_in_a_notebook_s_environment(wheel: Path, tmp_path: Path) -> None:
     """Beside torch, pandas and numpy as pip sees them it is the only package to install; pip may look nowhere else, and
-    so finds nothing where torch is too old."""
+    so finds nothing where pandas is too old."""
     theirs = tmp_path / "theirs"
     venv.create(theirs, with_pip=False)
     (site_packages,) = theirs.glob("lib/python*/site-packages")
@@ -112,8 +112,8 @@ def test_it_changes_nothing_in_a_notebook_s_environment(wheel: Path, tmp_path: P
     for name, version in (("torch", "2.11.0"), ("pandas", "2.2.3"), ("numpy", "2.1.3")):
         pretend(name, version)
     assert f"Would install residual-probes-{VERSION}" in run(*plan, cwd=tmp_path).splitlines()
-    pretend("torch", "2.0.0")
-    with pytest.raises(AssertionError, match="No matching distribution found for torch>="):
+    pretend("pandas", "1.5.3")
+    with pytest.raises(AssertionError, match="No matching distribution found for pandas>="):
         run(*plan, cwd=tmp_path)
 
 
