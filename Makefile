@@ -1,26 +1,43 @@
-# make run    environment, install, the main experiment (ARGS=--quick for a first look)
-# make test   lint, types, all tests
-# make answer the sceptic's controls, and the verdict on them (goes on where it was interrupted)
+# make run         environment, install, the main experiment (ARGS=--quick for a first look)
+# make test        lint, types, all tests but the slow ones
+# make test-slow   the slow ones
+# make test-floors the fast tests on the oldest Python and the oldest releases that pyproject.toml allows
+# make docs        the documentation, to docs/_build/html
+# make answer      the sceptic's controls, and the verdict on them (goes on where it was interrupted)
 PYTHON ?= python3
+OLDEST ?= 3.11
 BIN := .venv/bin
 OUT ?= results
+PYTEST := -m pytest -n 2 --dist worksteal
 ANSWER := learning_rates magnitude_or_direction budget dose_and_timing forward_statistics alignment
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint answer gallery
-run: .venv/installed
+.PHONY: run test test-slow test-floors lint docs answer gallery
+run: .venv/with-experiments
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-lint: .venv/installed
+test-slow: .venv/with-test
+	$(BIN)/python $(PYTEST) -m slow $(ARGS)
+
+# Old releases warn of each other, which is no failure here.
+test-floors: .venv-floors/installed
+	$(BIN)/uv pip freeze --python .venv-floors --exclude-editable
+	.venv-floors/bin/python --version
+	.venv-floors/bin/python $(PYTEST) -m "not slow" -W default $(ARGS)
+
+lint: .venv/with-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-answer: .venv/installed
+docs: .venv/with-docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+answer: .venv/with-experiments
 	set -e; for script in $(ANSWER); do $(BIN)/python experiments/$$script.py --out $(OUT) $(ARGS); done
 	$(BIN)/python experiments/verdict.py --out $(OUT)
 
@@ -30,7 +47,13 @@ gallery: run answer
 	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 verdict/figures/verdict; do \
 	    cp results/$$figure.png results/$$figure.csv figures/gallery/ || exit 1; done
 
-.venv/installed: pyproject.toml
+# The checkout in .venv, with the packages of one extra of pyproject.toml.
+.venv/with-%: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+.venv-floors/installed: pyproject.toml | .venv/with-test
+	$(BIN)/uv venv --quiet --clear --seed --python $(OLDEST) .venv-floors
+	$(BIN)/uv pip install --quiet --python .venv-floors --resolution lowest-direct --editable '.[test]'
 	touch $@

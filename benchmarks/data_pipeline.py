@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from rounds import interleave, machine, median
 
+from benchmarks.rounds import interleave, machine, median
 from experiments.engine.command import run_script
 from experiments.engine.data import Batches, Dataset
 from experiments.engine.training import Training, make_optimiser
@@ -104,4 +104,4 @@ def rest_of_step(width: int, images: torch.Tensor, labels: torch.Tensor) -> Call
 
 
 if __name__ == "__main__":
-    run_script("data_pipeline")
+    run_script("benchmarks.data_pipeline")

@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from joblib.externals.loky import get_reusable_executor
-from resident import resident
 from rich.console import Console
-from rounds import judged, machine, median
 
+from benchmarks.resident import resident
+from benchmarks.rounds import judged, machine, median
 from experiments.engine.command import BadInput, run_script
 from experiments.engine.grid import Cell, Outcome, run_grid
 from experiments.engine.workers import Workers
@@ -80,4 +80,4 @@ def read_memory(cell: Cell, *, process: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_script("grid_memory")
+    run_script("benchmarks.grid_memory")

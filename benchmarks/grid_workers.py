@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from rich.console import Console
-from rounds import interleave, judged, machine, median
 
+from benchmarks.rounds import interleave, judged, machine, median
 from experiments.engine.cells import train_cell
 from experiments.engine.command import run_script
 from experiments.engine.data import Data, Dataset, load
@@ -71,4 +71,4 @@ def run_all(cells: Sequence[Cell], dataset: Dataset, training: Training, *, work
 
 
 if __name__ == "__main__":
-    run_script("grid_workers")
+    run_script("benchmarks.grid_workers")

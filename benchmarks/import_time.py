@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rounds import interleave, judged, machine, median
 
+from benchmarks.rounds import interleave, judged, machine, median
 from experiments.engine.command import run_script
 
 ROOT = Path(__file__).parents[1]
@@ -62,4 +62,4 @@ def processor_time_of_children() -> float:
 
 
 if __name__ == "__main__":
-    run_script("import_time")
+    run_script("benchmarks.import_time")

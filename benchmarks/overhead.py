@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from resident import highest_resident
 from rich.console import Console
 from rich.table import Table
-from rounds import clock_of, interleave, machine, median
 from torch import nn
 
+from benchmarks.resident import highest_resident
+from benchmarks.rounds import clock_of, interleave, machine, median
 from experiments.engine.command import check_choice, check_device, run_script
 from models import cifar_resnet
 from probes import gate, gradient_norms, record, residual_magnitudes
@@ -141,4 +141,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script("overhead")
+    run_script("benchmarks.overhead")

@@ -22,11 +22,11 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from resident import highest_resident
 from rich.console import Console
 from rich.table import Table
-from rounds import interleave, machine, median
 
+from benchmarks.resident import highest_resident
+from benchmarks.rounds import interleave, machine, median
 from experiments.engine.command import run_script
 from models import cifar_resnet
 from probes import Recording, path_gradients, record, sample_paths
@@ -203,4 +203,4 @@ def memory(kind: str, peak: dict[str, int]) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    run_script("paths")
+    run_script("benchmarks.paths")

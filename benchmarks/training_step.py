@@ -20,13 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from data_pipeline import noise
-from handwritten import HandwrittenResNet
 from rich.console import Console
 from rich.table import Table
-from rounds import clock_of, interleave, machine, median
 from torch import Tensor, nn
 
+from benchmarks.data_pipeline import noise
+from benchmarks.handwritten import HandwrittenResNet
+from benchmarks.rounds import clock_of, interleave, machine, median
 from experiments.engine.command import check_choice, check_device, run_script
 from experiments.engine.computing import Computing
 from experiments.engine.data import Batches
@@ -146,7 +146,7 @@ def times(pair: Pair, rounds: int, device: torch.device, how: Computing) -> tupl
     kinds = {kind: partial(lambda kind: losses[kind].append(next(running[kind]).cpu()), kind) for kind in running}
     found = interleave(kinds, rounds=rounds, warm_up=WARM_UP, clock=clock_of(device))
     wanted = losses["bare loop, the other network"][0]
-    return found, max(((each[0] - wanted).abs() / wanted).max().item() for each in losses.values())
+    return found, max(((first[0] - wanted).abs() / wanted).max().item() for first in losses.values())
 
 
 def twins(pair: Pair) -> tuple[nn.Module, nn.Module]:
@@ -199,4 +199,4 @@ def show(console: Console, network: str, pair: Pair, found: dict[str, np.ndarray
 
 
 if __name__ == "__main__":
-    run_script("training_step")
+    run_script("benchmarks.training_step")

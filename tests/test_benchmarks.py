@@ -2,16 +2,16 @@
 
 import re
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.handwritten import HandwrittenResNet
+from benchmarks.rounds import Interval, interleave, judged, median
 from experiments.engine.command import run_script
+from models import cifar_resnet
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"rounds", "resident", "handwritten"}
@@ -20,20 +20,13 @@ SLOW = {"grid_memory", "overhead", "paths"}  # their memory is that of fresh pro
 RATIO = re.compile(r"[\d.]+%? \[[\d.]+%?, [\d.]+%?\]")
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Imports a file of benchmarks/ as a benchmark does: from its own folder."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module
-
-
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_it_asks_a_question_and_can_be_quick(
-    name: str, benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit):
-        run_script(name)
+        run_script(f"benchmarks.{name}")
     shown = capsys.readouterr().out
     assert "?" in shown.split("options")[0]
     assert "--quick" in shown
@@ -42,17 +35,17 @@ def test_it_asks_a_question_and_can_be_quick(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - SLOW))
 def test_it_prints_a_ratio_with_its_interval_and_the_machine(
-    name: str, benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--quick"])
-    run_script(name)
+    run_script(f"benchmarks.{name}")
     shown = capsys.readouterr().out
     assert RATIO.search(shown)
     assert "nan" not in shown
     assert shown.splitlines()[-1].endswith(f"torch {torch.__version__}")
 
 
-def test_rounds_are_interleaved_and_warm_up_rounds_do_not_count(benchmark: Callable[[str], Any]) -> None:
+def test_rounds_are_interleaved_and_warm_up_rounds_do_not_count() -> None:
     """By a clock that every call moves by what the kind costs, ten times as much in the first round."""
     now, calls = 0.0, []
 
@@ -62,28 +55,23 @@ def test_rounds_are_interleaved_and_warm_up_rounds_do_not_count(benchmark: Calla
         now += seconds * (10 if len(calls) <= 2 else 1)
 
     kinds = {"a": lambda: cost("a", 1), "b": lambda: cost("b", 3)}
-    found = benchmark("rounds").interleave(kinds, rounds=8, clock=lambda: now)
+    found = interleave(kinds, rounds=8, clock=lambda: now)
     assert {kind: seconds.tolist() for kind, seconds in found.items()} == {"a": [1] * 8, "b": [3] * 8}
     rounds = [tuple(calls[start : start + 2]) for start in range(0, 18, 2)]
     assert set(rounds) == {("a", "b"), ("b", "a")}
 
 
-def test_an_interval_is_judged_by_both_its_ends(benchmark: Callable[[str], Any]) -> None:
-    rounds = benchmark("rounds")
-    found = rounds.median(np.array([1.0, 2.0, 2.0, 2.0, 3.0]))
+def test_an_interval_is_judged_by_both_its_ends() -> None:
+    found = median(np.array([1.0, 2.0, 2.0, 2.0, 3.0]))
     assert 1 <= found.low <= found.median == 2 <= found.high <= 3
     for low, high, word in ((1.7, 1.8, "holds"), (1.5, 1.8, "undecided"), (1.4, 1.5, "does not hold")):
-        assert rounds.judged("b", rounds.Interval(low, low, high), least=1.6) == f"bound: b: {word}"
+        assert judged("b", Interval(low, low, high), least=1.6) == f"bound: b: {word}"
 
 
 @pytest.mark.parametrize(("depth", "width"), [(8, 4), (20, 8)])
-def test_the_handwritten_network_is_ours_to_the_last_bit(
-    depth: int, width: int, benchmark: Callable[[str], Any]
-) -> None:
-    from models import cifar_resnet
-
+def test_the_handwritten_network_is_ours_to_the_last_bit(depth: int, width: int) -> None:
     ours = cifar_resnet(depth, width=width)
-    theirs = benchmark("handwritten").HandwrittenResNet(depth, width=width)
+    theirs = HandwrittenResNet(depth, width=width)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     images = torch.randn(4, 3, 8, 8)
     for model in (ours, theirs):

@@ -1,145 +1,35 @@
-"""One block's flow: what x receives, and what the parameters inside the shortcut and the branch receive."""
+"""Flow: its weights, and the arms as whole networks: what they share, and that each parameter has a gradient."""
 
 import copy
 import dataclasses
 import math
+import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.functional import vjp
 
-from models import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, ResidualBlock, cifar_resnet
+from models import ARMS, RESIDUAL, CifarResNet, Flow, cifar_resnet, rescale
 from models.projections import Projection
-from tests.support.networks import FLOAT64, Apply, relative_error
+from tests.support.networks import images
 
-FLOWS = {
-    **ARMS,
-    "fractional": Flow(shortcut=0.5, branch=2.0, shortcut_gradient=0.3, branch_gradient=0.7),
-    "negative": Flow(shortcut=-1.0, branch=0.5, shortcut_gradient=2.0, branch_gradient=-0.1),
-    "defaults": Flow(shortcut=0.5, branch=0.25),
-    "no branch": Flow(branch=0.0, branch_gradient=1.0),
-}
-# Float64 rounding of sums over some hundred products, eps = 2e-16 each; a wrong weight is off by more than 1e-2.
-CLOSE = 1e-12
+SAME_FUNCTION = [("residual", "stop-gradient"), ("residual", "shortest-path"), ("plain", "gradient-only")]
 
 
-def block_of(flow: Flow, projection: Projection = "B", *, changes_shape: bool = True) -> ResidualBlock:
-    return cifar_resnet(8, flow=flow, width=4, projection=projection).double().blocks[1 if changes_shape else 0]
+def arm(flow: Flow | str, projection: Projection = "A", depth: int = 8) -> CifarResNet:
+    torch.manual_seed(1)
+    return cifar_resnet(depth, flow=ARMS[flow] if isinstance(flow, str) else flow, width=4, projection=projection)
 
 
-def fork() -> Tensor:
-    return torch.randn(3, 4, 6, 6, dtype=FLOAT64, requires_grad=True)
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def pull_back(side: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    """The side's vector-Jacobian product at x, its parameters held fixed."""
-    _, product = vjp(side, x, g)
-    assert isinstance(product, Tensor)
-    return product
-
-
-def gradient(x: Tensor) -> Tensor:
-    assert x.grad is not None
-    return x.grad
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("projection", ["A", "B", "C"])
-@pytest.mark.parametrize("changes_shape", [True, False], ids=["projecting", "keeping"])
-@pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
-def test_the_fork_and_the_parameters_receive_what_is_written_by_hand(
-    flow: Flow, changes_shape: bool, projection: Projection, training: bool
-) -> None:
-    block, x = block_of(flow, projection, changes_shape=changes_shape).train(training), fork()
-    shortcut, branch = copy.deepcopy(block.shortcut), copy.deepcopy(block.branch)
-    y = block(x)
-    upstream = torch.randn_like(y)
-    y.backward(upstream)
-
-    held = x.detach()
-    total = flow.shortcut * shortcut(held) + flow.branch * branch(held)
-    at_sum = upstream * (total > 0)
-    through_shortcut, through_branch = (pull_back(side, held, at_sum) for side in (shortcut, branch))
-    wanted = flow.shortcut_gradient * through_shortcut + flow.branch_gradient * through_branch
-    assert torch.equal(y, total.relu())
-    assert relative_error(gradient(x), wanted) < CLOSE
-
-    if total.requires_grad:
-        total.backward(at_sum)
-    for got, by_hand in zip([*block.shortcut.parameters(), *block.branch.parameters()],
-                            [*shortcut.parameters(), *branch.parameters()], strict=True):  # fmt: skip
-        torch.testing.assert_close(gradient(got), gradient(by_hand), rtol=CLOSE, atol=CLOSE)
-
-
-@pytest.mark.parametrize("projection", ["B", "C"])
-def test_a_projection_still_learns_where_its_gradient_into_the_fork_is_cut(projection: Projection) -> None:
-    block = block_of(STOP_GRADIENT, projection)
-    block(fork()).sum().backward()
-    assert all(gradient(parameter).any() for parameter in block.shortcut.parameters())
-
-
-def test_a_branch_still_learns_where_its_gradient_into_the_fork_is_cut() -> None:
-    block = block_of(SHORTEST_PATH)
-    block(fork()).square().sum().backward()
-    assert all(gradient(parameter).any() for parameter in block.branch.parameters())
-
-
-@pytest.mark.parametrize("arm", [PLAIN, GRADIENT_ONLY], ids=["plain", "gradient-only"])
-@pytest.mark.parametrize("upstream", [1.0, math.inf, math.nan])
-def test_a_projection_of_forward_weight_0_gets_exact_zeros(arm: Flow, upstream: float) -> None:
-    block, x = block_of(arm), fork()
-    y = block(x)
-    y.backward(torch.full_like(y, upstream))
-    assert all(torch.equal(gradient(p), torch.zeros_like(p)) for p in block.shortcut.parameters())
-
-
-@pytest.mark.parametrize("upstream", [1.0, math.inf, math.nan])
-@pytest.mark.parametrize("changes_shape", [True, False], ids=["projecting", "keeping"])
-def test_weight_0_gives_the_fork_exact_zeros_whatever_arrives(changes_shape: bool, upstream: float) -> None:
-    block, x = block_of(Flow(shortcut_gradient=0, branch_gradient=0), changes_shape=changes_shape), fork()
-    y = block(x)
-    y.backward(torch.full_like(y, upstream))
-    assert torch.equal(gradient(x), torch.zeros_like(x))
-
-
-def test_a_branch_that_is_cut_adds_no_nan_to_an_infinite_gradient() -> None:
-    block, x = block_of(SHORTEST_PATH, changes_shape=False), fork()
-    y = block(x)
-    y.backward(torch.full_like(y, math.inf))
-    assert torch.equal(gradient(x), torch.where(y > 0, math.inf, 0.0))
-
-
-@pytest.mark.parametrize("flow", [GRADIENT_ONLY, PLAIN], ids=["gradient-only", "plain"])
-@pytest.mark.parametrize("shortcut", [nn.Identity(), nn.Linear(3, 3, dtype=FLOAT64)], ids=["identity", "projection"])
-def test_a_shortcut_of_forward_weight_0_adds_nothing_even_where_x_is_not_finite(
-    shortcut: nn.Module, flow: Flow
-) -> None:
-    branch = Apply(lambda self, x: self.linear(x.nan_to_num(1.0, 2.0, -3.0)), linear=nn.Linear(3, 3, dtype=FLOAT64))
-    block = ResidualBlock(branch, shortcut=shortcut, flow=flow)
-    x = torch.tensor([[math.inf, -math.inf, math.nan], [1.0, math.inf, 0.0]], dtype=FLOAT64)
-    assert torch.equal(block(x), branch(x).relu())
-
-
-def test_gradient_weights_are_read_when_the_backward_runs() -> None:
-    block, x = block_of(RESIDUAL, changes_shape=False), fork()
-    y = block(x)
-    upstream = torch.randn_like(y)
-    gradients = {}
-    for name, weights in {"both": (1, 1), "shortcut": (1, 0), "branch": (0, 1), "half": (0.5, 0.5)}.items():
-        block.flow = dataclasses.replace(block.flow, shortcut_gradient=weights[0], branch_gradient=weights[1])
-        (gradients[name],) = torch.autograd.grad(y, x, upstream, retain_graph=True)
-    assert torch.equal(gradients["shortcut"], upstream * (y > 0))
-    assert torch.equal(gradients["shortcut"] + gradients["branch"], gradients["both"])
-    assert relative_error(2 * gradients["half"], gradients["both"]) < CLOSE
-
-
-def test_forward_weights_are_read_when_the_forward_runs() -> None:
-    block, x = block_of(PLAIN, changes_shape=False).eval(), fork()
-    plain = block(x)
-    block.flow = RESIDUAL
-    assert torch.equal(block(x), (x + block.branch(x)).relu())
-    assert torch.equal(plain, block.branch(x).relu())
+def train_step(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    F.cross_entropy(logits, torch.arange(len(x))).backward()
+    return logits.detach()
 
 
 def test_a_gradient_weight_defaults_to_its_forward_weight() -> None:
@@ -158,14 +48,91 @@ def test_a_weight_that_is_not_finite_is_refused(name: str, weight: float) -> Non
         Flow(**{name: weight})
 
 
-def test_an_empty_sequential_is_an_identity_as_activation_and_as_shortcut() -> None:
-    block = ResidualBlock(nn.Linear(1, 1), shortcut=nn.Sequential(), activation=nn.Sequential())
-    x = torch.tensor([[-100.0]])
-    assert torch.equal(block(x), x + block.branch(x))
+@pytest.mark.parametrize("flow", [*ARMS.values(), Flow(0.5, -2.0, 0.0, 3.0)])
+def test_an_exact_flow_has_the_forward_s_weights_backwards(flow: Flow) -> None:
+    assert flow.exact == Flow(flow.shortcut, flow.branch, flow.shortcut, flow.branch)
+    assert flow.exact.exact == flow.exact
 
 
-def test_addends_of_two_shapes_are_refused_rather_than_broadcast() -> None:
-    with pytest.raises(
-        ValueError, match=r"its shortcut gives \(5, 4\) and its branch \(5, 1\): give it a shortcut that"
-    ):
-        ResidualBlock(nn.Linear(4, 1))(torch.randn(5, 4))
+def test_a_flow_is_a_value() -> None:
+    flow = Flow(0.5, 2.0, 0.0, 3.0)
+    assert dataclasses.replace(flow, branch_gradient=1.0) == Flow(0.5, 2.0, 0.0, 1.0)
+    assert pickle.loads(pickle.dumps(flow)) == copy.deepcopy(flow) == flow
+    assert len({flow, Flow(0.5, 2.0, 0.0, 3.0), Flow()}) == 2
+    assert repr(flow) == "Flow(shortcut=0.5, branch=2.0, shortcut_gradient=0.0, branch_gradient=3.0)"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        flow.shortcut = 1.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_rescaled_flow_keeps_its_cuts() -> None:
+    flow = Flow(shortcut=0.0, branch=3.0, shortcut_gradient=1.0, branch_gradient=0.0)
+    assert rescale(flow, shortcut=0.5, branch=2.0) == Flow(0.0, 6.0, 0.5, 0.0)
+    assert rescale(flow) == flow
+
+
+@pytest.mark.parametrize("projection", ["A", "B", "C"])
+def test_all_arms_of_one_seed_begin_with_the_same_weights(projection: Projection) -> None:
+    states = [arm(name, projection).state_dict() for name in ARMS]
+    assert all(equal(state, states[0]) for state in states)
+    assert states[0]["stem.0.weight"].any()
+
+
+@pytest.mark.parametrize("projection", ["A", "B", "C"])
+@pytest.mark.parametrize(("one", "other"), SAME_FUNCTION)
+def test_arms_of_one_forward_compute_the_same_function_to_the_last_bit(
+    one: str, other: str, projection: Projection
+) -> None:
+    x, models = images(dtype=torch.float32), [arm(name, projection, depth=20) for name in (one, other)]
+    first, second = (train_step(model, x) for model in models)
+    assert torch.equal(first, second)
+    assert equal(*(dict(model.named_buffers()) for model in models))
+    gradients = [torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in models]
+    assert not torch.equal(*gradients)
+
+
+def test_arms_of_different_forwards_differ() -> None:
+    x = images(dtype=torch.float32)
+    assert not torch.equal(arm("residual")(x), arm("plain")(x))
+
+
+@pytest.mark.parametrize("forward", [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0), (1.0, 0.0)])
+def test_gradient_weights_change_no_output_and_no_statistic(forward: tuple[float, float]) -> None:
+    x = images(dtype=torch.float32)
+    outputs, buffers = [], []
+    for backward in [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.3, -0.7)]:
+        model = arm(Flow(*forward, *backward), "B")
+        outputs.append(train_step(model, x))
+        buffers.append(dict(model.named_buffers()))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    assert all(equal(b, buffers[0]) for b in buffers)
+    assert buffers[0]["layer2.0.branch.bn1.num_batches_tracked"] == 1
+
+
+def test_a_forward_weight_leaves_the_statistics_of_its_own_branch_alone() -> None:
+    x = images(dtype=torch.float32)
+    whole, half = arm(RESIDUAL), arm(Flow(branch=0.5))
+    for model in (whole, half):
+        train_step(model, x)
+    for key in ("running_mean", "running_var"):  # of the first block, whose input is the same in both
+        name = f"layer1.0.branch.bn2.{key}"
+        assert torch.equal(half.get_buffer(name), whole.get_buffer(name))
+        assert half.get_buffer(name).any()
+
+
+@pytest.mark.parametrize("projection", ["A", "B", "C"])
+@pytest.mark.parametrize("name", ARMS)
+def test_every_parameter_gets_a_gradient_in_every_arm(name: str, projection: Projection) -> None:
+    model = arm(name, projection)
+    train_step(model, images(dtype=torch.float32))
+    gradients = {key: p.grad for key, p in model.named_parameters()}
+    assert not [key for key, gradient in gradients.items() if gradient is None]
+    cut = {key for key in gradients if ".shortcut." in key and ARMS[name].shortcut == 0}
+    assert {key for key, gradient in gradients.items() if gradient is not None and not gradient.any()} == cut
+
+
+def test_a_cut_network_gives_its_stem_exact_zeros_even_where_the_loss_is_infinite() -> None:
+    model = arm(Flow(shortcut_gradient=0, branch_gradient=0), "C")
+    (model(images(dtype=torch.float32)) * math.inf).sum().backward()
+    for parameter in model.stem.parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))

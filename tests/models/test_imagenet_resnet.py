@@ -1,16 +1,13 @@
 """ImageNet ResNets: torchvision's state dicts and outputs, golden sizes, and flow."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, imagenet_resnet
-from probes import find_junctions, gate
+from models import GRADIENT_ONLY, PLAIN, Flow, imagenet_resnet
+from probes import find_junctions
 
 # Multiply-adds at 224 x 224 (torchvision's documentation, in 1e9) and parameters.
 GOLDEN = {
@@ -64,28 +61,6 @@ def test_torchvision_s_weights_load_both_ways_and_give_the_same_bits(depth: int,
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
 
 
-def gradients(model: nn.Module, x: Tensor, **gates: Any) -> list[Tensor]:
-    model.zero_grad()
-    with gate(model, **gates):
-        model(x).square().sum().backward()
-    return [p.grad for p in model.parameters() if p.grad is not None]
-
-
-@pytest.mark.parametrize(
-    ("flow", "gates"),
-    [(STOP_GRADIENT, {"shortcut_gradient": 0.0}), (SHORTEST_PATH, {"branch_gradient": 0.0})],
-    ids=["stop-gradient", "shortest-path"],
-)
-def test_an_arm_is_the_gated_network(flow: Flow, gates: dict[str, float]) -> None:
-    torch.manual_seed(0)
-    residual, arm = (imagenet_resnet(18, num_classes=5, flow=f).double() for f in (RESIDUAL, flow))
-    arm.load_state_dict(residual.state_dict())
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    got, wanted = gradients(arm, x), gradients(residual, x, **gates)
-    assert len(got) == len(wanted) == 62
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
-
-
 @pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY], ids=["plain", "gradient-only"])
 def test_plain_networks_do_not_see_their_shortcuts(flow: Flow) -> None:
     torch.manual_seed(0)
@@ -100,18 +75,12 @@ def test_plain_networks_do_not_see_their_shortcuts(flow: Flow) -> None:
     assert len(find_junctions(model, x)) == 16
 
 
-def test_a_flow_a_block() -> None:
-    flows: Sequence[Flow] = [RESIDUAL] * 7 + [STOP_GRADIENT]
-    assert [b.flow for b in imagenet_resnet(18, flow=flows).modules() if hasattr(b, "flow")] == flows
-
-
 @pytest.mark.parametrize(
     ("depth", "options", "message"),
     [
         (20, {}, "no depth 20: choose from 18, 34, 50, 101, 152"),
         (50, {"stride_in": "2x2"}, "stride_in is '2x2'"),
         (18, {"num_classes": 0}, "num_classes 0: give at least 1"),
-        (18, {"flow": [RESIDUAL] * 3}, "got 3 flows for 8 blocks"),
     ],
 )
 def test_bad_input(depth: int, options: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Inception-ResNet: sizes on paper, its towers by hand, what flow means there, and what it refuses."""
+"""Inception-ResNet: sizes on paper, its towers by hand, and what it refuses."""
 
 from typing import Any
 
@@ -7,22 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import ARMS, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, CifarResNet, Flow, inception_resnet
+from models import PLAIN, inception_resnet
 from models.inception import TOWERS, inception_branch, reduction
-from probes import find_junctions, gate, path_contributions, path_gradients, record, scale_gradient
+from probes import find_junctions, gate, path_contributions, record, scale_gradient
 from tests.support.networks import FLOAT64, Residual, images, relative_error
-
-
-def network(flow: Flow = RESIDUAL, depth: int = 20, **options: Any) -> CifarResNet:
-    torch.manual_seed(0)
-    return inception_resnet(depth, flow=flow, width=4, **options).double()
-
-
-def step(model: nn.Module, x: Tensor, **gates: float) -> tuple[Tensor, list[Tensor]]:
-    with gate(model, **gates):  # type: ignore[arg-type]
-        output = model(x)
-        F.cross_entropy(output, torch.arange(len(x))).backward()
-    return output.detach(), [p.grad for p in model.parameters() if p.grad is not None]
 
 
 def test_parameters_on_paper() -> None:
@@ -82,41 +70,6 @@ def test_a_reduction_keeps_the_pooled_maps_and_adds_two_strided_towers() -> None
     assert strides == [2, 1, 1, 2]  # a tower's last convolution strides
 
 
-def test_a_flow_for_each_block() -> None:
-    flows = [Flow(shortcut_gradient=k / 8) for k in range(6)]
-    assert [block.flow for block in inception_resnet(32, width=2, flow=flows).blocks] == flows
-
-
-@pytest.mark.parametrize("scaling", [1.0, 0.2])
-def test_arms_share_weights_functions_and_junctions(scaling: float) -> None:
-    x, outputs = images(), {}
-    weights = network(scaling=scaling).state_dict()
-    for arm, flow in ARMS.items():
-        model = network(flow, 32, scaling=scaling)
-        outputs[arm], gradients = step(model, x)
-        assert len(gradients) == len(list(model.parameters()))
-        junctions = find_junctions(model, x)
-        assert [junction.shortcut for junction in junctions] == ["identity"] * 6  # 3n
-        first = network(flow, scaling=scaling).state_dict()
-        assert all(torch.equal(weights[key], value) for key, value in first.items())
-    assert torch.equal(outputs["residual"], outputs["stop-gradient"])
-    assert torch.equal(outputs["residual"], outputs["shortest-path"])
-    assert torch.equal(outputs["plain"], outputs["gradient-only"])
-    assert not torch.equal(outputs["residual"], outputs["plain"])
-
-
-@pytest.mark.parametrize("scaling", [1.0, 0.2])
-@pytest.mark.parametrize(
-    ("flow", "gates"), [(STOP_GRADIENT, {"shortcut_gradient": 0.0}), (SHORTEST_PATH, {"branch_gradient": 0.0})]
-)
-def test_an_arm_is_the_gated_network_to_the_last_bit(flow: Flow, gates: dict[str, float], scaling: float) -> None:
-    x = images()
-    output, wanted = step(network(flow, 32, scaling=scaling), x)
-    gated, got = step(network(depth=32, scaling=scaling), x, **gates)
-    assert torch.equal(output, gated)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
-
-
 def test_gating_a_foreign_block_scales_every_tower() -> None:
     """x + branch(x), edited by hand where x enters the branch: the towers' gradients meet at x one by one."""
     block, x = Residual(inception_branch(4, TOWERS[0], 0.2).double()), torch.randn(2, 4, 5, 5, dtype=FLOAT64)
@@ -130,23 +83,9 @@ def test_gating_a_foreign_block_scales_every_tower() -> None:
     assert relative_error(got, torch.autograd.grad(model(x), x, upstream)[0]) > 0.1
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_path_lengths_sum_to_autograd_and_their_ends_are_arms(training: bool) -> None:
-    x, found = images(), {}
-    for arm in ("residual", "stop-gradient", "shortest-path"):
-        model = network(ARMS[arm], 32).train(training)
-        with record(model, keep=True) as recording:
-            F.cross_entropy(model(x), torch.arange(4)).backward(retain_graph=True)
-        found[arm] = path_gradients(recording), recording.gradient(recording.sites[0], "total")
-    lengths, total = found["residual"]
-    assert lengths.shape[0] == 7
-    assert relative_error(lengths.sum(0), total) < 1e-12
-    assert relative_error(lengths[-1], found["stop-gradient"][1]) < 1e-12
-    assert relative_error(lengths[0], found["shortest-path"][1]) < 1e-12
-
-
 def test_a_plain_network_has_the_longest_path_alone() -> None:
-    model = network(PLAIN)
+    model = inception_resnet(20, width=4, flow=PLAIN).double()
+    assert [junction.shortcut for junction in find_junctions(model, images())] == ["identity"] * 3
     with record(model) as recording:
         F.cross_entropy(model(images()), torch.arange(4)).backward(retain_graph=True)
     found = path_contributions(recording)
@@ -162,7 +101,6 @@ def test_a_plain_network_has_the_longest_path_alone() -> None:
         ({"depth": 20, "scaling": 0.0}, "scaling 0.0: give a positive number .*0.1 to 0.3"),
         ({"depth": 20, "scaling": float("inf")}, "scaling inf: give a positive number"),
         ({"depth": 20, "in_channels": 0}, "in_channels 0: give at least 1"),
-        ({"depth": 32, "flow": [PLAIN] * 3}, "got 3 flows for 6 blocks: give one Flow for all, or one for each"),
     ],
 )
 def test_refusals_say_what_to_give(settings: dict[str, Any], message: str) -> None:

@@ -1,97 +1,158 @@
-"""Every kind of block and every variant of `cifar_resnet`: one suite for what flow means."""
+"""Kinds of block and variants on paper: sizes, first weights, what is normalised and what is dropped."""
 
-from typing import get_args
+import math
+from typing import Any, get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from models import ARMS, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, CifarResNet, Flow, ResidualBlock, cifar_resnet
-from models.block import ExclusiveGateBlock
+from models import PLAIN, CifarResNet, cifar_resnet
+from models.branches import DiracConv2d
 from models.variants import BLOCK_KINDS, VARIANTS, Block, Variant
-from probes import find_junctions, gate, path_gradients, record
-from tests.support.networks import FLOAT64, images, linear, relative_error
-
-DEPTHS = {block: 2 + 3 * kind.layers for block, kind in BLOCK_KINDS.items()}
-EACH = [(block, variant) for block in BLOCK_KINDS for variant in VARIANTS]
+from tests.support.networks import FLOAT64, images
 
 
-def network(block: str, variant: str, flow: Flow = RESIDUAL, projection: str = "B") -> CifarResNet:
-    """A network that has left its first weights, among which some kinds have zeros that would hide much."""
+def network(depth: int = 8, **options: Any) -> CifarResNet:
     torch.manual_seed(0)
-    options = {"block": block, "variant": variant, "projection": projection, "gate_bias": -1.0}
-    model = cifar_resnet(DEPTHS[block], flow=flow, width=4, **options).double()  # type: ignore[arg-type]
+    return cifar_resnet(depth, width=4, **options).double()
+
+
+def stream() -> Tensor:
+    """An input of a first block, not negative: ReLU leaves it as it is."""
+    return torch.rand(2, 4, 6, 6, dtype=FLOAT64)
+
+
+def part(block: nn.Module, name: str) -> Any:
+    """A module inside a block, whose type is known to the test alone."""
+    return block.get_submodule(name)
+
+
+NORMS = 32 + 3 * 2 * (32 + 64 + 128)  # parameters of ResNet-20's BatchNorms: the stem's, and two a block
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "parameters"),
+    [
+        (110, {"block": "preactivation"}, 1_727_962),  # He et al. 2016: 1.7 M
+        (110, {"block": "norm-after-sum"}, 1_727_962),
+        (110, {"variant": "stochastic-depth"}, 1_727_962),  # Huang et al. 2016: as ResNet-110
+        (164, {"block": "bottleneck"}, 1_661_274),  # He et al. 2016: 1.7 M
+        (20, {"block": "fixup"}, 269_722 - NORMS + 9 * 5 + 2),  # 4 biases and a factor a block; two biases around
+        (20, {"block": "dirac"}, 269_722 + 3 * 2 * 2 * (16 + 32 + 64)),  # alpha and beta of each filter
+    ],
+)
+def test_sizes(depth: int, options: Any, parameters: int) -> None:
+    assert sum(p.numel() for p in cifar_resnet(depth, **options).parameters()) == parameters
+
+
+def test_preactivation_has_nothing_behind_the_sum() -> None:
+    model = network(block="preactivation")
+    assert all(isinstance(block.activation, nn.Identity) for block in model.blocks)
+    assert [type(module) for module in model.pool][:2] == [nn.BatchNorm2d, nn.ReLU]
+    assert len(model.stem) == 1  # type: ignore[arg-type]
+
+
+def test_skipinit_begins_as_its_shortcuts_and_learns_from_the_gate_on() -> None:
+    """At alpha = 0 a branch adds nothing, and its convolutions get zeros: only alpha moves in the first step."""
+    model, x = network(block="skipinit"), stream()
+    block = model.blocks[0]
+    assert torch.equal(block(x), x)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    nn.functional.cross_entropy(model(images()), torch.arange(4)).backward()
+    gradients = {name: parameter.grad for name, parameter in block.branch.named_parameters()}
+    alpha = gradients.pop("scale.alpha")
+    assert alpha is not None
+    assert alpha.item() != 0
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_fixup_begins_as_its_shortcuts_with_scaled_convolutions(depth: int) -> None:
+    """L = 3 or 9 branches of m = 2 convolutions: the first has L^(-1 / (2m - 2)) = L^(-1/2) of He et al.'s weights,
+    which are those of the basic blocks under the same seed; the last has zeros."""
+    model, basic, x = network(depth, block="fixup"), network(depth), stream()
+    assert torch.equal(model.blocks[0](x), x)
+    for block, twin in zip(model.blocks, basic.blocks, strict=True):
+        first = part(block, "branch.conv1")
+        given = torch.rand(2, first.in_channels, 6, 6, dtype=FLOAT64)
+        assert not block.branch(given).any()
+        wanted = part(twin, "branch.conv1").weight / math.sqrt(len(model.blocks))
+        torch.testing.assert_close(first.weight, wanted, rtol=1e-6, atol=0)  # made in float32
+    assert torch.equal(model.stem[0].weight, basic.stem[0].weight)  # type: ignore[index]
+    assert not model(images()).any()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_fixup_s_numbers_stand_where_the_paper_has_them() -> None:
+    """scale * conv2(relu(conv1(x + b1) + b2) + b3) + b4, in plain functions."""
+    branch, x = network(block="fixup").blocks[0].branch, stream()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
+        for value, parameter in enumerate(branch.parameters(), 1):
+            parameter.copy_(value / 10 * torch.randn_like(parameter))
+    b1, w1, b2, b3, w2, scale, b4 = branch.parameters()
+    inner = torch.conv2d(x + b1, w1, padding=1) + b2
+    wanted = scale * torch.conv2d(inner.clamp(min=0) + b3, w2, padding=1) + b4
+    torch.testing.assert_close(branch(x), wanted, rtol=1e-12, atol=1e-12)
 
 
-def step(model: nn.Module, x: Tensor, **gates: float) -> tuple[Tensor, list[Tensor]]:
-    torch.manual_seed(1)  # dropout, stochastic depth
-    with gate(model, **gates):  # type: ignore[arg-type]
-        output = model(x)
-        F.cross_entropy(output, torch.arange(len(x))).backward()
-    return output.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+@pytest.mark.parametrize(("channels_in", "channels_out", "stride"), [(4, 4, 1), (4, 8, 2), (4, 4, 2)])
+def test_a_dirac_convolution_without_w_is_the_identity(channels_in: int, channels_out: int, stride: int) -> None:
+    layer, x = DiracConv2d(channels_in, channels_out, stride=stride).double(), stream()
+    nn.init.zeros_(layer.weight)
+    y = layer(x)
+    assert torch.equal(y[:, :channels_in], x[:, :, ::stride, ::stride])
+    assert not y[:, channels_in:].any()
 
 
-@pytest.mark.parametrize(("block", "variant"), EACH)
-def test_arms_start_alike_and_no_parameter_goes_without_a_gradient(block: str, variant: str) -> None:
-    x = images()
-    outputs = {}
-    for arm, flow in ARMS.items():
-        model = network(block, variant, flow)
-        outputs[arm], gradients = step(model, x)
-        assert len(gradients) == len(list(model.parameters()))
-        assert len(find_junctions(model, x)) == 3
-    assert torch.equal(outputs["residual"], outputs["stop-gradient"])
-    assert torch.equal(outputs["residual"], outputs["shortest-path"])
-    assert torch.equal(outputs["plain"], outputs["gradient-only"])
-    assert not torch.equal(outputs["residual"], outputs["plain"])
+def test_a_dirac_convolution_s_filters_on_paper() -> None:
+    """Each filter of W has norm 1 whatever its size: the filter is alpha at the centre of its own channel, and beta at
+    a W that has one entry, 7."""
+    layer = DiracConv2d(2, 2).double()
+    with torch.no_grad():
+        layer.weight.zero_()[:, 0, 0, 0] = 7
+        layer.alpha.copy_(torch.tensor([2.0, 3.0]))
+        layer.beta.copy_(torch.tensor([0.5, -0.25]))
+    wanted = torch.zeros(2, 2, 3, 3, dtype=FLOAT64)
+    wanted[0, 0, 1, 1], wanted[1, 1, 1, 1] = 2, 3
+    wanted[0, 0, 0, 0], wanted[1, 0, 0, 0] = 0.5, -0.25
+    torch.testing.assert_close(layer.filters, wanted, rtol=0, atol=1e-15)
+    layer(torch.randn(1, 2, 5, 5, dtype=FLOAT64)).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize("projection", ["A", "B", "C"])
-@pytest.mark.parametrize(("block", "variant"), EACH)
-def test_an_arm_is_the_gated_network(block: str, variant: str, projection: str) -> None:
-    """A gate's own gradient counts as the shortcut's, in the block as in `gate`."""
-    x = images()
-    for flow, gates in ((STOP_GRADIENT, {"shortcut_gradient": 0.0}), (SHORTEST_PATH, {"branch_gradient": 0.0})):
-        output, wanted = step(network(block, variant, flow, projection), x)
-        gated, got = step(network(block, variant, projection=projection), x, **gates)
-        assert torch.equal(output, gated)
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+def test_norm_after_sum_normalises_the_sum_and_its_plain_network_is_resnet_s() -> None:
+    model = network(block="norm-after-sum")
+    block, x = model.blocks[1], torch.randn(4, 4, 6, 6, dtype=FLOAT64) * 5 + 3
+    sums: list[Tensor] = []
+    block.activation[0].register_forward_hook(lambda module, args, out: sums.append(out))  # type: ignore[index]
+    y = block(x)
+    (normalised,) = sums
+    total = block.shortcut(x) + block.branch(x)
+    centred = total - total.mean((0, 2, 3), keepdim=True)
+    wanted = centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(normalised, wanted, rtol=1e-9, atol=1e-9)
+    assert torch.equal(y, normalised.clamp(min=0))
+    pictures = images()
+    assert torch.equal(network(block="norm-after-sum", flow=PLAIN)(pictures), network(flow=PLAIN)(pictures))
 
 
-@pytest.mark.parametrize(("block", "variant"), EACH)
-def test_path_lengths_sum_to_autograd(block: str, variant: str) -> None:
-    model, x = network(block, variant).eval(), images()
-    with record(model, keep=True) as recording:
-        F.cross_entropy(model(x), torch.arange(4)).backward(retain_graph=True)
-    lengths = path_gradients(recording)
-    assert relative_error(lengths.sum(0), recording.gradient(recording.sites[0], "total")) < 1e-12
-
-
-def test_exclusive_gating_on_paper() -> None:
-    """y = (1 - g) x + g · 3x with g = sigmoid(0 · x + 0) = 1/2, whose derivative is 1/4 of the gate's weight, here 2:
-    dy/dx = 1/2 · 1 + 1/2 · 3 + (3x - x) · 1/4 · 2, at x = 0 the last is 0, at x = 1 with g = sigmoid(2 - 2) it is 1."""
-    gate_module = nn.Linear(1, 1, dtype=FLOAT64)
-    nn.init.constant_(gate_module.weight, 2.0)
-    nn.init.constant_(gate_module.bias, -2.0)
-    for flow, wanted in ((RESIDUAL, 3.0), (STOP_GRADIENT, 1.5), (SHORTEST_PATH, 1.5)):
-        block = ExclusiveGateBlock(linear(3.0), gate_module, activation=nn.Identity(), flow=flow)
-        x = torch.ones(1, 1, dtype=FLOAT64, requires_grad=True)
-        y = block(x)
-        y.backward()
-        assert y.item() == 2
-        assert x.grad is not None
-        assert x.grad.item() == wanted
-
-
-def test_any_module_is_a_branch() -> None:
-    """One layer, y = W x + x; a recurrent network's output would do as well."""
-    block, x = ResidualBlock(nn.Linear(3, 3), activation=nn.Identity()), torch.randn(2, 3)
-    assert torch.equal(block(x), x + block.branch(x))
+def test_a_dropped_branch_is_whole_on_average() -> None:
+    """Both draws of each block, weighted by their probabilities, give the branch; its survival is 1 - l / 2L."""
+    model, survival = network(20, variant="stochastic-depth"), []
+    for block in model.blocks:
+        *rest, drop = block.branch.children()
+        x = torch.randn(2, part(block, "branch.conv1").in_channels, 6, 6, dtype=FLOAT64)
+        assert isinstance(drop, StochasticDepth)
+        draws = {bool(y.any()): y for y in (block.branch(x) for _ in range(200))}
+        whole = nn.Sequential(*rest)(x)  # in train mode: BatchNorm as in the draws
+        survival.append(1 - drop.p)
+        expected = survival[-1] * draws[True] + (1 - survival[-1]) * draws[False]
+        torch.testing.assert_close(expected, whole, rtol=1e-14, atol=1e-14)
+        block.eval()
+        assert torch.equal(block.branch(x), nn.Sequential(*rest)(x))
+    assert survival == pytest.approx([1 - block / 18 for block in range(1, 10)])
 
 
 def test_the_types_name_every_kind_and_variant() -> None:

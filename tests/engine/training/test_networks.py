@@ -1,5 +1,6 @@
 """Every network that --network names: the question can be asked of it."""
 
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from experiments.engine.training.networks import NETWORKS, make, outline
 from experiments.engine.training.optimisation import parameter_groups
 from models import ARMS, residual_blocks
+from models.residual_blocks import Block
 from probes import find_junctions, gate
 from tests.support.scripts import print_of, run
 
@@ -97,3 +99,30 @@ def test_an_experiment_asks_of_another_network(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     gradients = pd.read_csv(tmp_path / "results" / "stopgrad_shortcut" / "gradients.csv")
     assert set(gradients["block"]) == {"blocks.0", "blocks.1", "blocks.2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcut", "branch"),
+    [
+        ("halved-shortcut", 1 / 2, 1),
+        ("halved-sum", 1 / 2, 1 / 2),
+        ("rescaled-sum", 1 / math.sqrt(2), 1 / math.sqrt(2)),
+        ("depth-scaled", 1, 1 / 3),  # of 9 blocks
+    ],
+)
+def test_rescaled_networks_on_paper(name: str, shortcut: float, branch: float) -> None:
+    def blocks(arm: str) -> list[Block]:
+        return residual_blocks(make(name, 20, flow=ARMS[arm], width=4, shape=SHAPE, num_classes=10).double())
+
+    block, x = blocks("residual")[1].eval(), torch.rand(2, 4, 6, 6).double()  # not negative: ReLU leaves it as it is
+    wanted = (shortcut * x + branch * block.branch(x)).clamp(min=0)
+    torch.testing.assert_close(block(x), wanted, rtol=1e-14, atol=1e-14)
+    for arm, flow in ARMS.items():
+        got = blocks(arm)[8].flow
+        wanted_flow = (
+            shortcut * flow.shortcut,
+            branch * flow.branch,
+            shortcut * flow.shortcut_gradient,
+            branch * flow.branch_gradient,
+        )
+        assert (got.shortcut, got.branch, got.shortcut_gradient, got.branch_gradient) == pytest.approx(wanted_flow)
