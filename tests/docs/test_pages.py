@@ -4,6 +4,7 @@ the scripts, flags and files that they name exist."""
 import csv
 import io
 import re
+import runpy
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import fields, is_dataclass
@@ -136,6 +137,11 @@ def test_every_table_is_shown_and_rectangular() -> None:
     shown = {Path(name).name for page in PAGES for name in re.findall(r"^:file: (.+)$", page.read_text(), re.MULTILINE)}
     assert shown == {file.name for file in TABLES}
     assert all(len({len(row) for row in rows(file)}) == 1 for file in TABLES)
+
+
+def test_the_picture_of_the_rooms_is_what_its_script_draws() -> None:
+    script = DOCS / "images" / "rooms.py"
+    assert runpy.run_path(str(script))["draw"]() == script.with_suffix(".svg").read_text()
 
 
 # Scripts and networks
