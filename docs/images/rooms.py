@@ -33,7 +33,7 @@ ARROWS: list[tuple[Point, Point]] = [
     ((420, 232), (480, 288)),  # conditions -> running
     ((600, 232), (560, 288)),  # training -> running
     ((100, 232), (100, 458)),  # reporting -> figures
-    ((690, 232), (690, 458)),  # training -> models
+    ((690, 372), (690, 458)),  # engine -> models
     ((390, 372), (390, 458)),  # engine -> probes
     ((530, 486), (487, 486)),  # models -> probes
 ]
