@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-<<<<<<< HEAD:tests/probes/test_recording.py
 from probes import Recording, gradient_norms, path_gradients, record, residual_magnitudes
-=======
-from probes import Recording, gradient_norms, record, residual_magnitudes
->>>>>>> package:tests/test_probes_recording.py
 from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, perceptron, values
 
 

@@ -14,11 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from probes import find_junctions, gradient_norms, record
 from tests.support.networks import Residual, left_as_it_was
-<<<<<<< HEAD:tests/probes/discovery/test_zoo_homemade.py
 from tests.support.zoo import ZOO
-=======
-from tests.zoo import ZOO
->>>>>>> package:tests/test_zoo_homemade.py
 
 WIDTH = 8
 

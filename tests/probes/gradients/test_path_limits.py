@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from models import RESIDUAL, SHORTEST_PATH, cifar_resnet
 from probes import find_junctions, gate, limit_paths, path_gradients, record
-<<<<<<< HEAD:tests/probes/gradients/test_path_limits.py
 from tests.support.networks import (
     FLOAT64,
     Apply,
@@ -22,9 +21,6 @@ from tests.support.networks import (
     perceptron,
     relative_error,
 )
-=======
-from tests.support.networks import FLOAT64, Apply, Residual, chain, images, left_as_it_was, linear, relative_error
->>>>>>> package:tests/test_probes_path_limits.py
 
 LABELS = torch.tensor([0, 1, 2, 3])
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
