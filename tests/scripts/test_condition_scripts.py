@@ -8,7 +8,6 @@ import pytest
 
 from experiments import budget, dose_and_timing, learning_rates, magnitude_or_direction
 from experiments.engine import explanation
-from experiments.engine.running.run import Run
 from tests.support.conditions import run_made_up
 
 SCRIPTS = (learning_rates, budget, magnitude_or_direction, dose_and_timing)

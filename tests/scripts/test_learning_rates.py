@@ -1,4 +1,4 @@
-"""The experiment on learning rates: its sentence and its table on paper, bad input, its figure, and a toy run."""
+"""The experiment on learning rates: its table on paper, its figure, and a toy run."""
 
 import io
 from itertools import product
@@ -11,20 +11,13 @@ from rich.console import Console
 
 import figures
 from experiments import learning_rates
-from experiments.engine.conditions import rate_of
-from experiments.engine.rates import curves, sentence, show_search
+from experiments.engine.conditions.learning_rate_search import rate_of
+from experiments.learning_rates import curves, show_search, span
 from models import ARMS
-from tests.support.conditions import Ran, cells_of, is_best, run_twice
-from tests.support.scripts import print_of
-from tests.test_figures import close, lines_of, pick, texts, xy
+from tests.support.conditions import Ran, is_best, run_twice
+from tests.support.drawings import close, lines_of, pick, texts, xy
 
 RATES = {(arm, 8): rate for arm, rate in zip(ARMS, (0.1, 0.0316, 0.1, 0.316, 0.1), strict=True)}
-ERRORS = {
-    "residual": (0.10, 0.11, 0.12),
-    "stop-gradient": (0.30, 0.31, 0.32),
-    "gradient-only": (0.50, 0.51, 0.52),
-    "plain": (0.60, 0.61, 0.62),
-}
 
 
 def searched(depths: tuple[int, ...] = (8,)) -> pd.DataFrame:
@@ -60,48 +53,17 @@ def test_the_table_brackets_the_best_and_leaves_out_what_was_not_tried() -> None
 
 
 def test_rates_are_found_again_in_a_file(tmp_path: Path) -> None:
-    rates = [rate_of(level) for level in range(-12, 4)]
+    rates = [rate_of(exponent) for exponent in range(-12, 4)]
     pd.DataFrame({"rate": rates}).to_csv(tmp_path / "rates.csv")
     assert pd.read_csv(tmp_path / "rates.csv")["rate"].tolist() == rates
 
 
-def test_the_sentence_on_paper() -> None:
-    said = sentence(searched(), cells_of(ERRORS), RATES, depth=8, title="paper")
-    assert said.startswith("paper, depth 8, n = 3: test accuracy at each arm's own best learning rate is residual ")
-    assert "is residual 0.890 at 0.1, stop-gradient 0.690 at 0.0316, gradient-only 0.490 at 0.1, plain 0.390" in said
-    assert "the value without the gradient is worth +0.300 [+0.300, +0.300]" in said
-    assert "the gradient without the value +0.100 [+0.100, +0.100], both +0.500 [" in said
-    assert "Over rates from 0.0316 to 0.316 validation accuracy runs over residual 0.80 to 0.90, stop-" in said
+def test_the_range_of_each_arm_is_over_the_rates_that_all_were_tried_at() -> None:
+    said = span(searched(), 8)
+    assert said.startswith(
+        "Over rates from 0.0316 to 0.316 validation accuracy ranges over residual 0.80 to 0.90, stop-"
+    )
     assert "plain 0.40 to 0.60" in said
-
-
-def test_without_an_arm_there_are_no_effects() -> None:
-    two = {arm: ERRORS[arm] for arm in ("residual", "plain")}
-    said = sentence(searched(), cells_of(two), RATES, depth=8, title="paper")
-    assert "is residual 0.890 at 0.1, plain 0.390 at 0.316; there are no effects, since no seed has finished" in said
-    none = sentence(searched((8, 14)), cells_of(two), RATES, depth=14, title="paper")
-    assert none.startswith("paper, depth 14: nothing can be said, since every cell diverged. Over rates from 0.0316")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--depths", "9"], "--depths 9: depth 9 is not 6n + 2"),
-        (["--tuning-seeds", "100", "4"], "--tuning-seeds 4: that seed is reported; choose learning rates on others"),
-        (["--tuning-seeds"], "--tuning-seeds: got none; give one or more, each once"),
-    ],
-)
-def test_a_users_mistake_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = print_of("learning_rates", arguments, capsys, status=2)
-    assert (message in shown, len(shown.splitlines())) == (True, 1)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_figure_draws_each_arm_s_curve_at_each_depth() -> None:
@@ -144,10 +106,4 @@ def test_a_toy_run_reports_each_arm_at_its_best_rate(ran: Ran) -> None:
     assert found == pytest.approx((wide["residual"] - wide["plain"]).mean())
     drawn = {file.name for file in (ran.folder / "figures").iterdir()}
     assert drawn == {f"{n}.{e}" for n in ("learning_rates", "accuracy_by_depth") for e in ("csv", "pdf", "png")}
-    assert "depth 8, n = 2: test accuracy at each arm's own best learning rate is residual 0." in ran.shown
-
-
-def test_a_second_call_repeats_no_cell(ran: Ran) -> None:
-    assert not ran.repeated
-    assert "10 of 10 cells are already done" in ran.log
-    assert ran.again == ran.shown
+    assert "Decisions: digits 8x8, depth 8, test accuracy, n = 2" in ran.shown

@@ -1,6 +1,5 @@
-"""The main experiment at toy size, as a user runs it, and what it wrote; what every script in experiments/ shows."""
+"""The main experiment at toy size, as a user runs it, and what it wrote."""
 
-import ast
 import errno
 import json
 import logging
@@ -18,10 +17,9 @@ from PIL import Image
 
 from experiments.engine.running.cli import run_script
 from models import ARMS
-from tests.support.scripts import ROOT, command, file_of, print_of, run, run_apart
-from tests.test_engine_data import CIFAR_JPEG, unpack_cifar
+from tests.engine.training.test_data import CIFAR_JPEG, unpack_cifar
+from tests.support.scripts import command, print_of, run, run_apart
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 TOY = ["--depths", "8", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--train-limit", "256"]
 
 
@@ -32,36 +30,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = run_apart("stopgrad_shortcut", *TOY, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "results" / "stopgrad_shortcut", done.stdout
-
-
-def test_no_script_hides_a_module() -> None:
-    taken = {path.name for path in ROOT.iterdir() if path.is_dir()} | sys.stdlib_module_names
-    assert SCRIPTS
-    assert not set(SCRIPTS) & taken
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = print_of(script, ["--help"], capsys, status=0)
-    question = str(ast.get_docstring(ast.parse(Path(file_of(script)).read_text()))).split("\n\n")[0]
-    assert question.endswith("?")
-    assert " ".join(question.split()) in " ".join(shown.split("options")[0].split())
-    for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
-        assert f"--{flag} " in shown
-
-
-@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"probe_model", "verdict"}))  # these have no cells
-def test_a_dry_run_tells_the_cells_and_writes_nothing(
-    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [script, "--quick", "--dry-run"])
-    run_script(f"experiments.{script}")
-    lines = capsys.readouterr().out.splitlines()
-    (summary,) = (index for index, line in enumerate(lines) if " cells to do; how long is not known" in line)
-    assert summary > 0
-    assert all(line.startswith("to do ") for line in lines[:summary])
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("arguments", "level"), [([], "INFO"), (["--log-level", "warning"], "WARNING")])
@@ -80,7 +48,7 @@ def test_the_main_experiment_has_its_flags(capsys: pytest.CaptureFixture[str]) -
         assert f"--{flag} " in shown
 
 
-def test_tables_hold_every_cell(toy: tuple[Path, str]) -> None:
+def test_tables_hold_every_run(toy: tuple[Path, str]) -> None:
     folder, _ = toy
     outcomes = pd.read_csv(folder / "outcomes.csv")
     assert set(outcomes["arm"]) == set(ARMS)
@@ -122,34 +90,31 @@ def test_every_figure_lies_beside_its_table(toy: tuple[Path, str]) -> None:
 
 def test_the_ending_names_arms_effects_and_files(toy: tuple[Path, str]) -> None:
     folder, shown = toy
-    for text in (*ARMS, "interaction / gradient", "outcomes.csv", "figures/interaction.{csv,pdf,png}", "n = 2"):
+    for text in (
+        *ARMS,
+        "interaction / gradient",
+        "Decisions: digits 8x8, depth 8",
+        "outcomes.csv",
+        "figures/interaction.{csv,pdf,png}",
+        "n = 2",
+    ):
         assert text in shown
     reports = [json.loads(path.read_text()) for path in folder.glob("runs/*/run.json")]
     assert len(reports) == 10
     assert {report["outcome"] for report in reports} == {"finished"}
 
 
-def test_a_second_call_repeats_no_cell(toy: tuple[Path, str]) -> None:
-    folder, _ = toy
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
-    table = (folder / "outcomes.csv").read_bytes()
-    done = run("stopgrad_shortcut", *TOY, cwd=folder.parents[1])
-    assert "10 of 10 cells are already done" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")} == before
-    assert (folder / "outcomes.csv").read_bytes() == table
-
-
-def test_a_diverged_cell_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_diverged_run_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> None:
     arguments = [*TOY, "--arms", "residual", "--learning-rate", "1e30", "--epochs", "2", "--seeds", "0"]
     done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Every cell diverged" in done.stdout
+    assert "Every run diverged" in done.stdout
     (report,) = (tmp_path / "results" / "stopgrad_shortcut" / "runs").glob("*/run.json")
     assert json.loads(report.read_text())["outcome"].startswith("diverged at step ")
     assert pd.read_csv(report.with_name("gradients.csv"))["epoch"].tolist() == [0] * 12
 
 
-def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_finished_runs(tmp_path: Path) -> None:
     arguments = [*TOY, "--arms", "residual", "plain", "--seeds", *map(str, range(8))]
     process = subprocess.Popen(
         command("stopgrad_shortcut", *arguments),
@@ -160,20 +125,20 @@ def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    cells = tmp_path / "results" / "stopgrad_shortcut" / "runs"
+    runs = tmp_path / "results" / "stopgrad_shortcut" / "runs"
     deadline = time.monotonic() + 120
-    while not list(cells.glob("*/run.json")) and time.monotonic() < deadline:
+    while not list(runs.glob("*/run.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in shown
-    assert shown.splitlines()[-1] == "interrupted: finished cells are kept; the same command goes on from there"
-    finished = [path.parent.name for path in cells.glob("*/run.json")]
+    assert shown.splitlines()[-1] == "interrupted: finished runs are kept; run the same command again to resume"
+    finished = [path.parent.name for path in runs.glob("*/run.json")]
     assert 0 < len(finished) < 16
     again = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"{len(finished)} of 16 cells are already done" in again.stderr
+    assert f"{len(finished)} of 16 runs are already finished" in again.stderr
 
 
 @pytest.mark.skipif(not CIFAR_JPEG.exists(), reason=f"the CIFAR-10 JPEG archive is not at {CIFAR_JPEG}")
@@ -188,48 +153,8 @@ def test_real_colour_images_from_a_folder(tmp_path: Path) -> None:
     assert set(outcomes["arm"]) == set(ARMS)
     assert np.isfinite(outcomes["value"]).all()
     assert len(list((folder / "figures").glob("*.png"))) == 7
-    about = json.loads(next(folder.glob("runs/*/run.json")).read_text())["cell"]["about"]
+    about = json.loads(next(folder.glob("runs/*/run.json")).read_text())["run"]["about"]
     assert (about["title"], about["augment"]) == ("cifar10-jpeg", "crop-flip")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--arms", "residual", "dense"], "unknown 'dense'; choose from residual, stop-gradient"),
-        (["--arms", "plain", "plain"], "--arms: got plain plain; give one or more, each once"),
-        (["--dataset", "mnist"], "unknown 'mnist'; choose from digits, cifar10"),
-        (["--depths", "21"], "--depths 21: depth 21 is not 6n + 2, as basic blocks need: the nearest are 20 and 26"),
-        (["--seeds"], "--seeds: got none; give one or more"),
-        (["--seeds", "-1"], "give numbers from 0"),
-        (["--seeds", "99999999999"], "give numbers from 0 to 4294967295"),
-        (["--train-limit", "1070"], "--train-limit 1070: give 10 (one a class) to 1067 images"),
-        (["--device", "meta"], "--device meta: not available here"),
-        (["--device", "cuda:99"], "--device cuda:99: not available here; this machine has cpu"),
-        (["--device", "toaster"], "--device toaster: not available here"),
-        (["--width", "7"], "--width 7: give an even number from 2 to 65536"),
-        (["--width", "1000000000"], "--width 1000000000: give an even number from 2 to 65536"),
-        (["--workers", "0"], "--workers 0: give at least 1"),
-        (["--epochs", "0"], "--epochs 0: give at least 1"),
-        (["--momentum", "1"], "--momentum 1.0: give at least 0 and less than 1"),
-        (["--data-dir", "."], "--data-dir means nothing to --dataset digits"),
-        (["--dataset", "folder"], "--dataset folder needs --data-dir"),
-        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere: there is no such folder"),
-        (["--dataset", "folder", "--data-dir", "."], "found no train/ beside test/ or val/"),
-    ],
-)
-def test_a_users_mistake_is_one_line_and_writes_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = print_of("stopgrad_shortcut", arguments, capsys, status=2)
-    assert shown.startswith("error: ")
-    assert len(shown.splitlines()) == 1
-    assert message in shown
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_folder_that_cannot_be_written(
@@ -248,5 +173,5 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr("experiments.stopgrad_shortcut.main", main)
     assert print_of("stopgrad_shortcut", [], capsys, status=1) == (
-        "error: No space left on device: finished cells are kept; make room, and the same command goes on from there\n"
+        "error: No space left on device: finished runs are kept; make room, and run the same command again to resume\n"
     )

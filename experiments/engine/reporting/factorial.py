@@ -87,10 +87,12 @@ def decide_factorial(
     }
     marks = {arm: mark for arm, mark in flags(runs, depth, classes, by=by).items() if arm in FACTORIAL}
     words = {"above": "helps", "below": "harms", "within": "changes nothing"}
+    sums = {"above": "more than the sum", "below": "less than the sum", "within": "the sum"}
     decisions = {}
     for question, effect in questions.items():
-        reading = words.get(classify(found[effect], MARGIN), "undecided")
-        if marks and effect == "interaction / gradient mismatch":
+        additive = effect == "interaction / gradient mismatch"
+        reading = (sums if additive else words).get(classify(found[effect], MARGIN), "undecided")
+        if additive and marks:
             reading = f"cannot be read: {', '.join(f'{arm} at the {mark}' for arm, mark in marks.items())}"
         decisions[question] = (format_estimate(found[effect]), f"{MARGIN}", reading)
     n, seeds = len(found["whole shortcut"].values), runs[runs["depth_total"] == depth]["seed"].nunique()

@@ -14,7 +14,7 @@ from experiments.engine.training.optimisation import parameter_groups
 from models import ARMS, residual_blocks
 from models.residual_blocks import Block
 from probes import find_junctions, gate
-from tests.support.scripts import print_of, run
+from tests.support.scripts import run
 
 DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
 SHAPE = (1, 8, 8)
@@ -72,24 +72,6 @@ def test_no_two_names_are_one_network() -> None:
 
 def test_an_outline_holds_no_weights() -> None:
     assert {parameter.device.type for parameter in outline("resnet", 1202, width=16).parameters()} == {"meta"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--network", "densenet"], "--network: unknown 'densenet'; choose from resnet, "),
-        (["--network", "imagenet"], "an imagenet network begins with 64 channels, not 8: add --width 64"),
-        (["--network", "imagenet", "--width", "64"], "imagenet_resnet has no depth 20: choose from 18"),
-        (["--network", "bottleneck", "--depths", "21"], "--depths 21: depth 21 is not 9n + 2, as bottleneck blocks"),
-        (["--network", "mlp", "--depths", "2"], "--depths 2: depth 2 leaves no block"),
-    ],
-)
-def test_a_network_that_cannot_be_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown = print_of("stopgrad_shortcut", arguments, capsys, status=2)
-    assert shown.startswith("error: ")
-    assert message in shown
 
 
 @pytest.mark.slow

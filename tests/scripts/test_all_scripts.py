@@ -1,0 +1,220 @@
+"""What every script in experiments/ shows and does: help, dry runs, mistakes, a second call."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import figures
+from experiments.engine.running.cli import run_script
+from tests.support.conditions import short_search
+from tests.support.scripts import ROOT, file_of, print_of, run
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+NO_GRID = {"probe_model", "verdict"}
+NETWORK = "--seeds 0 --epochs 1 --width 2 --train-limit 256"
+CONDITIONS = f"{NETWORK} --tuning-seeds 100 --depths 8"
+TOY = {  # the least that every script with a grid can be asked
+    "alignment": f"{CONDITIONS} --arms stop-gradient --further 1",
+    "budget": f"{CONDITIONS} --budgets 1 2",
+    "degradation": f"{NETWORK} --depths 8 14",
+    "dose_and_timing": f"{CONDITIONS} --conditions|weight 0.5",
+    "ensemble": f"{NETWORK} --depths 8 14",
+    "forward_statistics": f"{NETWORK} --tuning-seeds 100 --depth 8 --networks resnet",
+    "identity_mapping": f"{NETWORK} --blocks 1 --copying-epochs 1 --rates 0.1",
+    "inserted_identities": f"{NETWORK} --depth 8 --deeper 14",
+    "layer_use": f"{NETWORK} --depth 8 --arms residual plain --attributed 4 --steps 2",
+    "learning_rates": CONDITIONS,
+    "lesions": f"{NETWORK} --depth 14 --arms residual --counts 1 --draws 1",
+    "magnitude_or_direction": f"{CONDITIONS} --conditions|stop-gradient, true norms",
+    "path_lengths": f"{NETWORK} --depths 8 --arms residual --samples 2 --probe-size 4",
+    "short_paths": f"{NETWORK} --depth 8 --at-most 0",
+    "stopgrad_shortcut": f"{NETWORK} --depths 8",
+    "training_speed": f"{NETWORK} --depth 20 --networks resnet --arms residual plain",
+    "variants": f"{NETWORK} --depth 8 --networks resnet dirac",
+}
+REPORTED = "that seed is reported; choose learning rates on others"
+MISTAKES = {
+    "alignment": {
+        "--arms plain": "--arms plain: its gradient is the true one; give some of stop-gradient, gradient-only",
+        "--further 0": "--further 0: give at least 1",
+        "--depths 9": "--depths 9: depth 9 is not 6n + 2",
+    },
+    "budget": {
+        "--budgets 0 1": "--budgets 0: give whole numbers from 1",
+        "--budgets 3 3": "--budgets: got 3 3; give one or more, each once",
+        "--targets 0.1 -1": "--targets -1: give losses above 0",
+        "--targets 0": "--targets 0: give losses above 0",
+        "--targets": "--targets: got none; give one or more, each once",
+    },
+    "degradation": {"--depths 8 9": "--depths 9: depth 9 is not 6n + 2", "--arms": "--arms: got none"},
+    "dose_and_timing": {
+        "--conditions|weight 0.2": "--conditions: unknown 'weight 0.2'; choose from residual, stop-gradient,",
+        "--epochs 4 --conditions|until epoch 5": "unknown 'until epoch 5'; choose from",
+        "--tuning-seeds 0": f"--tuning-seeds 0: {REPORTED}",
+    },
+    "ensemble": {"--depths 8": "--depths 8: an ensemble has two members or more", "--arm dense": "unknown 'dense'"},
+    "forward_statistics": {
+        "--networks vgg": "--networks: unknown 'vgg'; choose from resnet",
+        "--networks resnet resnet": "--networks: got resnet resnet; give one or more, each once",
+        "--depth -300": "--depth -300: depth -300 is not 6n + 2",
+    },
+    "identity_mapping": {
+        "--network bottleneck": "--network: unknown 'bottleneck'; choose from resnet, skipinit",
+        "--blocks 0 1": "--blocks 0: give at least 1",
+        "--rates 0": "--rates 0.0: give finite numbers above 0",
+        "--rates 0.1 0.1": "--rates: got 0.1 0.1; give one or more, each once",
+        "--copying-epochs 0": "--copying-epochs 0: give at least 1",
+    },
+    "inserted_identities": {
+        "--network bottleneck": "--network: unknown 'bottleneck'; choose from resnet, skipinit",
+        "--deeper 8": "--deeper 8: give more layers than --depth, 8",
+        "--deeper 21": "--deeper 21: depth 21 is not 6n + 2",
+    },
+    "layer_use": {
+        "--depth 21": "--depth 21: depth 21 is not 6n",
+        "--arms residual dense": "unknown 'dense'; choose from residual",
+        "--attributed 0": "--attributed 0",
+        "--steps 0": "--steps 0",
+    },
+    "learning_rates": {
+        "--depths 9": "--depths 9: depth 9 is not 6n + 2",
+        "--tuning-seeds 100 4": f"--tuning-seeds 4: {REPORTED}",
+        "--tuning-seeds": "--tuning-seeds: got none; give one or more, each once",
+    },
+    "lesions": {"--draws 0": "--draws 0", "--weights nowhere.pt": "--weights nowhere.pt: No such file"},
+    "magnitude_or_direction": {
+        "--conditions dropout": "--conditions: unknown 'dropout'; choose from residual, stop-gradient, gr",
+        "--conditions plain plain": "--conditions: got plain plain; give one or more, each once",
+        "--seeds 100": f"--tuning-seeds 100: {REPORTED}",
+    },
+    "path_lengths": {
+        "--samples 1": "--samples 1: give at least 2",
+        "--early 0": "--early 0: give at least 1",
+        "--probe-size 1": "--probe-size 1: give at least 2",
+    },
+    "probe_model": {
+        "--model resnet18": "give torchvision:NAME, timm:NAME, hf:TYPE, cifar_resnet:DEPTH or FILE.py:FUNCTION",
+        "--samples 1": "--samples 1: give at least 2, or 0 for none",
+        "--model torchvision:vgg11": "none of its 0 adds is a residual junction; for such a network name",
+        "--batch-size 0": "--batch-size 0: give at least 1",
+        "--model absent.py:network": "there is no such file",
+    },
+    "short_paths": {
+        "--at-most": "--at-most: got none; give one or more",
+        "--at-most 1 1": "--at-most: got 1 1; give one or more, each once",
+        "--depth 8 --at-most 2 -1": "--at-most -1: give numbers from 0; from 3 on, nothing is limited",
+        "--depth 8 --exactly 4": "--exactly 4: depth 8 has 3 blocks; give 0 to 3",
+        "--depth 8 --at-least 0": "--at-least 0: depth 8 has 3 blocks; give 1 to 3",
+        "--depth 8 --sampled 1 12": "--sampled 12: depth 8 has 3 blocks; give 0 to 3",
+    },
+    "stopgrad_shortcut": {
+        "--arms residual dense": "unknown 'dense'; choose from residual, stop-gradient",
+        "--arms plain plain": "--arms: got plain plain; give one or more, each once",
+        "--dataset mnist": "unknown 'mnist'; choose from digits, cifar10",
+        "--depths 21": "--depths 21: depth 21 is not 6n + 2, as basic blocks need: the nearest are 20 and 26",
+        "--seeds": "--seeds: got none; give one or more",
+        "--seeds -1": "give numbers from 0",
+        "--seeds 99999999999": "give numbers from 0 to 4294967295",
+        "--train-limit 1070": "--train-limit 1070: give 10 (one a class) to 1067 images",
+        "--device meta": "--device meta: not available here",
+        "--device cuda:99": "--device cuda:99: not available here; this machine has cpu",
+        "--width 7": "--width 7: give an even number from 2 to 65536",
+        "--width 1000000000": "--width 1000000000: give an even number from 2 to 65536",
+        "--workers 0": "--workers 0: give at least 1",
+        "--epochs 0": "--epochs 0: give at least 1",
+        "--momentum 1": "--momentum 1.0: give at least 0 and less than 1",
+        "--data-dir .": "--data-dir means nothing to --dataset digits",
+        "--dataset folder": "--dataset folder needs --data-dir",
+        "--dataset folder --data-dir nowhere": "--data-dir nowhere: there is no such folder",
+        "--dataset folder --data-dir .": "found no train/ beside test/ or val/",
+        "--network densenet": "--network: unknown 'densenet'; choose from resnet, ",
+        "--network imagenet": "an imagenet network begins with 64 channels, not 8: add --width 64",
+        "--network imagenet --width 64": "imagenet_resnet has no depth 20: choose from 18",
+        "--network bottleneck --depths 21": "--depths 21: depth 21 is not 9n + 2, as bottleneck blocks",
+        "--network mlp --depths 2": "--depths 2: depth 2 leaves no block",
+    },
+    "training_speed": {
+        "--arms plain": "--arms plain: add residual, which the others are compared with",
+        "--losses 0": "--losses 0: give positive numbers",
+        "--depth 21": "--depth 21: depth 21 is not 6n + 2",
+    },
+    "variants": {
+        "--networks vgg": "--networks: unknown 'vgg'; choose from resnet",
+        "--depth 0": "--depth 0: give at least 1",
+    },
+    "verdict": {"--out nowhere": "--out nowhere: there is no such folder; run the experiments first (make answer)"},
+}
+
+
+def arguments(flags: str) -> list[str]:
+    """Flags as a shell would split them; what follows a | is one argument."""
+    words, _, last = flags.partition("|")
+    return words.split() + ([last] if last else [])
+
+
+def test_no_script_or_folder_hides_a_module() -> None:
+    taken = {path.name for path in ROOT.iterdir() if path.is_dir()} | sys.stdlib_module_names
+    folders = {path.name for path in (ROOT / "experiments").iterdir() if path.is_dir()}
+    assert SCRIPTS
+    assert not ({*SCRIPTS, *folders} & taken)
+    assert not set(SCRIPTS) & folders
+    assert set(TOY) == set(SCRIPTS) - NO_GRID
+    assert set(MISTAKES) == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = print_of(script, ["--help"], capsys, status=0)
+    question = str(ast.get_docstring(ast.parse(Path(file_of(script)).read_text()))).split("\n\n")[0]
+    assert question.endswith("?")
+    assert " ".join(question.split()) in " ".join(shown.split("options")[0].split())
+    for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
+        assert f"--{flag} " in shown
+
+
+@pytest.mark.parametrize("script", TOY)
+def test_a_dry_run_prints_the_runs_and_writes_nothing(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, "--quick", "--dry-run"])
+    run_script(f"experiments.{script}")
+    lines = capsys.readouterr().out.splitlines()
+    (summary,) = (index for index, line in enumerate(lines) if " runs to do; their duration is unknown" in line)
+    assert summary > 0
+    assert all(line.startswith("to do ") for line in lines[:summary])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"), [(script, flags) for script, mistakes in MISTAKES.items() for flags in mistakes]
+)
+def test_a_users_mistake_is_one_line_and_writes_nothing(
+    script: str, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = print_of(script, arguments(flags), capsys, status=2)
+    assert shown.startswith("error: ")
+    assert MISTAKES[script][flags] in shown
+    assert len(shown.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", TOY)
+def test_a_second_call_repeats_no_run_and_prints_the_same(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "save", lambda *_: ())  # drawing takes longer than all the rest
+    files, shown = [], []
+    with short_search():
+        for _ in range(2):
+            done = run(script, *arguments(TOY[script].replace("--", "--out results --", 1)), cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            shown.append(done.stdout)
+            files.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/runs/*/*")})
+    assert shown[0] == shown[1]
+    assert files[0] == files[1]
+    assert files[0]
+    assert "are already finished" in done.stderr
