@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rounds import interleave, machine, median
-from experiments.engine.command import run_script
-from experiments.engine.data import Batches, Dataset
-from experiments.engine.training import Training, make_optimiser
+from experiments.engine.running.cli import run_script
+from experiments.engine.training.data import Batches, Dataset
+from experiments.engine.training.optimisation import Training, make_optimiser
 from models import cifar_resnet
 
 ROWS: dict[str, tuple[tuple[int, int, int], int, str]] = {  # shape of an image, width of cifar_resnet(20), augmentation

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.rounds import interleave, judged, machine, median
-from experiments.engine.command import run_script
+from experiments.engine.running.cli import run_script
 
 ROOT = Path(__file__).parents[1]
 WITHOUT, WITH = "torch, pandas", "torch, pandas, probes"

@@ -23,7 +23,9 @@ from torch import nn
 
 from benchmarks.resident import highest_resident
 from benchmarks.rounds import clock_of, interleave, machine, median
-from experiments.engine.command import check_choice, check_device, run_script
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.messages import check_choice
+from experiments.engine.running.workers import check_device
 from models import cifar_resnet
 from probes import gate, gradient_norms, record, residual_magnitudes
 

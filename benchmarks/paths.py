@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.resident import highest_resident
 from benchmarks.rounds import interleave, machine, median
-from experiments.engine.command import run_script
+from experiments.engine.running.cli import run_script
 from models import cifar_resnet
 from probes import Recording, path_gradients, record, sample_paths
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from experiments.engine.provenance import hardware
+from experiments.engine.running.provenance import hardware
 
 
 def interleave(

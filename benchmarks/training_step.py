@@ -13,7 +13,7 @@ what one would write.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
@@ -27,10 +27,13 @@ from torch import Tensor, nn
 from benchmarks.data_pipeline import noise
 from benchmarks.handwritten import HandwrittenResNet
 from benchmarks.rounds import clock_of, interleave, machine, median
-from experiments.engine.command import check_choice, check_device, run_script
-from experiments.engine.computing import Computing
-from experiments.engine.data import Batches
-from experiments.engine.training import Training, train
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.messages import check_choice
+from experiments.engine.running.workers import check_device
+from experiments.engine.training.compute import Computing
+from experiments.engine.training.data import Batches
+from experiments.engine.training.loop import train
+from experiments.engine.training.optimisation import Training
 from models import cifar_resnet, imagenet_resnet
 
 BOUND = 1.05
@@ -118,7 +121,7 @@ def main(settings: Settings) -> None:
     for network in settings.networks or of_device:
         pair = PAIRS[network]
         found, apart = times(pair, settings.rounds, device, how)
-        show(console, ", ".join([network, *how.recipe]), pair, found)
+        show(console, ", ".join([network, *(name for name, on in asdict(how).items() if on)]), pair, found)
         console.print(f"losses agree to {apart:.0e} of their value, {tolerance(device, how):.0e} at most")
         if not apart <= tolerance(device, how):
             raise RuntimeError("the losses differ: these are not the same computation, and their times no comparison")
