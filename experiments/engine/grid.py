@@ -165,7 +165,7 @@ def _write(folder: Path, *, cell: Cell, outcome: Outcome, start: float) -> dict[
     for name, table in outcome.tables.items():
         ordered(table.assign(**identity)).to_csv(folder / f"{name}.csv", index=False)
     if outcome.arrays:
-        np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **outcome.arrays)
+        np.savez_compressed(folder / "arrays.npz", **outcome.arrays)
     return {
         "cell": {name: value for name, value in asdict(cell).items() if name != "labels"},
         "outcome": "finished" if outcome.diverged_at is None else f"diverged at step {outcome.diverged_at}",
