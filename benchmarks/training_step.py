@@ -149,7 +149,7 @@ def times(pair: Pair, rounds: int, device: torch.device, how: Computing) -> tupl
     kinds = {kind: partial(lambda kind: losses[kind].append(next(running[kind]).cpu()), kind) for kind in running}
     found = interleave(kinds, rounds=rounds, warm_up=WARM_UP, clock=clock_of(device))
     wanted = losses["bare loop, the other network"][0]
-    return found, max(((first[0] - wanted).abs() / wanted).max().item() for first in losses.values())
+    return found, max(((recorded[0] - wanted).abs() / wanted).max().item() for recorded in losses.values())
 
 
 def twins(pair: Pair) -> tuple[nn.Module, nn.Module]:

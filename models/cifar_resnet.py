@@ -10,7 +10,7 @@ from models.block import ResidualBlock
 from models.construction import blocks_per_stage, check_sizes, flow_per_block, initialise_convolutions
 from models.flow import RESIDUAL, Flow
 from models.projections import Projection, make_shortcut
-from models.variants import BLOCK_KINDS, VARIANTS, Block, Parts, Variant, make_gate
+from models.variants import BLOCK_KINDS, VARIANTS, BlockName, Parts, Variant, make_gate
 
 
 class CifarResNet(nn.Module):
@@ -50,7 +50,7 @@ def cifar_resnet(
     depth: int,
     *,
     flow: Flow | Sequence[Flow] = RESIDUAL,
-    block: Block = "basic",
+    block: BlockName = "basic",
     width: int = 16,
     in_channels: int = 3,
     num_classes: int = 10,

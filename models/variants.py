@@ -21,7 +21,7 @@ from models.branches import (
     skipinit_branch,
 )
 
-Block = Literal["basic", "bottleneck", "preactivation", "norm-after-sum", "skipinit", "fixup", "dirac"]
+BlockName = Literal["basic", "bottleneck", "preactivation", "norm-after-sum", "skipinit", "fixup", "dirac"]
 Variant = Literal["identity", "dropout", "shortcut-gate", "exclusive-gate", "stochastic-depth"]
 Layers = Callable[[int], Sequence[nn.Module]]  # of the channels where they stand
 

@@ -45,6 +45,6 @@ def save(
     if isinstance(table, pd.DataFrame):
         table.to_csv(data, index=False)
     else:
-        np.savez_compressed(data, allow_pickle=False, **table)
+        np.savez_compressed(data, **table)
     plt.close(figure)
     return pdf, png, data

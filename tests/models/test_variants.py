@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from models import PLAIN, CifarResNet, cifar_resnet
 from models.branches import DiracConv2d
-from models.variants import BLOCK_KINDS, VARIANTS, Block, Variant
+from models.variants import BLOCK_KINDS, VARIANTS, BlockName, Variant
 from tests.support.networks import FLOAT64, images
 
 
@@ -156,7 +156,7 @@ def test_a_dropped_branch_is_whole_on_average() -> None:
 
 
 def test_the_types_name_every_kind_and_variant() -> None:
-    assert get_args(Block) == tuple(BLOCK_KINDS)
+    assert get_args(BlockName) == tuple(BLOCK_KINDS)
     assert get_args(Variant) == tuple(VARIANTS)
 
 

@@ -131,7 +131,7 @@ def _write(folder: Path, *, run: Run, outcome: Outcome, start: float) -> dict[st
     for name, table in outcome.tables.items():
         ordered(table.assign(**identity)).to_csv(folder / f"{name}.csv", index=False)
     if outcome.arrays:
-        np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **outcome.arrays)
+        np.savez_compressed(folder / "arrays.npz", **outcome.arrays)
     facts = {"outputs": run.outputs, "about": run.about, "work": run.work, "pace": run.pace}
     return {
         "run": {"experiment": run.experiment, "arm": run.arm, "depth": run.depth, "seed": run.seed}
