@@ -24,7 +24,7 @@ from experiments.engine.conditions import Condition
 from experiments.engine.controls import Control
 from experiments.engine.effects import Estimate
 from experiments.engine.score import NONE_TO_EXPLAIN
-from tests.test_figures import pick
+from tests.support.drawings import pick
 
 EVERY = (*answer.AS_THEY_ARE, *answer.MAGNITUDE, *answer.SCALE_FREE)
 SHIFTS = (0.0, 0.01, -0.01)  # of the seeds: all conditions move together
