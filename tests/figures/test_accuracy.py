@@ -27,6 +27,7 @@ from tests.support.drawings import (
 def test_accuracy_by_depth_shows_every_seed_and_the_mean() -> None:
     axes = figures.accuracy_by_depth(MAIN["outcomes"])
     assert [axis.get_ylabel() for axis in axes[0]] == ["training accuracy (%)", "test accuracy (%)"]
+    assert all(axis.yaxis.label.get_visible() for axis in axes[0])
     for axis, split in zip(axes[0], ("train", "test"), strict=True):
         for arm in NAMES:
             rows = pick(MAIN["outcomes"], split=split, quantity="accuracy", arm=arm)

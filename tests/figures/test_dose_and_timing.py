@@ -12,8 +12,7 @@ ARMS = ("residual", "stop-gradient", "plain")
 
 def drawn(axis: Axes) -> dict[float, list[float]]:
     """A panel's small points, by where they stand."""
-    points = [dots for dots in axis.collections if len(dots.get_offsets())]
-    offsets = np.concatenate([np.asarray(dots.get_offsets(), float) for dots in points])
+    offsets = np.concatenate([np.asarray(dots.get_offsets(), float) for dots in axis.collections])
     return {x: sorted(offsets[offsets[:, 0] == x, 1]) for x in sorted(set(offsets[:, 0]))}
 
 

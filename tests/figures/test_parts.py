@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import figures
@@ -38,7 +39,7 @@ def test_unknown_names_get_looks_of_their_own_after_the_known_ones() -> None:
 
 def lab(colour: str, matrix: np.ndarray) -> np.ndarray:
     """A colour in CIELAB, as an eye sees it whose linear RGB the matrix changes."""
-    channels = np.array(matplotlib.colors.to_rgb(colour))
+    channels = np.array(to_rgb(colour))
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = to_xyz @ np.clip(matrix @ linear, 0, 1) / np.array([0.9505, 1, 1.089])
