@@ -93,7 +93,7 @@ def finish(
     for depth in sorted(outcomes["depth_total"].unique()):
         of_depth = outcomes[outcomes["depth_total"] == depth]
         figures.save(figures.dose_and_timing(of_depth), of_depth, folder / "figures", f"{EXPERIMENT}_{depth}")
-    figures.save(figures.recovery_scores(of_all), of_all, folder / "figures", "recovery_scores")
+    figures.save(figures.gap_closed(of_all), of_all, folder / "figures", "recovery_scores")
     show_conditions(console, outcomes, cells, conditions, diverged, len(dataset.classes))
     show_scores(console, found, rates)
     for depth in depths:

@@ -127,7 +127,7 @@ def finish(
     write_aside(folder / "scores.csv", of_all := score_table(found, alive))
     of_mixed = of_all[of_all["control"].isin([condition.name for condition in mixed])]
     if of_mixed[of_mixed["quantity"] == "R"]["value"].notna().any():
-        figures.save(figures.recovery_scores(of_mixed), of_mixed, folder / "figures", "recovery_scores")
+        figures.save(figures.gap_closed(of_mixed), of_mixed, folder / "figures", "recovery_scores")
     show_conditions(console, outcomes, cells, alive, diverged, len(dataset.classes))
     show_scores(console, found, rates)
     show_files(console, folder)

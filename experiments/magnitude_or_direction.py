@@ -101,7 +101,7 @@ def finish(
     found = scores(cells, conditions, depths)
     write_aside(folder / "scores.csv", of_all := score_table(found, conditions))
     figures.save(figures.conditions(outcomes, groups=GROUPS), outcomes, folder / "figures", EXPERIMENT)
-    figures.save(figures.recovery_scores(of_all, groups=GROUPS), of_all, folder / "figures", "recovery_scores")
+    figures.save(figures.gap_closed(of_all, groups=GROUPS), of_all, folder / "figures", "recovery_scores")
     show_conditions(console, outcomes, cells, conditions, diverged, len(dataset.classes))
     if "alignment" in tables:
         show_alignment(console, tables["alignment"], conditions, depths[-1])

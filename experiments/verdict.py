@@ -10,6 +10,7 @@ Writes the filled table and a figure to OUT/verdict.
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from rich.markdown import Markdown
 
 import figures
@@ -52,6 +53,9 @@ def main(settings: Settings) -> None:
     write_aside(folder / "effects.csv", found := judged_table([each for of_source in effects for each in of_source]))
     drawn = found[found["control"].isin(required(verdicts))]
     if drawn[drawn["quantity"] == "mean"]["value"].notna().any():
+        margins = {claim.outcome.name: claim.outcome.margin for claim in verdicts.effects}
+        bands = pd.DataFrame({"outcome": list(margins), "quantity": "margin", "value": list(margins.values())})
+        drawn = pd.concat([drawn, bands], ignore_index=True)
         figures.save(figures.verdict(drawn), drawn, folder / "figures", EXPERIMENT)
     for part in (standings(verdicts, effects), fares(verdicts, effects)):
         console.print(Markdown("\n".join(part)))

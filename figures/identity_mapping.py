@@ -130,7 +130,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], outcome: str)
     rows = rows.assign(value=np.exp(rows["value"]) if factor else scale * rows["value"])
     for shift, (arm, look) in zip(shifts(len(looks)), looks.items(), strict=True):
         part = rows[rows["arm"] == arm]
-        own = part[part["quantity"] == "seed"]
+        own = part[part["quantity"] == "seed"].sort_values(["place", "draw"])
         by = part[part["quantity"] != "seed"].pivot(index="place", columns="quantity", values="value")
         by = by.reindex(columns=list(QUANTITIES))
         ends = [by["mean"] - by["low"], by["high"] - by["mean"]]
@@ -153,7 +153,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], outcome: str)
 def _first(axis: Axes, means: pd.DataFrame, looks: dict[str, Look]) -> None:
     """Hollow points for the means right after insertion."""
     for shift, (arm, look) in zip(shifts(len(looks)), looks.items(), strict=True):
-        part = means[means["arm"] == arm]
+        part = means[means["arm"] == arm].sort_values("place")
         x, marker = part["place"] + shift, {"marker": look.marker, "markersize": 4, **HOLLOW}
         axis.plot(x, part["value"], linestyle="", color=look.colour, **marker)
     low, high = axis.get_ylim()

@@ -48,7 +48,7 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     Raises:
         ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
-    keys = ["arm", "depth_total", "seed", "path_length"]
+    keys = ["arm", "depth_total", "seed", "path_length", *(["treatment"] if "treatment" in table else [])]
     rows = _with_series(select(table, keys, figure="short_paths", quantity=["accuracy"], split=list(SPLITS)))
     limits = looks_of(rows["treatment"], SERIES)
     references = looks_of(rows[rows["treatment"].isna()]["arm"])
@@ -127,7 +127,7 @@ def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     Raises:
         ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
     """
-    keys = ["arm", "depth_total", "path_length"]
+    keys = ["arm", "depth_total", "path_length", *(["treatment"] if "treatment" in table else [])]
     rows = select(table, keys, figure="short_path_changes", outcome=list(OUTCOMES), quantity=QUANTITIES)
     rows = _with_series(rows)
     looks, depths = looks_of(rows["series"], ARMS | SERIES), depths_of(rows)

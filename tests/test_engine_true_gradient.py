@@ -17,8 +17,8 @@ from experiments.engine.first_order import Watch, uphill
 from experiments.engine.grid import Cell
 from experiments.engine.training import Training, evaluate, settle_statistics, train
 from models import ARMS, RESIDUAL, STOP_GRADIENT, ResidualBlock, cifar_resnet, residual_blocks
+from tests.support.drawings import pick
 from tests.support.networks import Apply, linear
-from tests.test_figures import pick
 
 PLAIN_SGD = Training(epochs=1, batch_size=64, learning_rate=0.05, momentum=0, weight_decay=0, schedule="step")
 RATES = (0.05, 0.05, 0.005, 0.0005)  # of its four steps

@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from experiments.alignment import Settings
 from experiments.engine.alignment_effects import EFFECTS, Effects, effect_table, effects_of, over_epochs, sentence
 from experiments.engine.effects import estimate
 from tests.conditions import short_search
 from tests.scripts import print_of, run
-from tests.test_figures import close, number, pick, xy
+from tests.support.drawings import pick
 
 STOP, SEEDS = "stop-gradient", (0, 1, 2)
 LOSSES = {  # of networks that end in the first arm and go on in the second
@@ -116,42 +115,6 @@ def test_the_course_holds_the_whole_network_and_the_steps() -> None:
     rows = over_epochs(made["alignment"], made["steps"])
     assert pick(rows, arm=STOP, seed=1, epoch=2, quantity="cosine")["value"].item() == pytest.approx(0.52)
     assert pick(rows, arm="residual", seed=1, quantity="uphill share")["value"].tolist() == [0, 0.5]
-
-
-def toy(*quantities: str, **more: tuple[object, ...]) -> pd.DataFrame:
-    keys = {"arm": (STOP, "gradient-only"), "depth_total": (8, 20), "seed": SEEDS, "quantity": quantities, **more}
-    rows = pd.DataFrame(list(product(*keys.values())), columns=list(keys))
-    return rows.assign(value=[number(*row) for row in rows.itertuples(index=False)])
-
-
-def test_the_figure_shows_every_block_at_first_and_at_last() -> None:
-    table = toy("cosine", "norm ratio", epoch=(0, 1, 2), depth=(0, 1, 2, np.nan))
-    axes = figures.alignment(table)
-    assert axes.shape == (2, 4)
-    titles = [axis.get_title() for axis in axes[0]]
-    assert titles[0] == "depth 8,\nat initialisation"
-    assert titles[3] == "depth 20,\nafter epoch 2"
-    assert [axis.get_yscale() for axis in axes[:, 0]] == ["linear", "log"]
-    for row, quantity in enumerate(("cosine", "norm ratio")):
-        for column, (depth, epoch) in enumerate(product((8, 20), (0, 2))):
-            thick = [line for line in axes[row, column].lines if line.get_linewidth() > 1]
-            for line, arm in zip(thick, (STOP, "gradient-only"), strict=True):
-                rows = pick(table, arm=arm, depth_total=depth, epoch=epoch, quantity=quantity)
-                logs = rows.assign(value=np.log(rows["value"])) if row else rows
-                means = logs.groupby("depth")["value"].mean()
-                close(xy(line), means.apply(np.exp) if row else means)
-                assert line.get_color() == figures.ARMS[arm].colour
-
-
-def test_the_course_is_drawn_for_each_depth() -> None:
-    table = toy("cosine", "uphill share", epoch=(1, 2, 3))
-    axes = figures.alignment_over_epochs(table)
-    assert axes.shape == (2, 2)
-    for row, quantity in enumerate(("cosine", "uphill share")):
-        thick = [line for line in axes[row, 1].lines if line.get_linewidth() > 1]
-        for line, arm in zip(thick, (STOP, "gradient-only"), strict=True):
-            close(xy(line), pick(table, arm=arm, depth_total=20, quantity=quantity).groupby("epoch")["value"].mean())
-    assert axes[1, 0].yaxis.get_major_formatter()(0.25, 0) == "25"
 
 
 def test_which_arms_are_trained_and_go_on() -> None:

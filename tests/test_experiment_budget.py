@@ -1,21 +1,18 @@
 """The budget experiment: its words on paper, bad input, its figure, and a toy run."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from experiments import budget
 from experiments.engine.budgets import fitting, generalising, outcomes_of, sentence, verdict_table
 from experiments.engine.steps_recovery import steps_recovery, steps_recovery_table
-from models import ARMS
 from tests.conditions import Ran, run_twice
 from tests.scripts import print_of
-from tests.test_figures import close, lines_of, number, pick, texts, xy
+from tests.support.drawings import pick
 
 Pairs = Mapping[str, Sequence[tuple[float, float]]]  # arm: training and test accuracy of each seed
 FITS: Pairs = {"residual": [(1.0, 0.95), (0.999, 0.96), (0.998, 0.97)]}
@@ -138,25 +135,6 @@ def test_a_users_mistake_is_one_line(
     shown = print_of("budget", arguments, capsys, status=2)
     assert (message in shown, len(shown.splitlines())) == (True, 1)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_figure_draws_both_accuracies_against_the_budget() -> None:
-    keys = {"arm": ARMS, "depth_total": (8, 14), "seed": (0, 1, 2), "budget": (1, 3, 10), "split": ("train", "test")}
-    table = pd.DataFrame(list(product(*keys.values())), columns=list(keys)).assign(quantity="accuracy")
-    table["value"] = [number(*row) for row in table.itertuples(index=False)]
-    axes = figures.budget(table)
-    assert axes.shape == (2, 2)
-    for (row, depth), (column, split) in product(enumerate((8, 14)), enumerate(("train", "test"))):
-        axis = axes[row, column]
-        assert axis.get_ylabel() == ("test accuracy (%)" if column else "training accuracy (%)")
-        assert (axis.get_xscale(), axis.get_title()) == ("log", f"depth {depth}")
-        for arm in ARMS:
-            rows = pick(table, arm=arm, depth_total=depth, split=split)
-            thin, (thick,) = lines_of(axis, arm)
-            close(xy(thick), rows.groupby("budget")["value"].mean())
-            assert len(thin) == 3
-    assert [text.get_text() for text in axes[1, 0].get_xticklabels()] == ["1", "3", "10"]
-    assert "each of 3 seeds" in texts(axes[0, 0].figure)
 
 
 @pytest.fixture(scope="module")

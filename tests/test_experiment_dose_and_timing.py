@@ -6,17 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 
-import figures
 from experiments import dose_and_timing
 from experiments.dose_and_timing import ARMS, Settings, differences
 from experiments.engine.answer import COINS, DOSES, PLACES, timing
 from experiments.engine.dose_rules import against_ordinary, pairs_of_coins, pairs_of_timing, sentence
 from experiments.engine.training import Training
-from tests.conditions import Ran, cells_of, outcomes, run_twice
+from tests.conditions import Ran, cells_of, run_twice
 from tests.scripts import print_of
-from tests.test_figures import number, pick, texts
+from tests.support.drawings import pick
 
 EPOCHS = 10
 EVERY = (*ARMS, *DOSES, *COINS, *timing(EPOCHS), *PLACES)
@@ -125,52 +123,6 @@ def test_a_users_mistake_is_one_line(
     shown = print_of("dose_and_timing", arguments, capsys, status=2)
     assert (message in shown, len(shown.splitlines())) == (True, 1)
     assert not list(tmp_path.iterdir())
-
-
-def drawn(axis: Axes) -> dict[float, tuple[str, list[float]]]:
-    """A panel's points by where their middle one stands: their marker and values."""
-    points = [line for line in axis.lines if line.get_linestyle() == "None"]
-    return {
-        round(float(np.mean(np.asarray(line.get_xdata(), float))), 6): (
-            str(line.get_marker()),
-            np.asarray(line.get_ydata()).tolist(),
-        )
-        for line in points
-    }
-
-
-def test_every_condition_stands_in_its_panel() -> None:
-    errors = {c.name: [number(c.name, seed) / 2 for seed in range(3)] for c in EVERY}
-    table = outcomes(errors, arm="residual")
-    axes = figures.dose_and_timing(table)
-    assert axes.shape == (2, 4)
-    assert [axis.get_yscale() for axis in axes[:, 0]] == ["linear", "log"]
-    weights = {0.1: "weight 0.1", 0.25: "weight 0.25", 0.5: "weight 0.5", 0.75: "weight 0.75"}
-    coins = {-0.2: "biased coin, 0.5", 0.2: "unbiased coin, 0.5", 0.8: "biased coin, 0.9", 1.2: "unbiased coin, 0.9"}
-    epochs = {i + s: f"{w} epoch {e}" for i, e in enumerate((2, 5, 8)) for s, w in ((-0.2, "until"), (0.2, "from"))}
-    panels = (weights | {0: "stop-gradient", 1: "residual"}, coins, epochs, dict(enumerate(c.name for c in PLACES)))
-    for row, (split, quantity) in enumerate((("test", "accuracy"), ("train", "loss"))):
-        rows = pick(table, split=split, quantity=quantity)
-        for axis, places in zip(axes[row], panels, strict=True):
-            found = drawn(axis)
-            assert sorted(found) == pytest.approx(sorted(places))
-            for x, name in places.items():
-                assert found[round(x, 6)][1] == pick(rows, control=name)["value"].tolist()
-            lines = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() != "None"]
-            assert lines == [pick(rows, control=arm.name)["value"].mean() for arm in ARMS]
-    assert [text.get_text() for text in axes[1, 1].get_xticklabels()] == ["0.5", "0.9"]
-    assert [text.get_text() for text in axes[1, 2].get_xticklabels()] == ["2", "5", "8"]
-    assert [text.get_text() for text in axes[1, 3].get_xticklabels()][2:4] == ["stage 3", "every 2."]
-    assert {drawn(axes[0, 2])[x][0] for x in (-0.2, 0.8, 1.8)} == {"<"}  # an arrow back: until
-    legend = [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()]
-    assert legend[3:] == ["biased coin", "unbiased coin", "cut until an epoch", "cut from an epoch on"]
-    assert "each of 3 seeds" in texts(axes[0, 0].figure)
-
-
-def test_few_conditions_need_few_panels() -> None:
-    axes = figures.dose_and_timing(outcomes({"residual": [0.1], "weight 0.5": [0.2], "stage 3": [0.3]}, arm="residual"))
-    assert axes.shape == (2, 2)
-    assert [axis.get_xlabel() for axis in axes[1]] == ["weight of the\nshortcut's gradient", "cut shortcuts"]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from experiments.engine.command import BadInput
 from experiments.ensemble import Settings, errors, sentence, top_error
 from tests.scripts import run
@@ -39,14 +38,6 @@ def test_the_sentence_takes_the_member_that_validation_chooses() -> None:
     )
     said = sentence(errors(MEMBERS, LABELS, "residual"), outcomes, "paper")
     assert said.startswith("paper, n = 1: the ensemble's top-1 error differs by -0.500 (-0.500)")
-
-
-def test_the_figure_shows_members_and_ensemble() -> None:
-    axes = figures.ensemble(errors(MEMBERS, LABELS, "residual"))
-    (axis,) = axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["8", "14", "all 2"]
-    points = [line.get_ydata()[0] for line in axis.lines if line.get_marker() == "o"]
-    assert points == [0.5, 0.5, 0.0]
 
 
 @pytest.mark.slow

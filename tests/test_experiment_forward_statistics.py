@@ -25,7 +25,7 @@ from experiments.engine.training import Training, train
 from experiments.forward_statistics import EXPERIMENT, Settings, finish
 from tests.conditions import is_best
 from tests.scripts import print_of, run
-from tests.test_figures import pick
+from tests.support.drawings import pick
 
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))
 SAME = ("resnet", "norm-after-sum", "preactivation")

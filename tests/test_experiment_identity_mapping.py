@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from experiments.engine import identity_ending as ending
 from experiments.engine.effects import Estimate, decide, estimate
 from experiments.engine.ending import terminal
@@ -16,13 +15,12 @@ from experiments.engine.identity_effects import (
     copying_table,
     harder,
     inserted_changes,
-    insertion_table,
     insertions,
     is_harder,
     mean_changes,
 )
 from tests.scripts import print_of, run
-from tests.test_figures import pick
+from tests.support.drawings import pick
 
 ERRORS = {  # of copies by arm and rate, a seed each
     ("residual", "learning rate 0.1"): (1e-3, 1e-3, 1e-3),
@@ -146,33 +144,6 @@ def test_insertions_on_paper() -> None:
     assert decide(Estimate((), 0.5, 0.4, 0.6), 0.1, ("not near zero", "near zero")) == "not near zero"
     lost = (tables["outcomes"]["effect"] == "identity") & (tables["outcomes"]["seed"] == 1)
     assert insertions(tables["outcomes"][~lost], 100)["residual", "identity", 20].verdict == "falls short"  # diverged
-
-
-def test_the_copying_figure_shows_the_tables_numbers() -> None:
-    table = copying_table(copying_tables())
-    by_blocks, over_time, by_block = figures.copying(table)[0]
-    assert [tick.get_text() for tick in by_blocks.get_xticklabels()] == ["1", "4"]
-    drawn = np.sort(np.concatenate([line.get_ydata() for line in by_blocks.lines]))
-    last = pick(table, quantity="error", split="test", epoch=2)["value"]
-    np.testing.assert_allclose(drawn, np.sort(last))
-    thick = [line for line in over_time.lines if line.get_linewidth() > 1]
-    assert [list(line.get_xdata()) for line in thick] == [[0, 1, 2]] * 2
-    np.testing.assert_allclose(thick[0].get_ydata(), [1e-2, 1e-3, 1e-3])  # residual, the four blocks
-    hollow = [line for line in by_block.lines if line.get_markerfacecolor() == "none"]
-    np.testing.assert_allclose(sorted(line.get_ydata()[0] for line in hollow), [0.1, 0.2, 0.2, 1.6])
-
-
-def test_the_insertion_figure_shows_the_tables_numbers() -> None:
-    tables = insertion_tables()
-    table = insertion_table(insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"]))
-    loss, accuracy, change = figures.insertion(table)[0]
-    means = {axis: [bar.lines[0].get_ydata()[0] for bar in axis.containers] for axis in (loss, accuracy, change)}
-    np.testing.assert_allclose(means[loss], [1, 1])
-    np.testing.assert_allclose(means[accuracy], [0, -10], atol=1e-9)
-    np.testing.assert_allclose(means[change], [0.061, 0.5])
-    assert [tick.get_text() for tick in accuracy.get_xticklabels()] == ["20"]
-    shown = pick(table, arm="residual", outcome="change last", quantity="seed")["value"]
-    assert shown.tolist() == pytest.approx([0.06, 0.061, 0.062])
 
 
 TOY = ["--seeds", 0, 1, 2, "--arms", "residual", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256]

@@ -4,16 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-import figures
 from experiments.engine.damage import damaged
 from experiments.engine.data import Batches, Data, load
 from experiments.engine.training import evaluate
-from figures import ARMS
 from models import PLAIN, CifarResNet, cifar_resnet
 from tests.scripts import run
 
@@ -127,53 +124,3 @@ def test_a_lesion_that_cannot_hurt_does_not() -> None:
     assert set(errors(cifar_resnet(8, width=2, in_channels=1, flow=PLAIN))["lesion"]) == {
         "none", "delete", "delete at random",
     }  # fmt: skip
-
-
-# Figures.
-
-
-def table(lesion: str) -> pd.DataFrame:
-    rows = []
-    for arm in ("residual", "plain"):
-        for seed in (0, 1):
-            for statistics in ("kept", "re-estimated"):
-                key = {"arm": arm, "depth_total": 20, "seed": seed, "statistics": statistics}
-                rows.append(key | {"lesion": "none", "count": 0, "quantity": "error", "value": 0.1})
-                for depth in range(4):
-                    hurt = key | {"lesion": lesion, "count": 1 + depth // 2, "draw": depth % 2}
-                    hurt |= {"block": f"layer{1 + depth // 2}.{depth % 2}", "depth": depth}
-                    rows.append(hurt | {"quantity": "error", "value": 0.2 + 0.1 * depth + 0.01 * seed})
-                    rows.append(hurt | {"quantity": "tau", "value": 1 - 0.1 * depth})
-    return pd.DataFrame(rows)
-
-
-def test_errors_by_block_are_drawn_for_every_seed() -> None:
-    axes = figures.lesions_by_block(table("delete"))
-    for axis in axes.flat:
-        drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines if line.get_color() == ARMS["plain"].colour]
-        for seed in (0, 1):
-            assert any(np.allclose(y, 0.2 + 0.1 * np.arange(4) + 0.01 * seed) for y in drawn if len(y) == 4)
-        assert any(np.allclose(y, 0.205 + 0.1 * np.arange(4)) for y in drawn if len(y) == 4)
-        assert [line.get_xdata()[0] for line in axis.lines if line.get_color() == "0.45"] == [2]  # type: ignore[index]
-
-
-def test_errors_by_count_begin_with_the_whole_network() -> None:
-    axis = figures.lesions_by_count(table("delete at random")).flat[0]
-    drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines if line.get_color() == ARMS["plain"].colour]
-    assert any(np.allclose(y, [0.1, 0.255, 0.455]) for y in drawn if len(y) == 3)
-
-
-def test_permutations_are_drawn_against_tau() -> None:
-    axis = figures.lesions_by_count(table("permute")).flat[0]
-    points = [
-        line for line in axis.lines if line.get_linestyle() == "None" and line.get_color() == ARMS["plain"].colour
-    ]
-    assert sorted(np.concatenate([np.asarray(line.get_xdata(), float) for line in points])) == pytest.approx(
-        sorted([0.7, 0.8, 0.9, 1.0] * 2)
-    )
-    assert axis.xaxis_inverted()
-
-
-def test_one_lesion_at_a_time() -> None:
-    with pytest.raises(ValueError, match="give one lesion's rows; got delete, swap"):
-        figures.lesions_by_block(pd.concat([table("delete"), table("swap")]))

@@ -8,15 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from experiments import magnitude_or_direction
 from experiments.engine.answer import AS_THEY_ARE, MAGNITUDE
 from experiments.engine.condition_scores import scores
 from experiments.engine.explanation import FROZEN, NOISE, TRUE_DIRECTION, TRUE_NORMS, bias, learning, sentence
 from experiments.magnitude_or_direction import CONDITIONS, GROUPS, subtractions
-from tests.conditions import Ran, cells_of, outcomes, run_twice
+from tests.conditions import Ran, cells_of, run_twice
 from tests.scripts import print_of
-from tests.test_figures import drawn_y, lines_of, number, pick, texts
+from tests.support.drawings import pick
 
 EVERY = (*AS_THEY_ARE, *MAGNITUDE)
 # R of stop-gradient 0.25, with true norms 0.1, the true direction at its norms 0.9.
@@ -139,52 +138,6 @@ def test_a_users_mistake_is_one_line(
     shown = print_of("magnitude_or_direction", arguments, capsys, status=2)
     assert (message in shown, len(shown.splitlines())) == (True, 1)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_row_of_the_figure_is_a_condition_in_its_arm_s_colour() -> None:
-    errors = {c.name: [number(c.name, seed) / 2 for seed in range(3)] for c in CONDITIONS}
-    arms = {condition.name: condition.arm for condition in CONDITIONS}
-    table = pd.concat([outcomes(errors), outcomes(errors, depth=14)])
-    table = table.assign(arm=table["control"].map(arms))
-    lost = (table["control"] == "plain, sign") & (table["depth_total"] == 14)
-    axes = figures.conditions(table[~lost], groups=GROUPS)
-    names = [text.get_text() for text in axes[0, 0].get_yticklabels()]
-    assert names == [name for group in GROUPS.values() for name in group]
-    place = dict(zip(names, axes[0, 0].get_yticks(), strict=True))
-    for name, arm in arms.items():
-        drawn = [line for line in lines_of(axes[0, 0], arm)[1] if abs(drawn_y(line)[0] - place[name]) < 0.5]
-        assert drawn[0].get_xdata() == pytest.approx([1 - error for error in errors[name]])
-    crosses = [[line for line in axis.lines if line.get_marker() == "x"] for axis in axes[0]]
-    assert [len(found) for found in crosses] == [0, 1]
-    assert crosses[1][0].get_ydata()[0] == place["plain, sign"]
-    shown = texts(axes[0, 0].figure)
-    assert all(title in shown for title in GROUPS)
-    assert "each of 3 seeds; ×: no value" in shown
-
-
-def recovered(name: str, values: dict[str, float], outcome: str = "test error") -> pd.DataFrame:
-    rows = [{"control": name, "arm": "stop-gradient", "depth_total": 8, "outcome": outcome}] * len(values)
-    return pd.DataFrame(rows).assign(quantity=list(values), value=list(values.values()))
-
-
-def test_scores_are_cut_at_the_border_and_what_lacks_is_said() -> None:
-    inside = recovered("a", {"R": 0.5, "R low": 0.25, "R high": 0.75, "n": 3})
-    whole = pd.concat([inside, recovered("a", {"R": 0.4, "R low": 0.3, "R high": 0.6, "n": 3}, "log train loss")])
-    axes = figures.recovery_scores(whole)
-    full, hollow = (line for line in axes[0, 0].lines if len(line.get_xdata()) == 1)
-    assert (full.get_xdata()[0], full.get_fillstyle()) == (0.5, "full")
-    assert (hollow.get_xdata()[0], hollow.get_fillstyle()) == (0.4, "none")
-    bar = axes[0, 0].collections[0].get_segments()[0]
-    assert bar[:, 0].tolist() == [0.25, 0.75]
-    shown = texts(axes[0, 0].figure)
-    assert "intervals over n = 3 seeds" in shown.replace("\n", " ")
-    assert "cut at" not in shown
-    assert "no mark" not in shown
-    wide = figures.recovery_scores(pd.concat([whole, recovered("b", {"R": 3.0, "R low": 1.5, "R high": 9.0, "n": 3})]))
-    assert 2.0 in [line.get_xdata()[0] for line in wide[0, 0].lines if len(line.get_xdata()) == 1]
-    assert "cut at -1 and 2" in texts(wide[0, 0].figure)
-    none = figures.recovery_scores(pd.concat([whole, recovered("b", {"n": 3})]))
-    assert "no mark: no degradation to explain, or too few seeds" in texts(none[0, 0].figure).replace("\n", " ")
 
 
 @pytest.fixture(scope="module")

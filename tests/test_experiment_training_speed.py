@@ -1,52 +1,14 @@
 """The experiment on training speed: its figure against plain pandas, and a run at toy size."""
 
-from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from tests.scripts import print_of, run
-from tests.test_figures import close, drawn_y, lines_of, number, pick, texts, xy
+from tests.support.drawings import pick
 
 ARMS, SEEDS, NETWORKS = ("residual", "plain"), (0, 1, 2), ("resnet", "inception")
-
-
-def toy() -> pd.DataFrame:
-    rows: list[dict[str, object]] = []
-    for network, arm, seed in product(NETWORKS, ARMS, SEEDS):
-        about = {"network": network, "arm": arm, "depth_total": 20, "seed": seed}
-        for step in range(8, 20):
-            value = number(network, arm, seed, step)
-            rows.append({**about, "step": step, "split": "train", "quantity": "loss", "value": value})
-        rows.append({**about, "split": "test", "quantity": "error", "value": number(network, arm, seed)})
-        rows += [
-            {**about, "split": "train", "quantity": "steps", "target": target, "value": value}
-            for target, value in ((0.5, 12.0), (0.05, np.nan))
-        ]
-    return pd.DataFrame(rows)
-
-
-def test_the_figure_shows_losses_targets_and_errors() -> None:
-    table = toy()
-    axes = figures.training_speed(table)
-    assert axes.shape == (2, 2)
-    for (left, right), network in zip(axes, NETWORKS, strict=True):
-        assert left.get_yscale() == "log"
-        levels = [drawn_y(line)[0] for line in left.lines if len(set(drawn_y(line))) == 1]
-        assert sorted(levels) == [0.05, 0.5]
-        assert left.get_ylim()[0] < 0.05
-        for arm in ARMS:
-            thin, (thick,) = lines_of(left, arm)
-            of_arm = pick(table, network=network, arm=arm)
-            assert len(thin) == 3
-            close(xy(thick), pick(of_arm, quantity="loss").groupby("step")["value"].mean())
-            (points,) = lines_of(right, arm)[1]
-            assert drawn_y(points) == pick(of_arm, quantity="error")["value"].tolist()
-        assert [text.get_text() for text in (*left.texts, *right.texts)] == ["0.5", "0.05", network]
-    assert "depth 20; thick: mean; thin: each of 3 seeds" in texts(axes[0, 0].get_figure(root=True))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """The networks compared: differences on paper, the figure against plain pandas, equal draws, and a run at toy size."""
 
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-import figures
 from experiments.engine.data import Batches, Data, load
 from experiments.engine.network_effects import MARGIN, between_arms, effect_table, final_errors, from_reference, verdict
 from experiments.engine.network_ending import sentence
@@ -20,7 +18,7 @@ from experiments.engine.training import Training, settle_statistics, train
 from experiments.variants import measured
 from models import ARMS
 from tests.scripts import print_of, run
-from tests.test_figures import number, pick
+from tests.support.drawings import pick
 
 ERRORS = {  # by seed
     ("resnet", "residual"): (0.10, 0.20, 0.30),
@@ -91,60 +89,6 @@ def test_a_verdict_needs_the_whole_interval() -> None:
     assert edge.low < MARGIN < edge.high
     assert [verdict(found[key, "plain - residual"]) for key in ("resnet", "halved-shortcut")] == ["above", "below"]
     assert verdict(edge) == "undecided"
-
-
-def toy() -> pd.DataFrame:
-    keys = product(("resnet", "bottleneck", "mlp"), ("plain", "stop-gradient", "residual"), (0, 1, 2))
-    rows = []
-    for (network, arm, seed), (split, quantity) in product(keys, (("test", "error"), ("train", "loss"))):
-        about = {"network": network, "arm": arm, "depth_total": 11 if network == "bottleneck" else 8, "seed": seed}
-        rows.append({**about, "split": split, "quantity": quantity, "value": number(network, arm, seed, split)})
-    return pd.DataFrame(rows)
-
-
-def test_the_figure_has_a_row_for_each_network_with_every_seed() -> None:
-    table = toy()
-    axes = figures.variants(table)
-    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["resnet", "bottleneck (11)", "mlp"]
-    for axis, quantity in zip(axes[0], ("error", "loss"), strict=True):
-        assert axis.get_xscale() == "log"
-        points = [line for line in axis.lines if line.get_marker() not in ("", "None")]
-        bars = iter(axis.collections)
-        drawn = iter(points)
-        for row, network in enumerate(("resnet", "bottleneck", "mlp")):
-            for arm in ("residual", "stop-gradient", "plain"):
-                line = next(drawn)
-                rows = pick(table, network=network, arm=arm, quantity=quantity)
-                assert np.asarray(line.get_xdata()) == pytest.approx(rows["value"].to_numpy())
-                assert np.abs(np.asarray(line.get_ydata()) - row).max() < 0.5
-                assert line.get_color() == figures.ARMS[arm].colour
-                assert next(bars).get_segments()[0][:, 0] == pytest.approx(rows["value"].mean())
-        assert next(drawn, None) is None
-
-
-def title(table: pd.DataFrame) -> str:
-    return figures.variants(table)[0, 0].get_figure().legends[0].get_title().get_text().replace("\n", " ")
-
-
-def test_what_stands_at_the_edges_is_said() -> None:
-    assert title(toy()) == "depth 8, or as in brackets; bar: mean; points: each of 3 seeds"
-    table = toy()
-    table.loc[(table["arm"] == "plain") & (table["seed"] == 0), "value"] = 0.0
-    axes = figures.variants(table)
-    left = axes[0, 0].get_xlim()[0]
-    assert 0 < left < table.loc[table["value"] > 0, "value"].min()
-    drawn = np.concatenate([line.get_xdata() for line in axes[0, 0].lines if line.get_marker() == "D"])
-    assert (drawn == left).sum() == 3
-    assert "at the left edge: 0" in title(table)
-    high = toy()
-    high.loc[(high["arm"] == "plain") & (high["quantity"] == "loss"), "value"] = 1e7
-    assert "at the right edge: above 10" in title(high)
-    (line, *_) = [line for line in figures.variants(high)[0, 1].lines if line.get_marker() == "D"]
-    assert (line.get_xdata() == 10).all()
-    lost = toy().query("network != 'mlp' or arm != 'plain'")
-    assert "×: no value" in title(lost)
-    crosses = [line for line in figures.variants(lost)[0, 0].lines if line.get_marker() == "x"]
-    assert [(line.get_color(), round(line.get_ydata()[0])) for line in crosses] == [(figures.ARMS["plain"].colour, 2)]
 
 
 @pytest.mark.parametrize(

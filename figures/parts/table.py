@@ -74,7 +74,7 @@ def _moment(epochs: "pd.Series[float]", mixed: str) -> str:
 def stage_starts(rows: pd.DataFrame) -> list[int]:
     """The depths of the first block of each stage but the first, of blocks named like "layer2.0"."""
     blocks = rows.drop_duplicates("depth")
-    return [int(depth) for depth in blocks[blocks["block"].str.endswith(".0")]["depth"] if depth > 0]
+    return sorted(int(depth) for depth in blocks[blocks["block"].str.endswith(".0")]["depth"] if depth > 0)
 
 
 def seeds_text(rows: pd.DataFrame) -> str:

@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-import figures
 from experiments import learning_rates
 from experiments.engine.conditions.learning_rate_search import rate_of
 from experiments.learning_rates import curves, show_search, span
 from models import ARMS
 from tests.support.conditions import Ran, is_best, run_twice
-from tests.support.drawings import close, lines_of, pick, texts, xy
+from tests.support.drawings import pick
 
 RATES = {(arm, 8): rate for arm, rate in zip(ARMS, (0.1, 0.0316, 0.1, 0.316, 0.1), strict=True)}
 
@@ -64,25 +63,6 @@ def test_the_range_of_each_arm_is_over_the_rates_that_all_were_tried_at() -> Non
         "Over rates from 0.0316 to 0.316 validation accuracy ranges over residual 0.80 to 0.90, stop-"
     )
     assert "plain 0.40 to 0.60" in said
-
-
-def test_the_figure_draws_each_arm_s_curve_at_each_depth() -> None:
-    table = searched((8, 14))
-    axes = figures.learning_rates(table)
-    assert axes.shape == (1, 2)
-    for axis, depth in zip(axes[0], (8, 14), strict=True):
-        assert (axis.get_xscale(), axis.get_title()) == ("log", f"depth {depth}")
-        for arm in ARMS:
-            rows = pick(table, control=arm, depth_total=depth, quantity="accuracy")
-            thin, (thick,) = lines_of(axis, arm)
-            close(xy(thick), rows.groupby("learning_rate")["value"].mean())
-            for line, seed in zip(thin, (100, 101), strict=True):
-                close(xy(line), pick(rows, seed=seed).set_index("learning_rate")["value"])
-    assert axes[0, 0].yaxis.get_major_formatter()(0.5, 0) == "50"
-    assert "thin: each of 2 seeds" in texts(axes[0, 0].figure)
-    assert "0: diverged" not in texts(axes[0, 0].figure)
-    gone = table.assign(value=table["value"].where(table["learning_rate"] < 0.3, 0.0))
-    assert "0: diverged" in texts(figures.learning_rates(gone)[0, 0].figure)
 
 
 @pytest.fixture(scope="module")

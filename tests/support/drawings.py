@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -305,9 +306,14 @@ def lines_of(axis: Axes, arm: str) -> tuple[list[Line2D], list[Line2D]]:
 
 def dots_of(axis: Axes, arm: str, *, horizontal: bool = False) -> list[float]:
     """The values of the arm's small points, of all categories."""
-    drawn = [dots for dots in axis.collections if hasattr(dots, "get_sizes") and len(dots.get_facecolor())]
-    own = [dots for dots in drawn if to_hex(dots.get_facecolor()[0]) == to_hex(ARMS[arm].colour)]
-    return np.concatenate([np.asarray(dots.get_offsets(), float) for dots in own])[:, 0 if horizontal else 1].tolist()
+    found: list[float] = []
+    for dots in axis.collections:
+        if isinstance(dots, PathCollection):
+            offsets = np.asarray(dots.get_offsets(), float)
+            colours = [to_hex(colour) for colour in np.broadcast_to(dots.get_facecolor(), (len(offsets), 4))]
+            own = np.array([colour == to_hex(ARMS[arm].colour) for colour in colours], bool)
+            found += offsets[own, 0 if horizontal else 1].tolist()
+    return found
 
 
 def means_of(axis: Axes, arm: str, *, horizontal: bool = False) -> list[float]:
@@ -337,3 +343,21 @@ def legend_title(axes: Any) -> str:
 def close(drawn: "pd.Series[float]", expected: "pd.Series[float]") -> None:
     np.testing.assert_allclose(drawn.index.to_numpy(float), expected.index.to_numpy(float))
     np.testing.assert_allclose(drawn.to_numpy(float), expected.to_numpy(float), rtol=1e-12)
+
+
+def suits_a_paper(axes: Any) -> None:
+    """The venue's width and font, nothing smaller than 7 points, a legend clear of the panels, labels not cut."""
+    figure = axes.flat[0].get_figure(root=True)
+    figure.draw_without_rendering()
+    shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    assert math.isclose(figure.get_figwidth(), 5.5 if axes.shape[1] > 1 else 3.3)
+    assert min(text.get_fontsize() for text in shown) >= 7
+    assert {text.get_fontname() for text in shown} == {"STIXGeneral"}
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert all(box.y0 >= axis.get_window_extent().y1 for axis in axes.flat)
+    for axis in axes.flat:
+        label = axis.yaxis.label
+        if label.get_rotation() == 90 and label.get_text():
+            assert label.get_window_extent().height <= 1.2 * axis.get_window_extent().height
