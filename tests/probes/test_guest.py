@@ -3,7 +3,8 @@
 import copy
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from models import ARMS, Flow, cifar_resnet
-from probes import gradient_norms, path_gradients, record, residual_magnitudes
-from tests.support.networks import Raising, RaisingBackward, images, left_as_it_was, network, visible
+from probes import gate, gradient_norms, lesion, limit_paths, path_gradients, record, residual_magnitudes
+from tests.support.networks import Apply, Raising, RaisingBackward, images, left_as_it_was, network, visible
 
 
 def ours(flow: Flow) -> nn.Module:
@@ -55,24 +56,73 @@ def test_recording_changes_no_output_gradient_buffer_or_random_state_by_a_bit(ma
     assert all(torch.equal(a, b) for a, b in zip(also, wanted, strict=True))
 
 
-@pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
-def test_nothing_stays_on_the_model(by_name: bool) -> None:
+@contextmanager
+def nested_gates(model: nn.Module) -> Iterator[None]:
+    with gate(model, shortcut_gradient=0.0), gate(model, branch_gradient=0.0, where="1"):
+        yield
+
+
+CONTEXTS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
+    "record": record,
+    "record, blocks": lambda model: record(model, blocks=list(model)),
+    "gates": nested_gates,
+    "limit_paths": lambda model: limit_paths(model, at_most=1),
+    "lesion": lambda model: lesion(model, skip=[model[2]]),
+}
+every_context = pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+
+
+@every_context
+def test_nothing_stays_on_the_model(context: Callable[[Any], AbstractContextManager[object]]) -> None:
     model = network()
+    handle = model[0].register_forward_hook(own := lambda *_: None)
     with left_as_it_was(model):
-        with record(model, blocks=list(model) if by_name else None):
+        with context(model):
             inside = visible(model)
-            out = model(torch.randn(4, 3))
-            out.sum().backward()
+            model(torch.randn(4, 3)).sum().backward()
         model.zero_grad()
         assert inside != visible(model), "the check must be able to fail"
+    assert list(model[0]._forward_hooks.values()) == [own]
+    handle.remove()
 
 
-@pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
+@every_context
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
-def test_nothing_stays_when_the_forward_raises(error: type[BaseException], by_name: bool) -> None:
-    model = network(Raising(error))
-    with left_as_it_was(model), pytest.raises(error), record(model, blocks=list(model) if by_name else None):
-        model(torch.randn(4, 3))
+def test_nothing_stays_when_the_forward_raises_and_the_next_one_works(
+    error: type[BaseException], context: Callable[[Any], AbstractContextManager[object]]
+) -> None:
+    model = network(raising := Raising(error))
+    with left_as_it_was(model):
+        with context(model):
+            with pytest.raises(error):
+                model(torch.randn(4, 3))
+            raising.armed = False
+            model(torch.randn(4, 3)).sum().backward()
+        model.zero_grad()
+        raising.armed = True
+        with pytest.raises(error), context(model):
+            model(torch.randn(4, 3))
+
+
+@every_context
+def test_nothing_stays_when_the_backward_raises(context: Callable[[Any], AbstractContextManager[object]]) -> None:
+    model = network(Apply(lambda _, x: RaisingBackward.apply(x)))
+    with left_as_it_was(model):
+        with pytest.raises(ZeroDivisionError), context(model):
+            model(torch.randn(4, 3)).sum().backward()
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_forward_that_was_cut_short_does_not_disturb_the_next_recording(error: type[BaseException]) -> None:
+    model = network(raising := Raising(error))
+    with record(model) as recording:
+        with pytest.raises(error):
+            model(torch.randn(4, 3))
+        raising.armed = False
+        model(torch.randn(4, 3)).sum().backward()
+    assert [site.name for site in recording.sites] == ["0", "1", "2"]
+    assert len(gradient_norms(recording)) == 12
 
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
@@ -93,30 +143,6 @@ def test_every_hook_that_was_put_anywhere_is_taken_away(by_name: bool, monkeypat
     last = RemovableHandle.next_id
     assert last - first >= 2 * len(model), "at least one hook a block and forward"
     assert removed == set(range(first, last))
-
-
-def test_nothing_stays_when_the_backward_raises() -> None:
-    class Fails(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return RaisingBackward.apply(x)
-
-    model = network(Fails())
-    with left_as_it_was(model):
-        with pytest.raises(ZeroDivisionError), record(model):
-            model(torch.randn(4, 3)).sum().backward()
-        model.zero_grad()
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_a_forward_that_was_cut_short_does_not_disturb_the_next(error: type[BaseException]) -> None:
-    model = network(raising := Raising(error))
-    with record(model) as recording:
-        with pytest.raises(error):
-            model(torch.randn(4, 3))
-        raising.armed = False
-        model(torch.randn(4, 3)).sum().backward()
-    assert [site.name for site in recording.sites] == ["0", "1", "2"]
-    assert len(gradient_norms(recording)) == 12
 
 
 def test_the_node_s_hooks_leave_with_the_context() -> None:

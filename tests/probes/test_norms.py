@@ -1,4 +1,4 @@
-"""Norms in one pass: float32's digits over millions of elements, any layout, and a rest that is told from rounding."""
+"""Norms in one pass: float32's digits over millions of elements, any layout, and a rest distinct from rounding."""
 
 import math
 

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from probes import Recording, gradient_norms, path_gradients, record, residual_magnitudes
-from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, perceptron, values
+from probes import (
+    Recording,
+    gradient_norms,
+    path_contributions,
+    path_gradients,
+    record,
+    residual_magnitudes,
+    sample_paths,
+)
+from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, network, perceptron, values
 
 
 def ones() -> Tensor:
@@ -83,25 +91,6 @@ def test_a_backward_that_enters_inside_a_branch_is_not_added_to_the_one_before()
             inside.sum().backward()
         tables.append(gradient_norms(recording))
     pd.testing.assert_frame_equal(tables[0], tables[1])
-
-
-def test_no_backward() -> None:
-    model = scalar_chain()
-    with record(model) as recording:
-        out = model(ones())
-    out.sum().backward()
-    with pytest.raises(ValueError, match=r"no gradient reached '0': .*backward"):
-        gradient_norms(recording)
-    assert values(residual_magnitudes(recording), "ratio") == [2, 3]
-
-
-@pytest.mark.parametrize("probe", [gradient_norms, residual_magnitudes])
-def test_no_forward(probe: Callable[[Recording], pd.DataFrame]) -> None:
-    model = scalar_chain()
-    with record(model) as recording, torch.no_grad():
-        model(ones())
-    with pytest.raises(ValueError, match=r"nothing was recorded: .* gradients enabled; .*record\(model, blocks="):
-        probe(recording)
 
 
 @pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "junctions"])
@@ -203,3 +192,58 @@ def test_a_probe_s_backward_in_one_thread_does_not_hide_a_training_step_in_anoth
     thread.join()
     assert values(gradient_norms(second), "total") == [12, 4]
     assert found[0].flatten().tolist() == [1, 2]
+
+
+def test_a_whole_model_checkpointed_from_outside_is_recorded_each_time() -> None:
+    model, x = network().eval(), torch.randn(4, 3)
+    with record(model) as recording:
+        model(x).square().sum().backward()
+    wanted = gradient_norms(recording)
+    for _ in range(2):
+        with record(model) as recording:
+            outputs: Any = checkpoint(model, x, use_reentrant=False)
+            outputs.square().sum().backward()
+        assert gradient_norms(recording).equals(wanted)
+
+
+PROBES = {
+    probe.__name__: probe
+    for probe in (gradient_norms, residual_magnitudes, path_gradients, path_contributions, sample_paths)
+}
+every_probe = pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+
+
+@every_probe
+@pytest.mark.parametrize("forward", ["none", "without gradients", "without junctions"])
+def test_no_forward_that_could_be_recorded(probe: Callable[[Recording], object], forward: str) -> None:
+    model = perceptron(1) if forward == "without junctions" else scalar_chain()
+    with record(model) as recording, torch.set_grad_enabled(forward != "without gradients"):
+        if forward != "none":
+            model(ones())
+    with pytest.raises(ValueError, match=r"nothing was recorded: .* gradients enabled; .*record\(model, blocks="):
+        probe(recording)
+
+
+@every_probe
+def test_no_backward_inside_the_context(probe: Callable[[Recording], object]) -> None:
+    model = scalar_chain()
+    with record(model) as recording:
+        out = model(ones())
+    out.sum().backward()
+    if probe is residual_magnitudes:
+        assert values(residual_magnitudes(recording), "ratio") == [2, 3]
+    else:
+        with pytest.raises(ValueError, match=r"no gradient reached '[01]': .*backward"):
+            probe(recording)
+
+
+@every_probe
+def test_blocks_named_by_hand(probe: Callable[[Recording], object]) -> None:
+    model = perceptron(1)
+    with record(model, blocks=[model[0], model[2]]) as recording:
+        model(ones()).sum().backward(retain_graph=True)
+    if probe is gradient_norms:
+        assert len(gradient_norms(recording)) == 2
+    else:
+        with pytest.raises(ValueError, match=r"no residual junctions .*only gradient_norms can be taken of it"):
+            probe(recording)

@@ -54,6 +54,20 @@ def chain(depth: int, width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Seq
     return nn.Sequential(*(Residual(perceptron(width, dtype=dtype)) for _ in range(depth)))
 
 
+def dense(out: int = 4) -> nn.Linear:
+    return nn.Linear(4, out, dtype=FLOAT64)
+
+
+def block_of(function: Callable[..., object]) -> Apply:
+    """A block of width 4, from a function of (itself, x): with two linear maps f and g, and the identity i."""
+    return Apply(function, f=dense(), g=dense(), i=nn.Identity())
+
+
+def rows() -> Tensor:
+    """A batch for blocks of width 4."""
+    return torch.randn(5, 4, dtype=FLOAT64)
+
+
 def images(count: int = 4, size: int = 8, *, dtype: torch.dtype = FLOAT64) -> Tensor:
     return torch.randn(count, 3, size, size, dtype=dtype)
 

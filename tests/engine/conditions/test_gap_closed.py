@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.engine.conditions import catalogue
 from experiments.engine.conditions.conditions import Condition, choose, reference
 from experiments.engine.conditions.controls import Control
 from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, difference, gap_table, gaps_closed

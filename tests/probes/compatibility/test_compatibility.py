@@ -1,6 +1,6 @@
 """What `gate` and `record` do under PyTorch's other machinery: the same as a model edited by hand, or a clear refusal.
 
-In no cell may a model run silently un-gated or unrecorded.
+In no case may a model run silently un-gated or unrecorded.
 """
 
 import warnings

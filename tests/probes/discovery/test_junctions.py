@@ -1,16 +1,18 @@
 """Which adds are junctions: every way to write one, what is none, and the names."""
 
-import math
 import operator
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from probes import find_junctions, record, residual_magnitudes, scale_gradient
-from tests.support.networks import FLOAT64, Apply, Residual, chain, perceptron, values
+from tests.support.networks import FLOAT64, Apply, Residual, block_of, chain, dense, perceptron, rows, values
 
 
 class Host(nn.Module):
@@ -30,7 +32,7 @@ class Host(nn.Module):
 
 def found(model: nn.Module, x: Tensor | None = None) -> list[tuple[object, ...]]:
     inputs = torch.randn(2, 3, dtype=FLOAT64) if x is None else x
-    return [(each.name, each.depth, each.shortcut) for each in find_junctions(model, inputs)]
+    return [(found.name, found.depth, found.shortcut) for found in find_junctions(model, inputs)]
 
 
 SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -47,15 +49,10 @@ SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 IDENTITIES: dict[str, Callable[[Host, Tensor], Tensor]] = {
     "a linear branch": lambda host, x: x + host.linear(x),
-    "dropout": lambda host, x: x + host.dropout(host.f(x)),
     "pre-activation": lambda host, x: x + host.f(host.norm(x).relu()),
-    "a constant": lambda host, x: x + 0.1 * host.f(x),
-    "LayerScale": lambda host, x: x + host.gamma * host.f(x),
     "a gate on the branch": lambda host, x: x + torch.sigmoid(host.linear(x)) * host.f(x),
-    "alpha": lambda host, x: torch.add(x, host.f(x), alpha=0.5),
     "scale_gradient": lambda host, x: scale_gradient(x, 0.0) + scale_gradient(host.f(x), 0.5),
     "a shortcut of value 0": lambda host, x: scale_gradient(x, 1.0, value=0.0) + host.f(x),
-    "a reshaped shortcut": lambda host, x: (x.view(-1) + host.f(x).flatten()).view_as(x),
     "a norm of the sum": lambda host, x: host.norm(x + host.f(x)),
     "a loose activation": lambda host, x: (x + host.f(x)).relu(),
 }
@@ -69,11 +66,7 @@ PROJECTIONS: dict[str, Callable[[Host, Tensor], Tensor]] = {
 NONE: dict[str, Callable[[Host, Tensor], Tensor]] = {
     "a bias": lambda host, x: x + host.gamma.expand_as(x),
     "a number": lambda host, x: host.f(x) + 1.0,
-    "GELU's tanh, written out": lambda host, x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.04 * x**3))),
-    "two branches": lambda host, x: host.f(x) + host.g(x),
-    "two linears": lambda host, x: host.linear(x) + host.linear2(x),
     "itself": lambda host, x: x + x,
-    "nothing but a nonlinearity": lambda host, x: x + torch.tanh(x),
     "a rotary embedding": lambda host, x: x * x.new_tensor([0.6, 0.8, 1]) + x.roll(1, -1) * x.new_tensor([0.8, 0.6, 0]),
     "a shortcut cut from the graph": lambda host, x: x.detach() + host.f(x),
     "a branch cut from the graph": lambda host, x: x + host.f(x.detach()),
@@ -119,14 +112,6 @@ def test_a_shortcut_times_a_gate_is_still_a_shortcut(both: bool) -> None:
     assert values(residual_magnitudes(recording), "shortcut") == wanted
 
 
-def test_a_shortcut_times_a_constant_is_still_a_shortcut() -> None:
-    model, x = Host(lambda host, x: 0.5 * x + host.f(x)), torch.randn(2, 3, dtype=FLOAT64)
-    with record(model) as recording:
-        model(x)
-    shortcut = values(residual_magnitudes(recording), "shortcut")
-    assert shortcut == pytest.approx([0.5 * model.stem(x).norm().item()], rel=1e-14)
-
-
 @pytest.mark.parametrize("join", PROJECTIONS.values(), ids=PROJECTIONS)
 def test_an_addend_that_is_linear_in_the_fork_is_a_projection(join: Callable[[Host, Tensor], Tensor]) -> None:
     assert found(Host(join)) == [("(model)", 0, "projection")]
@@ -148,10 +133,6 @@ def test_a_merge_of_features_of_two_resolutions_is_none() -> None:
     convolutions = {"stem": nn.Conv2d(3, 4, 3, padding=1), "lateral": nn.Conv2d(4, 4, 1)}
     model = Apply(pyramid, deep=nn.Conv2d(4, 4, 3, stride=2, padding=1), **convolutions)
     assert found(model, torch.randn(1, 3, 8, 8)) == []
-
-
-def test_frozen_parameters_still_make_a_branch() -> None:
-    assert len(found(chain(2).requires_grad_(False))) == 2
 
 
 def test_the_first_fork_may_be_the_model_s_raw_input() -> None:
@@ -245,3 +226,58 @@ def test_a_weight_may_be_computed_from_a_parameter_by_up_to_eight_operations(ope
         return x + torch.tanh(x @ weight)
 
     assert len(found(Host(join))) == junctions
+
+
+def test_a_user_s_backward_hook_on_the_shortcut_hides_no_junction() -> None:
+    model = nn.Sequential(dense(), block_of(lambda m, x: m.i(x) + m.f(x).tanh()), dense())
+    for module in model.modules():
+        module.register_full_backward_hook(lambda *_: None)
+    assert len(find_junctions(model, rows())) == 1
+
+
+def test_unfreezing_changes_no_junction() -> None:
+    model = nn.Sequential(dense(), *chain(3, 4), dense())
+
+    def seen(frozen: int) -> list[str]:
+        for index, module in enumerate(model):
+            module.requires_grad_(index != frozen)
+        with record(model) as recording:
+            model(rows()).sum().backward()
+        return [site.name for site in recording.sites]
+
+    assert seen(0) == seen(4) == seen(0) == ["1", "2", "3"]
+
+
+def test_frozen_pruned_weights_are_parameters() -> None:
+    model = nn.Sequential(*(block_of(lambda m, x: x + m.f(x).tanh()) for _ in range(2)))
+    for residual in model:
+        residual.get_submodule("f").register_parameter("bias", None)
+        prune.l1_unstructured(residual.get_submodule("f"), "weight", amount=0.3)  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    with record(model) as recording:
+        model(rows().requires_grad_()).sum().backward()
+    assert [site.name for site in recording.junctions] == ["0", "1"]
+
+
+def test_a_constant_that_is_added_to_the_shortcut_leaves_it_an_identity() -> None:
+    model = Apply(lambda self, x: sum([x, self.get_submodule("f")(x)]), f=nn.Linear(3, 3))
+    assert [junction.shortcut for junction in find_junctions(model, torch.randn(2, 3))] == ["identity"]
+
+
+def test_a_long_product_of_a_tensor_with_itself_is_walked_once() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        h = x
+        for _ in range(40):  # 2 ** 40 ways back
+            h = h * h
+        return h + self.get_submodule("f")(h)
+
+    assert len(find_junctions(Apply(forward, f=nn.Linear(3, 3)), torch.rand(2, 3))) == 1
+
+
+def test_a_block_in_another_thread_is_refused() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.get_submodule("block"), x).result()
+
+    with pytest.raises(RuntimeError, match="'block' runs in a thread of its own"):
+        find_junctions(Apply(forward, block=Residual(nn.Linear(3, 3))), torch.randn(2, 3))

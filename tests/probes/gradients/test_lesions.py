@@ -10,9 +10,9 @@ import transformers as hf
 from torch import Tensor, nn
 
 from models import GRADIENT_ONLY, PLAIN, RESIDUAL, STOP_GRADIENT, cifar_resnet
-from probes import find_junctions, lesion, permute
+from probes import Junction, find_junctions, lesion, permute
 from probes.scaling import scale_gradient
-from tests.support.networks import FLOAT64, Apply, Residual, chain, images, left_as_it_was, linear
+from tests.support.networks import FLOAT64, Apply, Residual, chain, dense, images, left_as_it_was, linear, rows
 
 
 def scalars() -> nn.Sequential:
@@ -202,4 +202,53 @@ def test_buffers_move_along_and_all_is_put_back_after_an_error() -> None:
 )
 def test_orders_that_cannot_be(order: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message), permute(cifar_resnet(20, width=4), order):
+        pass
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = dense(), dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.randn_like(x) if self.training else x
+        x = x + self.f(x).tanh()
+        return x + self.g(x).tanh()
+
+
+def test_names_that_mean_another_add_in_another_mode() -> None:
+    model = nn.Sequential(Noisy()).train()
+    junctions = find_junctions(model, rows())
+    model.eval()
+    with (
+        pytest.raises(ValueError, match="'0' adds 2 times in this forward, and 3 times where"),
+        lesion(model, delete=junctions[:1]),
+    ):
+        model(rows())
+
+
+def test_a_skipped_block_that_overwrites_its_input() -> None:
+    inner = nn.Sequential(nn.ReLU(inplace=True), dense())
+    model, x = nn.Sequential(dense(), inner, dense()), rows()
+    wanted = model[2](model[0](x))
+    with lesion(model, skip=[inner]):
+        assert torch.equal(model(x), wanted)
+
+
+def test_junctions_of_one_s_own_making_and_other_strangers() -> None:
+    model = chain(2, 4)
+    with (
+        pytest.raises(ValueError, match="give junctions as find_junctions"),
+        lesion(model, delete=[Junction("0", 0, "identity")]),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="takes a list of junctions"),
+        lesion(
+            model,
+            delete=find_junctions(model, rows())[0],  # type: ignore[arg-type]
+        ),
+    ):
+        pass
+    with pytest.raises(ValueError, match="the same blocks on both sides"), permute(model, ["0"]):  # type: ignore[arg-type]
         pass

@@ -9,17 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import RESIDUAL, SHORTEST_PATH, cifar_resnet
-from probes import find_junctions, gate, limit_paths, path_gradients, record
+from probes import find_junctions, gate, gradient_norms, limit_paths, path_gradients, record
 from tests.support.networks import (
     FLOAT64,
     Apply,
     Residual,
     chain,
+    dense,
     images,
     left_as_it_was,
     linear,
     perceptron,
     relative_error,
+    rows,
 )
 
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -281,3 +283,55 @@ def test_create_graph_is_refused() -> None:
         pytest.warns(UserWarning, match="create_graph"),
     ):
         F.cross_entropy(model(x), LABELS).backward(create_graph=True)
+
+
+def test_without_path_does_not_list_what_the_head_uses_too() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.get_submodule("blocks")(x)
+        return y @ m.get_submodule("blocks.2.branch.0").weight  # type: ignore[operator]
+
+    model = Apply(forward, blocks=chain(3, 4))
+    with limit_paths(model, at_least=2) as limit:
+        model(rows()).sum().backward()  # type: ignore[attr-defined]
+    assert "blocks.2.branch.0.weight" not in limit.without_path
+    assert "blocks.2.branch.2.weight" in limit.without_path
+
+
+def test_limits_go_with_gates_in_either_order_and_not_with_recordings() -> None:
+    x, model = rows(), nn.Sequential(dense(), *chain(3, 4), dense())
+    found = []
+    for contexts in ((True, False), (False, True)):
+        model.zero_grad()
+        outer, inner = (
+            limit_paths(model, at_most=1) if limited else gate(model, branch_gradient=0.5) for limited in contexts
+        )
+        with outer, inner:
+            model(x).sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with record(model) as recording, limit_paths(model, at_most=1):
+        model(x).sum().backward(retain_graph=True)
+    with pytest.raises(ValueError, match="recorded under limit_paths"):
+        gradient_norms(recording)
+    with (
+        pytest.raises(ValueError, match="limit_paths does not nest"),
+        limit_paths(model, at_most=1),
+        limit_paths(model, at_least=1),
+    ):
+        model(x)
+
+
+def test_a_validation_between_forward_and_backward() -> None:
+    x, model = rows(), chain(3, 4)
+    with limit_paths(model, at_most=1):
+        loss = model(x).sum()
+        with torch.no_grad():
+            model(x)
+        loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("limit", [1.5, "1", float("nan"), True])
+def test_limits_are_whole_numbers(limit: object) -> None:
+    with pytest.raises(ValueError, match="give a whole number"), limit_paths(chain(1), at_most=limit):  # type: ignore[arg-type]
+        pass

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import PLAIN, cifar_resnet
 from probes import branch_attribution, find_junctions
-from tests.support.networks import FLOAT64, Residual, chain, images, linear, perceptron
+from tests.support.networks import FLOAT64, Apply, Residual, chain, dense, images, linear, perceptron, rows
 
 
 def parts(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,3 +110,28 @@ def test_bad_input(change: dict[str, object], message: str) -> None:
     junctions = change.get("junctions", find_junctions(model, x))
     with pytest.raises(ValueError, match=message):
         branch_attribution(model, junctions, x, target=0, baselines=change.get("baselines"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": 7}, "target is 7"),
+        ({"target": None}, "target is None"),
+        ({"steps": 0}, "steps is 0"),
+        ({"junctions": "others"}, "give junctions as|no add is called"),
+    ],
+)
+def test_attributions_that_cannot_be(change: dict[str, object], message: str) -> None:
+    model, x = nn.Sequential(*chain(2, 4), dense(3)).eval(), rows()
+    other = nn.Sequential(nn.Sequential(*chain(1, 4))).eval()
+    given = {"target": 1, "steps": 4} | change
+    junctions = find_junctions(other if given.pop("junctions", None) else model, x)
+    with pytest.raises(ValueError, match=message):
+        branch_attribution(model, junctions, x, **given)  # type: ignore[arg-type]
+
+
+def test_attribution_asks_for_the_batch_first() -> None:
+    model = Apply(lambda m, x: m.block(x.transpose(0, 1)).mean(0), block=chain(1, 4)).eval()
+    x = torch.randn(5, 3, 4, dtype=FLOAT64)
+    with pytest.raises(ValueError, match="addends must be batch-first"):
+        branch_attribution(model, find_junctions(model, x), x, target=0)

@@ -163,7 +163,7 @@ def test_gradients_that_vanish_or_explode_in_float32_keep_their_norms(scale: flo
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_gradients_that_are_not_finite_are_told_as_they_are(value: float) -> None:
+def test_gradients_that_are_not_finite_are_reported_as_they_are(value: float) -> None:
     model = chain(2)
     with record(model) as recording:
         model(torch.ones(1, 3, dtype=FLOAT64)).backward(torch.full((1, 3), value, dtype=FLOAT64))
@@ -207,7 +207,7 @@ def test_blocks_come_in_the_order_in_which_they_run() -> None:
     assert gradient_norms(recording)["block"].tolist() == ["0", "7"]
 
 
-@pytest.mark.parametrize("blocks", [[nn.Linear(1, 1)], []], ids=["a stranger", "none"])
+@pytest.mark.parametrize("blocks", [[nn.Linear(1, 1)], []], ids=["another model's", "none"])
 def test_blocks_that_are_no_part_of_the_model_are_refused(blocks: list[nn.Module]) -> None:
     with (
         pytest.raises(ValueError, match="record: blocks must be modules of the model"),

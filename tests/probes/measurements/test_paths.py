@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,18 +13,31 @@ from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from models import Flow, ResidualBlock, cifar_resnet
-from models.projections import Projection
-from probes import Recording, path_contributions, path_gradients, record
+from models.shortcut import Projection
+from probes import (
+    Recording,
+    find_junctions,
+    gate,
+    gradient_norms,
+    lesion,
+    path_contributions,
+    path_gradients,
+    record,
+    sample_paths,
+)
 from tests.support.networks import (
     FLOAT64,
     Apply,
     Residual,
+    block_of,
     chain,
+    dense,
     gradients_at,
     images,
     linear,
     perceptron,
     relative_error,
+    rows,
     values,
 )
 
@@ -189,3 +203,38 @@ def test_contributions_keep_their_digits_where_squares_leave_the_range(scale: fl
     table = path_contributions(recording)
     assert values(table, "norm") == pytest.approx([scale, 10 * scale, 31 * scale, 30 * scale], rel=1e-14)
     assert values(table, "share") == pytest.approx([1 / 72, 10 / 72, 31 / 72, 30 / 72], rel=1e-14)
+
+
+SUMS = {
+    "x + f + g": lambda m, x: x + m.f(x).tanh() + m.g(x).tanh(),
+    "f + x + g": lambda m, x: m.f(x).tanh() + x + m.g(x).tanh(),
+    "g + (x + f)": lambda m, x: m.g(x).tanh() + (x + m.f(x).tanh()),
+    "x + f - g": lambda m, x: x + m.f(x).tanh() - m.g(x).tanh(),
+    "x - f - g": lambda m, x: x - m.f(x).tanh() - m.g(x).tanh(),
+    "alpha": lambda m, x: torch.add(x + m.f(x).tanh(), m.g(x).tanh(), alpha=0.5),
+}
+
+
+@pytest.mark.parametrize("body", SUMS.values(), ids=SUMS)
+def test_sums_of_three_are_one_junction_for_every_probe(body: Callable[..., object]) -> None:
+    """Single paths of length 0 and L are the exact ones; without branches, the block is the identity both ways."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(dense(), block_of(body), block_of(body), dense()), rows()
+    junctions = find_junctions(model, x)
+    assert len(junctions) == 2
+    with record(model) as recording:
+        model(x).square().sum().backward(retain_graph=True)
+    exact = path_gradients(recording)
+    assert values(gradient_norms(recording), "other") == pytest.approx([0, 0], abs=1e-12)  # two ways in: rounding
+    sampled = sample_paths(recording, samples=None, lengths=[0, 2])
+    assert values(sampled, "path_norm") == pytest.approx([exact[0].norm().item(), exact[2].norm().item()], rel=1e-12)
+    short = nn.Sequential(model[0], model[3])
+    with torch.no_grad(), lesion(model, delete=junctions):
+        assert torch.equal(model(x), short(x))
+    model.zero_grad()
+    with gate(model, branch_gradient=0.0):
+        model(x).square().sum().backward()
+    got = model[0].weight.grad
+    upstream = 2 * model(x) @ model.get_parameter("3.weight")
+    assert isinstance(got, Tensor)
+    assert relative_error(got, upstream.T @ x) < 1e-12

@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probes import Recording, gradient_norms, path_contributions, path_gradients, record, residual_magnitudes
-from tests.support.networks import Apply, Residual, chain, perceptron
+from probes import (
+    Recording,
+    gradient_norms,
+    limit_paths,
+    path_contributions,
+    path_gradients,
+    record,
+    residual_magnitudes,
+    sample_paths,
+)
+from tests.support.networks import Apply, Residual, chain, dense, perceptron, relative_error, rows
 
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 both_functions = pytest.mark.parametrize("function", [path_gradients, path_contributions])
@@ -25,38 +34,6 @@ def run(model: nn.Module, dtype: torch.dtype = torch.float64, *, retain_graph: b
 def test_a_graph_that_the_backward_freed(function: Callable[[Recording], object]) -> None:
     with pytest.raises(RuntimeError, match=r"graph was freed by the backward: call loss.backward\(retain_graph=True\)"):
         function(run(chain(3), retain_graph=False))
-
-
-@both_functions
-def test_no_backward(function: Callable[[Recording], object]) -> None:
-    model = chain(3)
-    with record(model) as recording:
-        model(torch.randn(4, 3, dtype=torch.float64))
-    with pytest.raises(ValueError, match="no gradient reached '0'"):
-        function(recording)
-
-
-@both_functions
-def test_no_forward(function: Callable[[Recording], object]) -> None:
-    with record(chain(3)) as recording:
-        pass
-    with pytest.raises(ValueError, match=r"nothing was recorded: .* call the model itself with gradients enabled"):
-        function(recording)
-
-
-@both_functions
-def test_no_junctions(function: Callable[[Recording], object]) -> None:
-    with pytest.raises(ValueError, match=r"nothing was recorded: .* record\(model, blocks="):
-        function(run(perceptron()))
-
-
-@both_functions
-def test_blocks_named_by_hand(function: Callable[[Recording], object]) -> None:
-    model = perceptron()
-    with record(model, blocks=[model[0], model[2]]) as recording:
-        model(torch.randn(4, 3, dtype=torch.float64)).sum().backward(retain_graph=True)
-    with pytest.raises(ValueError, match=r"no residual junctions .* only gradient_norms can be taken of it"):
-        function(recording)
 
 
 def around(weight: float, dtype: torch.dtype) -> nn.Module:
@@ -126,3 +103,61 @@ def test_the_other_probes_still_work_there() -> None:
     recording = run(around(1.0, torch.float64))
     assert len(gradient_norms(recording)) == 12
     assert len(residual_magnitudes(recording)) == 12
+
+
+class Between(nn.Module):
+    """Blocks with a layer between them, whose input goes to the head as well."""
+
+    def __init__(self, *, tap: int, weight: float) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.tap, self.weight = dense(), chain(3, 4), tap, weight
+        self.before = nn.ModuleList(dense() for _ in range(3))
+        self.head = dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, tapped = self.stem(x), x
+        for index, (residual, before) in enumerate(zip(self.blocks, self.before, strict=True)):
+            x = x.tanh()
+            tapped = x if index == self.tap else tapped
+            x = residual(before(x))
+        return self.head(x).square().sum() + self.weight * tapped.sin().sum()
+
+
+@pytest.mark.parametrize("tap", [1, 2])
+def test_routes_that_begin_between_junctions_are_refused(tap: int) -> None:
+    torch.manual_seed(0)
+    model = Between(tap=tap, weight=1e-3)
+    with record(model) as recording:
+        model(rows()).backward(retain_graph=True)
+    for probe in (
+        lambda: path_gradients(recording),
+        lambda: path_gradients(recording, max_length=1),
+        lambda: path_gradients(recording, max_length=3),
+        lambda: sample_paths(recording, samples=3),
+    ):
+        with pytest.raises(ValueError, match="the junctions are no chain"):
+            probe()
+    with pytest.raises(ValueError, match="the junctions are no chain"), limit_paths(model, at_most=1):
+        model(rows()).backward()
+
+
+def test_routes_that_begin_before_the_first_fork_matter_to_parameters() -> None:
+    model = Between(tap=0, weight=1.0)
+    with record(model) as recording:
+        model(rows()).backward(retain_graph=True)
+    lengths = path_gradients(recording)
+    assert relative_error(lengths.sum(0), recording.gradient(recording.sites[0], "total")) < 1e-12
+    with pytest.raises(ValueError, match="also used by a route around"):
+        path_gradients(recording, of="parameters")
+    with pytest.raises(ValueError, match="also used by a route around"), limit_paths(model, exactly=1):
+        model(rows())
+
+
+def test_lengths_are_whole_numbers() -> None:
+    model = chain(2, 4)
+    with record(model) as recording:
+        model(rows()).sum().backward(retain_graph=True)
+    with pytest.raises(ValueError, match=r"max_length is 1\.5"):
+        path_contributions(recording, max_length=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"lengths \[1.0\]"):
+        sample_paths(recording, lengths=[1.0])  # type: ignore[list-item]

@@ -141,13 +141,5 @@ def test_float32_addends_too_small_to_be_squared_keep_their_digits() -> None:
     assert table["value"].tolist() == pytest.approx([5e-30, 5e-30, 1, 0.96], rel=1e-6)
 
 
-def test_a_plain_network_has_none() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    with record(model, blocks=list(model)) as recording:
-        model(torch.ones(1, 2)).sum().backward()
-    with pytest.raises(ValueError, match=r"no residual junctions .*only gradient_norms can be taken of it"):
-        residual_magnitudes(recording)
-
-
 def test_no_backward_is_needed() -> None:
     assert len(magnitudes(cifar_resnet(8, flow=RESIDUAL, width=4).double(), images())) == 12

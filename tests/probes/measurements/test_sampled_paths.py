@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from models import ARMS, CifarResNet, cifar_resnet
 from probes import Recording, find_junctions, gate, path_contributions, path_gradients, record, sample_paths
-from tests.support.networks import FLOAT64, Residual, chain, images, linear, perceptron, relative_error, values
+from tests.support.networks import (
+    FLOAT64,
+    Residual,
+    block_of,
+    chain,
+    images,
+    linear,
+    perceptron,
+    relative_error,
+    rows,
+    values,
+)
 
 # Float64 rounds at 1e-16 an operation; one path more or less changes a mean by more than 1e-3.
 CLOSE = 1e-12
@@ -211,3 +222,12 @@ def test_a_graph_that_the_backward_freed() -> None:
 def test_paths_are_sampled_for_the_inputs_only() -> None:
     with pytest.raises(ValueError, match=r'paths are sampled for the gradient at the first fork: of="inputs"'):
         path_contributions(recorded(leaky(3), torch.randn(4, 3, dtype=FLOAT64)), of="parameters", samples=3)
+
+
+def test_a_weighted_shortcut_weighs_single_paths() -> None:
+    """y = f(x) + x / 2 in two blocks: the path without branches carries a quarter."""
+    model, x = nn.Sequential(*(block_of(lambda m, x: torch.add(m.f(x).tanh(), x, alpha=0.5)) for _ in range(2))), rows()
+    with record(model) as recording:
+        model(x).sum().backward(retain_graph=True)
+    (shortest,) = values(sample_paths(recording, lengths=[0]), "path_norm")
+    assert shortest == pytest.approx(0.25 * x.numel() ** 0.5, rel=1e-12)
