@@ -13,7 +13,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from models import Flow, ResidualBlock, cifar_resnet
-from models.shortcut import Projection
+from models.projections import Projection
 from probes import (
     Recording,
     find_junctions,
