@@ -7,31 +7,75 @@ batch, to first order. The arms that learn from the true gradient of the same fu
 beside them. In the end every network goes on for some epochs, at the same learning rate and with a fresh schedule: with
 the true gradient, and with the arm's. Each arm has its own best learning rate, chosen by validation on other seeds.
 
-Writes tables, figures and every cell's run.json to OUT/alignment, the search's cells to OUT/answer, and repeats none of
-them.
+Writes tables, figures and every run's run.json to OUT/alignment, the search's runs to OUT/answer; finished runs are not
+repeated.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from rich.console import Console
+from torch import nn
 
 import figures
-from experiments.engine.alignment_effects import effect_table, effects_of, over_epochs, sentence
-from experiments.engine.alignment_ending import show_continued, show_effects
-from experiments.engine.answer import AS_THEY_ARE
-from experiments.engine.command import BadInput, make_folder, run_script
-from experiments.engine.conditions import Bench, ConditionSettings, Rates
-from experiments.engine.continuation import true_arm, watch_and_go_on
-from experiments.engine.data import load
-from experiments.engine.ending import clear_figures, show_files, terminal
-from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.settings import check_arms
-from experiments.engine.training import Training
+from experiments.engine.conditions.conditions import Condition, ConditionSettings
+from experiments.engine.conditions.controls import NO_CONTROL
+from experiments.engine.conditions.gradient_alignment import NETWORK, measure_alignment
+from experiments.engine.conditions.learning_rate_search import ConditionRunner
+from experiments.engine.reporting.console import (
+    format_estimate,
+    mean_sd,
+    save_figure,
+    show_decisions,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.estimates import Estimate, classify, estimate, exceeds
+from experiments.engine.training.data import Dataset, load
+from experiments.engine.training.loop import backpropagation
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import check_arms
+from experiments.engine.training.train_run import make_network, train_run
+from experiments.questions.alignment.first_order import FirstOrderChanges, uphill_share
 from models import ARMS
+from probes.tables import table
 
 EXPERIMENT = "alignment"
+# Margins, fixed before any result was seen.
+TURN = 0.1  # of the cosine: a smaller change is none
+OFTEN = 0.05  # of the share of steps that go uphill
+DOUBLED = math.log(2)  # of the log train loss
+RUN = ["arm", "depth_total", "seed"]
+SHOWN = (("train", "loss"), ("test", "accuracy"))
+Effects = dict[tuple[str, int, str], Estimate]
+"""By arm, depth and effect."""
+# Of each arm by its seeds' numbers `own`, and those of the arm with the true gradient, `true` (see `numbers`).
+EFFECTS = {
+    "cosine, first": lambda own, true: own["cosine, first"],
+    "cosine, last": lambda own, true: own["cosine, last"],
+    "cosine, last - first": lambda own, true: own["cosine, last"] - own["cosine, first"],
+    "log10 norm ratio, first": lambda own, true: own["log10 ratio, first"],
+    "log10 norm ratio, last": lambda own, true: own["log10 ratio, last"],
+    "log10 true norm, last - first": lambda own, true: own["log10 true, last"] - own["log10 true, first"],
+    "uphill share": lambda own, true: own["uphill"],
+    "uphill share, own - true": lambda own, true: own["uphill"] - true["uphill"],
+    "log train loss from its end, own - true": lambda own, true: own["loss, own"] - own["loss, true"],
+    "test accuracy from its end, own - true": lambda own, true: own["accuracy, own"] - own["accuracy, true"],
+    "log train loss from the true end, own - true": lambda own, true: true["loss, own"] - true["loss, true"],
+    "test accuracy from the true end, own - true": lambda own, true: true["accuracy, own"] - true["accuracy, true"],
+}
 
 
 @dataclass(frozen=True)
@@ -60,10 +104,20 @@ class Settings(ConditionSettings):
         wanted = {*self.arms, *map(true_arm, self.arms)}
         return [arm for arm in ARMS if arm in wanted]
 
-    def then(self, arm: str) -> list[str]:
-        """The arms in which a network goes on: that of the true gradient, and those that are compared with it."""
+    def then(self, arm: str) -> "Continuation":
+        """How a network goes on: in the arm of the true gradient, and in those that are compared with it."""
         true = true_arm(arm)
-        return [true, *(other for other in self.arms if true_arm(other) == true and arm in (true, other))]
+        others = [other for other in self.arms if true_arm(other) == true and arm in (true, other)]
+        return Continuation((true, *others), self.further)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A run's treatment: its gradient is compared with the true one throughout; then its end goes on in each of these
+    arms, for so many epochs."""
+
+    arms: tuple[str, ...]
+    epochs: int
 
 
 QUICK = Settings(
@@ -79,47 +133,206 @@ QUICK = Settings(
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    bench = Bench(settings, load(settings.data))
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    conditions = [condition for condition in AS_THEY_ARE if condition.arm in settings.trained()]
-    rates = bench.best_rates(conditions, settings.depths, folder / "tuning")
-    run = partial(watch_and_go_on, dataset=bench.dataset, training=settings.training)
-    tables, diverged = run_grid(make_cells(bench, settings, rates), run, folder, workers=settings.workers)
-    finish(tables, diverged, bench, settings)
-
-
-def make_cells(bench: Bench, settings: Settings, rates: Rates) -> list[Cell]:
-    """A cell for each depth, arm and seed: another one than a condition's, since it is watched and goes on."""
-    return [
+    runner = ConditionRunner(settings, load(settings.data))
+    output = settings.output(EXPERIMENT)
+    conditions = [Condition(arm, arm) for arm in settings.trained()]
+    rates = runner.best_rates(conditions, settings.depths, output.folder / "tuning")
+    runs = [
         replace(
-            cell,
+            run,
             experiment=EXPERIMENT,
-            settings=cell.settings | {"further": settings.further, "then": settings.then(condition.arm)},
+            outputs=("alignment", "steps", "continued"),
+            recipe=replace(run.recipe, treatment=settings.then(run.arm)),
         )
-        for depth in settings.depths
-        for condition in AS_THEY_ARE
-        if condition.arm in settings.trained()
-        for seed in settings.seeds
-        for cell in (bench.cell(condition, depth, seed, rates[condition.name, depth]),)
+        for run in runner.runs(conditions, settings.depths, rates)
     ]
+    task = partial(train_and_go_on, dataset=runner.dataset)
+    tables, diverged = run_grid(runs, task, output, execution=settings.execution)
+    report(tables, diverged, runner.dataset, settings, output)
 
 
-def finish(tables: dict[str, pd.DataFrame], diverged: Sequence[Cell], bench: Bench, settings: Settings) -> None:
-    """Draw the figures, and print what came out."""
-    console, folder, drawn = terminal(), settings.out / EXPERIMENT, tables["alignment"]
-    clear_figures(folder)
-    own = drawn[drawn["arm"].isin(settings.arms)]
-    figures.save(figures.alignment(own), own, folder / "figures", "alignment")
+# What a run does
+
+
+def true_arm(arm: str) -> str:
+    """The arm that computes the same function and learns from its true gradient."""
+    return next(name for name, flow in ARMS.items() if flow == ARMS[arm].exact)
+
+
+def train_and_go_on(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
+    """Train a run while its gradient is compared with the true one, then let its end go on in other arms.
+
+    Tables beside those of `train_run`: alignment (after every epoch), steps (the true loss's first-order changes),
+    continued. No checkpoint is kept: an interrupted run starts over.
+    """
+    model, changes = make_network(run, dataset), FirstOrderChanges()
+    backward = changes.wrap_backward(backpropagation)
+    measure = partial(measure_alignment, control=NO_CONTROL, seed=run.seed, throughout=True)
+    outcome = train_run(run, dataset=dataset, model=model, backward=backward, validate=False, measure=measure)
+    outcome.tables["steps"] = changes.table(model)
+    if outcome.diverged_at is None:
+        before = outcome.tables["outcomes"].assign(effect="before")
+        ends = [go_on(model, run, arm, dataset) for arm in run.recipe.treatment.arms]
+        outcome.tables["continued"] = pd.concat([before, *(end for end in ends if len(end))], ignore_index=True)
+    return outcome
+
+
+def go_on(model: nn.Module, run: Run, arm: str, dataset: Dataset) -> pd.DataFrame:
+    """The outcomes of further training in an arm from a network's weights, with the arm in the column `then`; none
+    where it diverges. The network itself stays as it is.
+
+    The schedule begins anew, and the batches come in the order of the run's seed again.
+    """
+    training = replace(run.recipe.training, epochs=run.recipe.treatment.epochs)
+    further = replace(run, arm=arm, recipe=replace(run.recipe, training=training))
+    twin = make_network(further, dataset)
+    twin.load_state_dict(model.state_dict())
+    outcomes = train_run(further, dataset=dataset, model=twin, validate=False).tables.get("outcomes", pd.DataFrame())
+    return outcomes.assign(effect=f"then {arm}", then=arm)
+
+
+# Effects
+
+
+def over_epochs(alignment: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """The whole network's cosine after every epoch, and the share of each epoch's steps that go uphill."""
+    cosines = alignment[(alignment["block"] == NETWORK) & (alignment["quantity"] == "cosine")]
+    columns = [*RUN, "epoch", "quantity", "value"]
+    return pd.concat([cosines[columns], uphill_share(steps, *RUN, "epoch")[columns]], ignore_index=True)
+
+
+def effects_of(tables: Tables, arms: Sequence[str], depths: Sequence[int]) -> Effects:
+    """Every effect on every arm at every depth, over the seeds that have it."""
+    found: Effects = {}
+    for arm in arms:
+        by_run = numbers(tables, arm)
+        for depth in depths:
+            own, true = (of_arm(by_run, name, depth) for name in (arm, true_arm(arm)))
+            for effect, take in EFFECTS.items():
+                values = take(own, true).replace([np.inf, -np.inf], np.nan).dropna()
+                found[arm, depth, effect] = estimate(values.to_numpy())
+    return found
+
+
+def numbers(tables: Tables, arm: str) -> pd.DataFrame:
+    """One row a run (arm, depth_total, seed): what effects are made of. own, true: after going on in the arm, and in
+    that of the true gradient."""
+    rows = tables["alignment"][tables["alignment"]["block"] == NETWORK]
+    moments = {"first": 0, "last": rows["epoch"].max()}
+    wide = rows.set_index([*RUN, "epoch", "quantity"])["value"].unstack(["quantity", "epoch"])
+    found: dict[str, Any] = {"uphill": uphill_share(tables["steps"], *RUN).set_index(RUN)["value"]}
+    with np.errstate(divide="ignore"):
+        for word, epoch in moments.items():
+            found[f"cosine, {word}"] = wide["cosine", epoch]
+            found[f"log10 ratio, {word}"] = np.log10(wide["norm ratio", epoch])
+            found[f"log10 true, {word}"] = np.log10(wide["true norm", epoch])
+        for word, then in {"own": arm, "true": true_arm(arm)}.items():
+            found[f"loss, {word}"] = np.log(ended(tables, then, "train", "loss"))
+            found[f"accuracy, {word}"] = ended(tables, then, "test", "accuracy")
+    return pd.DataFrame(found)
+
+
+def ended(tables: Tables, then: str, split: str, quantity: str) -> "pd.Series[float]":
+    """An outcome of the networks that went on in an arm, by run."""
+    rows = tables.get("continued", pd.DataFrame(columns=[*RUN, "then", "split", "quantity", "value"]))
+    wanted = (rows["then"] == then) & (rows["split"] == split) & (rows["quantity"] == quantity)
+    return rows[wanted].set_index(RUN)["value"].astype(float)
+
+
+def of_arm(by_run: pd.DataFrame, arm: str, depth: int) -> pd.DataFrame:
+    """The rows of an arm at a depth, by seed."""
+    levels = by_run.index.get_level_values
+    return by_run[(levels("arm") == arm) & (levels("depth_total") == depth)].droplevel(["arm", "depth_total"])
+
+
+def effect_table(found: Effects) -> pd.DataFrame:
+    """The effects as a long table: mean, ends of the interval where there is one, n."""
+    return table(
+        row
+        for (arm, depth, effect), of_effect in found.items()
+        for row in of_effect.rows(arm=arm, depth_total=depth, effect=effect)
+    )
+
+
+def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, tuple[str, str, str]]:
+    """What each arm's gradient does, and what it costs."""
+    turns = {"above": "turns towards the true gradient", "below": "turns away from it", "within": "keeps its angle"}
+    often = {"yes": "uphill more often than the true gradient", "no": "no more often than the true gradient"}
+    further = {"yes": "the true gradient goes further than its own", "no": "the true gradient goes no further"}
+    stays = {"yes": "it does not stay", "no": "it stays"}
+    decisions = {}
+    for arm in arms:
+        for name, effect, margin, words in (
+            ("cosine, last - first", "cosine, last - first", TURN, turns),
+            ("uphill share", "uphill share, own - true", OFTEN, often),
+            ("loss from its end", "log train loss from its end, own - true", DOUBLED, further),
+            ("loss from the true end", "log train loss from the true end, own - true", DOUBLED, stays),
+        ):
+            change = found[arm, depth, effect]
+            side = classify(change, margin) if words is turns else exceeds(change, margin)
+            reading = words.get(side, "undecided") if change.values else "no seed has finished"
+            decisions[f"{arm}: {name}"] = (format_estimate(change), f"{margin:.3g}", reading)
+    return decisions
+
+
+# The end
+
+
+def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
+    """Write the effects, draw the figures, and print the results."""
+    console, depths = terminal(), sorted(settings.depths)
+    own = tables["alignment"][tables["alignment"]["arm"].isin(settings.arms)]
     course = over_epochs(own, tables["steps"])
-    figures.save(figures.alignment_over_epochs(course), course, folder / "figures", "alignment_over_epochs")
-    found = effects_of(tables, settings.arms, sorted(settings.depths))
-    write_aside(folder / "effects.csv", effect_table(found))
+    found = effects_of(tables, settings.arms, depths)
+    output.table("effects", effect_table(found))
+    save_figure(output, figures.alignment(own), own, "alignment")
+    save_figure(output, figures.alignment_over_epochs(course), course, "alignment_over_epochs")
     if "continued" in tables:
         show_continued(console, tables["continued"], settings.trained())
     show_effects(console, found, diverged)
-    show_files(console, folder)
-    console.print(sentence(found, settings.arms, max(settings.depths), bench.dataset.title))
+    show_files(console, output)
+    counts = sorted({len(found[arm, depths[-1], "cosine, last - first"].values) for arm in settings.arms})
+    title = f"{dataset.title}, depth {depths[-1]}, n = {' to '.join(map(str, counts))}"
+    decisions = decide(found, settings.arms, depths[-1])
+    show_decisions(console, decisions, title=title)
+    console.print(
+        "Uphill share, and loss (log train loss after the further epochs): the arm's minus the true gradient's. "
+        f"{len(decisions)} decisions; one data set, one budget, each arm's best rate."
+    )
+
+
+def show_effects(console: Console, found: Effects, diverged: Sequence[Run]) -> None:
+    """Depth x effect: every arm's."""
+    arms = dict.fromkeys(arm for arm, _, _ in found)
+    rows = {
+        (f"depth {depth}", effect): {arm: format_estimate(found[arm, depth, effect]) for arm in arms}
+        for depth in dict.fromkeys(depth for _, depth, _ in found)
+        for effect in EFFECTS
+    }
+    gone = f"; {len(diverged)} runs diverged" if diverged else ""
+    caption = (
+        "first, last: on one batch of training images, before the first step and after the last epoch; true: the arm "
+        "that learns from the true gradient of the same function. Mean [95 % t interval], (seeds' values) where there "
+        f"is none; not corrected for their number, {len(found)}{gone}"
+    )
+    show_table(console, rows, title="The arm's gradient against the true one", caption=caption)
+
+
+def show_continued(console: Console, continued: pd.DataFrame, arms: Sequence[str]) -> None:
+    """Depth x arm x arm in which it goes on: train loss and test accuracy, mean ± sd over seeds."""
+    rows = {}
+    for depth in sorted(continued["depth_total"].unique()):
+        for arm in arms:
+            at = continued[(continued["depth_total"] == depth) & (continued["arm"] == arm)]
+            for then, ended in at.groupby("then", dropna=False, sort=False):
+                values = {
+                    f"{split} {quantity}": ended[(ended["split"] == split) & (ended["quantity"] == quantity)]["value"]
+                    for split, quantity in SHOWN
+                }
+                n = {"n": str(len(values["test accuracy"]))}
+                name = arm if pd.isna(then) else f"{arm}, then {then}"
+                rows[f"depth {depth}", name] = {column: mean_sd(of) for column, of in values.items()} | n
+    show_table(console, rows, title="Where networks end, and go on to: mean ± sd")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pandas as pd
 
 COLUMNS = (
     "experiment", "data", "network", "arm", "control", "learning_rate", "budget", "depth_total", "seed", "step",
-    "epoch", "split", "outcome", "target", "effect", "lesion", "statistics", "count", "draw", "block", "depth",
+    "epoch", "split", "outcome", "target", "effect", "then", "lesion", "statistics", "count", "draw", "block", "depth",
     "path_length", "reading", "quantity", "value",
 )  # fmt: skip
 

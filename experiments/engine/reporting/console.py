@@ -119,6 +119,14 @@ def mean_sd(values: pd.Series) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
+def format_steps(steps: pd.Series, seeds: int) -> str:
+    """`57 ± 3`, mean and deviation over seeds; `2 of 3` where a seed has not reached the target."""
+    reached = steps.dropna()
+    if len(reached) < seeds:
+        return f"{len(reached)} of {seeds}"
+    return f"{reached.mean():.0f}" + (f" ± {reached.std():.0f}" if seeds > 1 else "")
+
+
 def format_estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
     """`-0.38 [-0.50, -0.26]`, the seeds' own values where there is no interval, `-` where there is no value."""
     if found is None or not found.values:

@@ -23,6 +23,8 @@ EFFECTS = {
 }
 OUTCOMES = ("log train loss", "test accuracy", "logit test accuracy")
 FLOOR, CEILING = 0.1, 0.95  # an arm within 0.1 of chance, or at 0.95 and above, hides effects
+FITTED = 0.99
+"""Of the training set: a network that classifies more of it right has fitted it."""
 
 
 def errors_on_test(outcomes: pd.DataFrame) -> pd.DataFrame:

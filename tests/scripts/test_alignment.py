@@ -1,18 +1,39 @@
-"""The alignment experiment: its effects on paper, its figures against plain pandas, and a run at toy size."""
+"""The alignment experiment: its effects and decisions on paper, what its runs do, and a run at toy size."""
 
+import copy
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from experiments.alignment import Settings
-from experiments.engine.alignment_effects import EFFECTS, Effects, effect_table, effects_of, over_epochs, sentence
-from experiments.engine.effects import estimate
-from tests.conditions import short_search
-from tests.scripts import print_of, run
+from experiments.alignment import (
+    EFFECTS,
+    Continuation,
+    Effects,
+    Settings,
+    decide,
+    effect_table,
+    effects_of,
+    go_on,
+    over_epochs,
+    train_and_go_on,
+    true_arm,
+)
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import NO_ESTIMATE, estimate
+from experiments.engine.training.compute import AS_WRITTEN
+from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.training.loop import evaluate, recompute_bn_statistics, train
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.recipe import Recipe
+from models import ARMS, RESIDUAL, STOP_GRADIENT, cifar_resnet, set_flows
+from tests.support.conditions import short_search
 from tests.support.drawings import pick
+from tests.support.scripts import run
 
 STOP, SEEDS = "stop-gradient", (0, 1, 2)
 LOSSES = {  # of networks that end in the first arm and go on in the second
@@ -23,7 +44,7 @@ LOSSES = {  # of networks that end in the first arm and go on in the second
 }
 
 
-def cell(arm: str, seed: int) -> dict[str, object]:
+def run_of(arm: str, seed: int) -> dict[str, object]:
     return {"arm": arm, "depth_total": 8, "seed": seed}
 
 
@@ -35,14 +56,14 @@ def tables() -> dict[str, pd.DataFrame]:
         stop, more = arm == STOP, 0.01 * seed
         for epoch, cosine, ratio, norm in ((0, 0.3 + more, 0.1, 10.0), (2, 0.5 + 2 * more, 0.01, 1.0)):
             values = {"cosine": cosine if stop else 1.0, "norm ratio": ratio if stop else 1.0, "true norm": norm}
-            about = {**cell(arm, seed), "epoch": epoch}
+            about = {**run_of(arm, seed), "epoch": epoch}
             lines += [{**about, "block": "network", "quantity": q, "value": v} for q, v in values.items()]
             lines.append({**about, "block": "layer1.0", "depth": 0, "quantity": "cosine", "value": -1.0})
         for step, epoch in ((1, 1), (2, 1), (3, 2), (4, 2)):
             up = step % 2 == 0 if stop else step == 4
-            steps.append({**cell(arm, seed), "step": step, "epoch": epoch, "value": 1.0 if up else -1.0})
+            steps.append({**run_of(arm, seed), "step": step, "epoch": epoch, "value": 1.0 if up else -1.0})
         for then in (STOP, "residual"):
-            about = {**cell(arm, seed), "effect": f"then {then}"}
+            about = {**run_of(arm, seed), "then": then}
             ends.append({**about, "split": "train", "quantity": "loss", "value": LOSSES[arm, then]})
             ends.append({**about, "split": "test", "quantity": "accuracy", "value": 1 - LOSSES[arm, then]})
     return {"alignment": pd.DataFrame(lines), "steps": pd.DataFrame(steps), "continued": pd.DataFrame(ends)}
@@ -83,31 +104,40 @@ def test_a_seed_that_diverged_has_no_end() -> None:
     assert not effects_of(cut, [STOP], [8])[STOP, 8, "log train loss from its end, own - true"].values
 
 
-def said(**changes: float) -> str:
+def decided(**changes: float) -> dict[str, str]:
+    """The readings of stop-gradient, where effects have been given other means."""
     found: Effects = effects_of(tables(), [STOP], [8])
     for effect, value in changes.items():
-        found[STOP, 8, effect.replace("_", " ")] = estimate(np.array([value - 0.01, value, value + 0.01]))
-    return sentence(found, [STOP], 8, "paper")
+        found[STOP, 8, effect] = estimate(np.array([value - 0.01, value, value + 0.01]))
+    decisions = decide(found, [STOP], 8)
+    assert [margin for _, margin, _ in decisions.values()] == ["0.1", "0.05", "0.693", "0.693"]
+    return {name.removeprefix(f"{STOP}: "): reading for name, (_, _, reading) in decisions.items()}
 
 
-def test_the_sentence_needs_whole_intervals() -> None:
-    text = said()
-    assert "a cosine of 0.31 with the true one at first and turns towards the true one (+0.21 [+0.19, +0.23])" in text
-    assert "uphill more often than the true one (50 %; difference +0.25" in text
-    assert "where it ends, the true gradient goes further than its own (log train loss +2.08" in text
-    assert "where the true one ends, it does not stay (log train loss +1.39" in text
+def test_decisions_need_whole_intervals() -> None:
+    assert decided() == {
+        "cosine, last - first": "turns towards the true gradient",
+        "uphill share": "uphill more often than the true gradient",
+        "loss from its end": "the true gradient goes further than its own",
+        "loss from the true end": "it does not stay",
+    }
+    text, *_ = decide(effects_of(tables(), [STOP], [8]), [STOP], 8)[f"{STOP}: cosine, last - first"]
+    assert text == "+0.21 [+0.19, +0.23]"
     turn, share = "cosine, last - first", "uphill share, own - true"
-    assert "turns away from it" in said(**{turn: -0.2})
-    assert "keeps its angle" in said(**{turn: 0.0})
-    assert "whether it turns is undecided" in said(**{turn: 0.1})
-    assert "uphill no more often than the true one" in said(**{share: 0.0})
-    assert "uphill in an undecided share" in said(**{share: 0.05})
+    assert decided(**{turn: -0.2})[turn] == "turns away from it"
+    assert decided(**{turn: 0.0})[turn] == "keeps its angle"
+    assert decided(**{turn: 0.1})[turn] == "undecided"
+    assert decided(**{share: 0.0})["uphill share"] == "no more often than the true gradient"
+    assert decided(**{share: 0.05})["uphill share"] == "undecided"
     ends = [f"log train loss from {whose} end, own - true" for whose in ("its", "the true")]
-    assert "goes no further than its own" in said(**{ends[0]: 0.5})
-    assert "may or may not go further" in said(**{ends[0]: 0.69})
-    assert "where the true one ends, it stays" in said(**{ends[1]: 0.5})
-    assert "may or may not stay" in said(**{ends[1]: 0.69})
-    assert "their number, 4." in text
+    assert decided(**{ends[0]: 0.5})["loss from its end"] == "the true gradient goes no further"
+    assert decided(**{ends[0]: 0.69})["loss from its end"] == "undecided"
+    assert decided(**{ends[1]: 0.5})["loss from the true end"] == "it stays"
+    assert decided(**{ends[1]: 0.69})["loss from the true end"] == "undecided"
+    nothing = dict.fromkeys(effects_of(tables(), [STOP], [8]), NO_ESTIMATE)
+    assert set(decide(nothing, [STOP], 8).values()) == {
+        ("-", margin, "no seed has finished") for margin in ("0.1", "0.05", "0.693")
+    }
 
 
 def test_the_course_holds_the_whole_network_and_the_steps() -> None:
@@ -120,36 +150,60 @@ def test_the_course_holds_the_whole_network_and_the_steps() -> None:
 def test_which_arms_are_trained_and_go_on() -> None:
     settings = Settings(arms=(STOP, "gradient-only"))
     assert settings.trained() == ["residual", STOP, "gradient-only", "plain"]
-    assert settings.then(STOP) == ["residual", STOP]
-    assert settings.then("residual") == ["residual", STOP]
-    assert settings.then("plain") == ["plain", "gradient-only"]
-    assert Settings().then("residual") == ["residual", STOP, "shortest-path"]
+    assert settings.then(STOP) == Continuation(("residual", STOP), 3)
+    assert settings.then("residual") == Continuation(("residual", STOP), 3)
+    assert settings.then("plain") == Continuation(("plain", "gradient-only"), 3)
+    assert Settings().then("residual").arms == ("residual", STOP, "shortest-path")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--arms", "plain"], "--arms plain: its gradient is the true one; give some of stop-gradient, gradient-only"),
-        (["--further", "0"], "--further 0: give at least 1 epoch"),
-        (["--depths", "9"], "--depths 9: depth 9 is not 6n + 2"),
-        (["--seeds", "100"], "--tuning-seeds 100: that seed is reported"),
-    ],
-)
-def test_a_users_mistake_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = print_of("alignment", arguments, capsys, status=2)
-    assert (message in shown, len(shown.splitlines())) == (True, 1)
-    assert not list(tmp_path.iterdir())
+def test_the_true_arm_of_every_arm() -> None:
+    wanted = {"gradient-only": "plain", "plain": "plain"}
+    assert {arm: true_arm(arm) for arm in ARMS} == {arm: wanted.get(arm, "residual") for arm in ARMS}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load(Data(train_limit=256))
+
+
+def toy_run(digits: Dataset, continuation: Continuation) -> Run:
+    training = Training(epochs=1, batch_size=64, learning_rate=0.05, momentum=0, weight_decay=0, schedule="step")
+    recipe = Recipe("resnet", 4, digits.digest, training, AS_WRITTEN, "cpu", treatment=continuation)
+    return Run("alignment", STOP, 8, 0, recipe, outputs=("alignment", "steps", "continued"))
+
+
+def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
+    """As a copy whose flows are set by hand and that is trained by itself; the network stays as it is."""
+    torch.manual_seed(3)
+    model = cifar_resnet(8, flow=STOP_GRADIENT, width=4, in_channels=1)
+    twin, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    set_flows(twin, [RESIDUAL] * 3)
+    run = toy_run(digits, Continuation(("residual",), 2))
+    batches = Batches(digits, torch.device("cpu"))
+    for _ in train(twin, batches, replace(run.recipe.training, epochs=2), seed=0):
+        pass
+    recompute_bn_statistics(twin, batches)
+    ended = go_on(model, run, "residual", digits)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert (set(ended["effect"]), set(ended["then"])) == ({"then residual"}, {"residual"})
+    for split in ("train", "test"):
+        for quantity, value in evaluate(twin, batches, split).items():
+            assert pick(ended, split=split, quantity=quantity)["value"].item() == value
+
+
+def test_every_field_of_the_treatment_changes_the_name_and_what_is_done(digits: Dataset) -> None:
+    base = Continuation(("residual",), 1)
+    changed = {"arms": replace(base, arms=(STOP,)), "epochs": replace(base, epochs=2)}
+    assert set(changed) == {field.name for field in fields(Continuation)}
+    runs = [toy_run(digits, treatment) for treatment in (base, *changed.values())]
+    assert len({run.name for run in runs}) == 3
+    ends = [train_and_go_on(run, dataset=digits).tables["continued"].query("then == then") for run in runs]
+    losses = [pick(end, split="train", quantity="loss")["value"].item() for end in ends]
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.slow
-def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
+def test_a_run_at_toy_size(tmp_path: Path) -> None:
     arguments = ["--depths", 8, "--arms", STOP, "--seeds", 0, 1, 2, "--tuning-seeds", 100, "--epochs", 2]
     arguments += ["--width", 2, "--train-limit", 256, "--further", 1]
     with short_search():
@@ -169,12 +223,9 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     assert (steps.groupby(["arm", "seed"]).size() == 2 * 2).all()
     continued = pd.read_csv(folder / "continued.csv")
     assert set(continued["effect"]) == {"before", "then residual", f"then {STOP}"}
+    assert ("then " + continued["then"]).fillna("before").equals(continued["effect"])
     outcomes = pd.read_csv(folder / "outcomes.csv")
     before = pick(continued, effect="before")["value"].to_numpy()
     np.testing.assert_array_equal(before, outcomes["value"])
     for name in ("alignment", "alignment_over_epochs"):
         assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
-    with short_search():
-        again = run("alignment", *arguments, cwd=tmp_path)
-    assert "6 of 6 cells are already done" in again.stderr
-    assert again.stdout == done.stdout

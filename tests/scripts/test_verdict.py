@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from experiments import verdict
-from experiments.engine.command import BadInput
-from experiments.engine.effects import Estimate
-from experiments.engine.judging import fare, headline, judge, standing
-from experiments.engine.measured import Reading, collect, read, word_of
-from experiments.engine.verdict_file import Outcome, Version, read_verdicts
+from experiments.engine.running.messages import BadInput
+from experiments.engine.statistics.estimates import Estimate
+from experiments.questions.verdict.judging import fare, headline, judge, standing
+from experiments.questions.verdict.measured import Reading, collect, read, word_of
+from experiments.questions.verdict.verdict_file import Outcome, Version, read_verdicts
 from experiments.verdict import FILE, Settings
 
 VERDICTS = read_verdicts(FILE)
@@ -79,7 +79,7 @@ def test_one_data_set_does_not_decide() -> None:
 
 
 def outcomes(names: dict[str, str], depths: tuple[int, ...], budget: int, seeds: int = 5) -> pd.DataFrame:
-    """Finished cells; names: the arm of each condition."""
+    """Finished runs; names: the arm of each condition."""
     spread = np.linspace(-0.004, 0.004, seeds)
     rows = [
         {
@@ -105,7 +105,7 @@ def write(folder: Path, depths: tuple[int, ...]) -> None:
         "budget": outcomes(arms, depths[-1:], 10, seeds=3),
     }.items():
         (folder / name).mkdir(parents=True)
-        if name != "learning_rates":  # the cells that they share are the same
+        if name != "learning_rates":  # the runs that they share are the same
             shared = outcomes(arms, depths, 1)
             table = pd.concat([table[table["control"].isin(norms) | (table["budget"] > 1)], shared])
         table.to_csv(folder / name / "outcomes.csv", index=False)
@@ -118,7 +118,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_hypotheses_are_judged_on_finished_cells(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hypotheses_are_judged_on_finished_runs(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verdict.main(Settings(out=results))
     shown = " ".join(capsys.readouterr().out.split())
     # The value alone helps, which contradicts the first; cutting the gradient hurts, which contradicts the second.
@@ -149,8 +149,8 @@ def test_a_simpler_residue_can_be_supported(results: Path) -> None:
         value = pd.Series(same, index=rows.index[stop]).fillna(rows["value"])
         rows.loc[stop, "value"] = value
         rows.to_csv(file, index=False)
-    cells, source = collect(results), VERDICTS.sources[0]
-    found = judge(cells, source, VERDICTS.effects)
+    runs, source = collect(results), VERDICTS.sources[0]
+    found = judge(runs, source, VERDICTS.effects)
     assert {each.claim.name: each.fares["a simpler residue"] for each in found[:2]} == {
         "value alone, fitting": "holds", "gradient alone, fitting": "holds",
     }  # fmt: skip
@@ -159,41 +159,54 @@ def test_a_simpler_residue_can_be_supported(results: Path) -> None:
 
 
 def test_nothing_is_read_where_plain_networks_do_not_degrade(results: Path) -> None:
-    cells = collect(results)
-    plain = (cells["control"] == "plain") & (cells["depth_total"] == 56)
-    cells.loc[plain, "test accuracy"] = 0.97
+    runs = collect(results)
+    plain = (runs["control"] == "plain") & (runs["depth_total"] == 56)
+    runs.loc[plain, "test accuracy"] = 0.97
     claim = VERDICTS.effects[4]
-    assert read(cells, claim, claim.versions[0], 56).word == "no degradation"
-    assert read(cells, claim, claim.versions[0], 32).word == "better"
+    assert read(runs, claim, claim.versions[0], 56).word == "no degradation"
+    assert read(runs, claim, claim.versions[0], 32).word == "better"
 
 
 def test_networks_are_compared_where_both_fit(results: Path) -> None:
-    cells, claim = collect(results), VERDICTS.effects[8]
-    assert read(cells, claim, claim.versions[0], 56).word == "does not apply"
-    fitted = cells.assign(**{"train accuracy": 1.0})
+    runs, claim = collect(results), VERDICTS.effects[8]
+    assert read(runs, claim, claim.versions[0], 56).word == "does not apply"
+    fitted = runs.assign(**{"train accuracy": 1.0})
     assert read(fitted, claim, claim.versions[0], 56).word == "better"
+
+
+def test_networks_that_went_on_are_conditions(results: Path) -> None:
+    parts = [
+        outcomes({arm: arm}, (56,), 1, seeds=3).assign(arm="stop-gradient", effect="any words", then=then)
+        for arm, then in (("plain", None), ("residual", "residual"), ("stop-gradient", "stop-gradient"))
+    ]
+    (results / "alignment").mkdir()
+    pd.concat(parts).to_csv(results / "alignment" / "continued.csv", index=False)
+    (claim,) = (control for control in VERDICTS.controls if control.name == "the true gradient from its end")
+    found = read(collect(results), claim, claim.versions[0], 56)
+    assert (found.word, found.seeds) == ("better", (0, 1, 2))
+    assert found.found.mean == pytest.approx(math.log(0.001 / 0.1))
 
 
 def test_an_interval_beyond_the_scale_is_read_like_any(results: Path) -> None:
     """Differences of 0.71, 0.70 and 0.40: 0.60 [0.17, 1.03] excludes 0."""
-    cells, claim = collect(results), VERDICTS.effects[4]
-    depth = cells["depth_total"] == 56
+    runs, claim = collect(results), VERDICTS.effects[4]
+    depth = runs["depth_total"] == 56
     for seed, accuracy in enumerate((0.81, 0.80, 0.50)):
-        at_seed = depth & (cells["seed"] == seed) & (cells["budget"] == 1)
-        cells.loc[at_seed & (cells["control"] == "stop-gradient"), "test accuracy"] = accuracy
-        cells.loc[at_seed & (cells["control"] == "plain"), "test accuracy"] = 0.1
-    few = cells[cells["seed"] < 3]
+        at_seed = depth & (runs["seed"] == seed) & (runs["budget"] == 1)
+        runs.loc[at_seed & (runs["control"] == "stop-gradient"), "test accuracy"] = accuracy
+        runs.loc[at_seed & (runs["control"] == "plain"), "test accuracy"] = 0.1
+    few = runs[runs["seed"] < 3]
     found = read(few, claim, claim.versions[0], 56)
     assert found.word == "better"
     assert found.found.high == pytest.approx(1.04, abs=0.01)
 
 
-def test_missing_cells_leave_it_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_runs_leave_it_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verdict.main(Settings(out=tmp_path))
     shown = " ".join(capsys.readouterr().out.split())
     assert "short gradient paths, fitting: undecided" in shown
     assert "0 of 80 required comparisons are decided, 80 of them not run" in shown
-    assert not list((tmp_path / "verdict" / "figures").iterdir())
+    assert not (tmp_path / "verdict" / "figures").exists()
 
 
 def test_experiments_that_disagree_are_refused(results: Path) -> None:

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from experiments.engine.answer import (
-    AS_THEY_ARE,
+from experiments.engine.conditions.catalogue import (
     COINS,
     DOSES,
     FORWARDS,
     MAGNITUDE,
     PLACES,
     SCALE_FREE,
+    UNMODIFIED_ARMS,
     on_networks,
     timing,
 )
-from experiments.engine.command import BadInput
-from experiments.engine.training import Training
-from experiments.engine.verdict_file import Verdicts, read_verdicts
+from experiments.engine.running.messages import BadInput
+from experiments.engine.training.optimisation import Training
+from experiments.questions.verdict.verdict_file import Verdicts, read_verdicts
 from experiments.verdict import FILE
 
 TEXT = FILE.read_text()
@@ -57,7 +57,7 @@ def test_depths_are_asked_for_by_place(verdicts: Verdicts) -> None:
 
 
 def test_every_name_is_a_condition_of_some_experiment(verdicts: Verdicts) -> None:
-    every = (*AS_THEY_ARE, *MAGNITUDE, *SCALE_FREE, *DOSES, *COINS, *timing(Training().epochs), *PLACES)
+    every = (*UNMODIFIED_ARMS, *MAGNITUDE, *SCALE_FREE, *DOSES, *COINS, *timing(Training().epochs), *PLACES)
     known = {condition.name for condition in (*every, *on_networks(FORWARDS))}
     known |= {f"stop-gradient then {arm}" for arm in ("residual", "stop-gradient")}  # alignment.py goes on with them
     claims = (*verdicts.effects, *verdicts.controls)

@@ -1,4 +1,4 @@
-"""What was measured: the finished cells of all experiments in one table, and comparisons read from them."""
+"""What was measured: the finished runs of all experiments in one table, and comparisons read from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.engine.budgets import FITTED
-from experiments.engine.command import BadInput
-from experiments.engine.condition_scores import NONE
-from experiments.engine.continuation import BEFORE
-from experiments.engine.effects import Estimate, estimate
-from experiments.engine.verdict_file import Claim, Outcome, Source, Version
+from experiments.engine.running.messages import BadInput
+from experiments.engine.statistics.estimates import NO_ESTIMATE, Estimate, estimate
+from experiments.engine.statistics.factorial import FITTED
+from experiments.questions.verdict.verdict_file import Claim, Outcome, Source, Version
 
 TABLES = ("learning_rates", "magnitude_or_direction", "budget", "dose_and_timing", "forward_statistics")
 BOTH_FIT = "test accuracy where both fit"
@@ -33,8 +31,8 @@ class Reading:
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """All finished cells under a results folder: control, depth_total, budget, seed, log train loss, train accuracy,
-    test accuracy. Raises BadInput where two experiments disagree on a cell: they ran with other settings."""
+    """All finished runs under a results folder: control, depth_total, budget, seed, log train loss, train accuracy,
+    test accuracy. Raises BadInput where two experiments disagree on a run: they ran with other settings."""
     parts = [pd.read_csv(file) for name in TABLES if (file := folder / name / "outcomes.csv").is_file()]
     if (file := folder / "alignment" / "continued.csv").is_file():
         parts.append(continued(pd.read_csv(file)))
@@ -57,28 +55,28 @@ def collect(folder: Path) -> pd.DataFrame:
 
 def continued(rows: pd.DataFrame) -> pd.DataFrame:
     """Networks that went on, as conditions: "stop-gradient then residual"."""
-    rows = rows[rows["effect"] != BEFORE]
-    return rows.assign(control=rows["arm"] + " " + rows["effect"], budget=1)
+    rows = rows[rows["then"].notna()]
+    return rows.assign(control=rows["arm"] + " then " + rows["then"], budget=1)
 
 
-def readings(cells: pd.DataFrame, claim: Claim, source: Source) -> Iterator[Reading]:
+def readings(runs: pd.DataFrame, claim: Claim, source: Source) -> Iterator[Reading]:
     """A claim's comparison in every version, at every depth at which it is asked."""
     for version in claim.versions:
         for depth in source.asked(version.depths):
-            yield read(cells, claim, version, depth)
+            yield read(runs, claim, version, depth)
 
 
-def read(cells: pd.DataFrame, claim: Claim, version: Version, depth: int) -> Reading:
+def read(runs: pd.DataFrame, claim: Claim, version: Version, depth: int) -> Reading:
     """The difference, this - than, and how it is read."""
-    this, than = (runs(cells, version.arms[arm], depth, version.budget) for arm in (claim.this, claim.than))
+    this, than = (of_condition(runs, version.arms[arm], depth, version.budget) for arm in (claim.this, claim.than))
     column = "test accuracy" if claim.outcome.name == BOTH_FIT else claim.outcome.name
     differences = (this[column] - than[column]).replace([np.inf, -np.inf], np.nan).dropna()
     if differences.empty:
-        return Reading(version, depth, NONE, "not run")
-    if not degrades(cells, depth):
-        return Reading(version, depth, NONE, "no degradation")
+        return Reading(version, depth, NO_ESTIMATE, "not run")
+    if not degrades(runs, depth):
+        return Reading(version, depth, NO_ESTIMATE, "no degradation")
     if claim.outcome.name == BOTH_FIT and not (fits(this) and fits(than)):
-        return Reading(version, depth, NONE, "does not apply")
+        return Reading(version, depth, NO_ESTIMATE, "does not apply")
     found = estimate(differences.to_numpy())  # also beyond +-1: the rule asks whether 0 is in it, whatever its length
     return Reading(version, depth, found, word_of(found, claim.outcome), tuple(differences.index))
 
@@ -93,9 +91,9 @@ def word_of(found: Estimate, outcome: Outcome) -> str:
     return "undecided"
 
 
-def runs(cells: pd.DataFrame, control: str, depth: int, budget: int) -> pd.DataFrame:
+def of_condition(runs: pd.DataFrame, control: str, depth: int, budget: int) -> pd.DataFrame:
     """A condition's runs, by seed."""
-    rows = cells[(cells["control"] == control) & (cells["depth_total"] == depth) & (cells["budget"] == budget)]
+    rows = runs[(runs["control"] == control) & (runs["depth_total"] == depth) & (runs["budget"] == budget)]
     return rows.set_index("seed")
 
 
@@ -104,8 +102,8 @@ def fits(rows: pd.DataFrame) -> bool:
     return estimate(rows["train accuracy"].to_numpy()).low > FITTED
 
 
-def degrades(cells: pd.DataFrame, depth: int) -> bool:
+def degrades(runs: pd.DataFrame, depth: int) -> bool:
     """Whether plain networks have a higher test error than residual ones, by the whole paired interval."""
-    residual, plain = (runs(cells, arm, depth, 1)["test accuracy"] for arm in ("residual", "plain"))
+    residual, plain = (of_condition(runs, arm, depth, 1)["test accuracy"] for arm in ("residual", "plain"))
     gap = (residual - plain).dropna().to_numpy()
     return len(gap) > 0 and estimate(gap).low > 0

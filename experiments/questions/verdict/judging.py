@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from experiments.engine.measured import Reading, readings
-from experiments.engine.verdict_file import READINGS, Claim, Source
+from experiments.questions.verdict.measured import Reading, readings
+from experiments.questions.verdict.verdict_file import READINGS, Claim, Source
 from probes.tables import table
 
 HOLDS, FAILS, UNDECIDED, NONE_MADE = "holds", "fails", "undecided", "-"
@@ -32,11 +32,11 @@ class Judged:
                 yield {**about, "seed": seed, "quantity": "difference", "value": value}
 
 
-def judge(cells: pd.DataFrame, source: Source, claims: Sequence[Claim]) -> list[Judged]:
-    """Every claim, on one data set's cells."""
+def judge(runs: pd.DataFrame, source: Source, claims: Sequence[Claim]) -> list[Judged]:
+    """Every claim, on one data set's runs."""
     judged = []
     for claim in claims:
-        found = tuple(readings(cells, claim, source))
+        found = tuple(readings(runs, claim, source))
         fares = {hypothesis: fare(found, said) for hypothesis, said in claim.predictions.items()}
         judged.append(Judged(source, claim, found, fares))
     return judged

@@ -6,32 +6,33 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from experiments.engine.block_gradients import flat, gradients, set_flows, true_flow
-from experiments.engine.controls import Backward, Moment
-from models import residual_blocks
+from experiments.engine.conditions.block_gradients import flat, gradients
+from experiments.engine.training.loop import Backward, Moment
+from models import residual_blocks, set_flows
 
 
 @dataclass
-class Watch:
-    """Looks on while a network is trained: g . (weights after the step - weights before it), with g the true gradient
-    of that step's loss at the weights before, whatever the gradient that is learned from.
+class FirstOrderChanges:
+    """Of each step of one training: g . (weights after the step - weights before it), with g the true gradient of that
+    step's loss at the weights before, whatever the gradient that is learned from.
 
-    One watch for one training: it is given to `train_cell`, which calls it with what makes the updates. The change
-    holds all that the optimiser does, momentum and weight decay included. Not for networks with random feedback: their
-    true gradient is not found here.
+    The change holds all that the optimiser does, momentum and weight decay included. Not for networks with random
+    feedback: their true gradient is not found here.
     """
 
     changes: list[tuple[int, int, float]] = field(default_factory=list)
     """Step (from 1) and epoch (from 1) of each step that has ended, and the change."""
     _begun: tuple[Moment, Tensor, Tensor] | None = None
 
-    def __call__(self, backward: Backward) -> Backward:
-        def watched(model: nn.Module, loss: Tensor, moment: Moment) -> None:
+    def wrap_backward(self, backward: Backward) -> Backward:
+        """The same backward, which notes weights and true gradient first."""
+
+        def wrapped(model: nn.Module, loss: Tensor, moment: Moment) -> None:
             self._end_step(model)
             self._begun = moment, weights(model), true_gradient(model, loss)
             backward(model, loss, moment)
 
-        return watched
+        return wrapped
 
     def table(self, model: nn.Module) -> pd.DataFrame:
         """All changes, the last step's being taken from the network as it is now: step, epoch, quantity, value."""
@@ -58,13 +59,13 @@ def true_gradient(model: nn.Module, loss: Tensor) -> Tensor:
     blocks, parameters = residual_blocks(model), list(model.parameters())
     flows = [block.flow for block in blocks]
     try:
-        set_flows(model, [true_flow(flow) for flow in flows])
+        set_flows(model, [flow.exact for flow in flows])
         return flat(parameters, gradients(loss, parameters, retain_graph=True))
     finally:
         set_flows(model, flows)
 
 
-def uphill(steps: pd.DataFrame, *by: str) -> pd.DataFrame:
+def uphill_share(steps: pd.DataFrame, *by: str) -> pd.DataFrame:
     """The share of steps whose first-order change is above 0, for each value of the columns `by`; steps whose change is
     not finite do not count."""
     finite = steps[steps["value"].abs() < float("inf")]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.engine.command import BadInput
+from experiments.engine.running.messages import BadInput
 
 READINGS = ("better", "equal", "worse")
 WHICH = ("all", "first", "last")
@@ -27,7 +27,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """On what is compared: a column of the cells, which way is better, and how much counts."""
+    """On what is compared: a column of the runs, which way is better, and how much counts."""
 
     name: str
     better: str
