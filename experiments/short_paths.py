@@ -40,26 +40,26 @@ from probes import limit_paths
 
 EXPERIMENT = "short_paths"
 REFERENCES = ("residual", "stop-gradient", "plain")
-Kind = Literal["at-most", "at-least", "exactly", "sampled"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Paths = Literal["at-most", "at-least", "exactly", "sampled"]
+PATHS: tuple[Paths, ...] = get_args(Paths)
 
 
 @dataclass(frozen=True)
 class Limit:
     """The paths that a residual network's gradient is taken from, by their number of branches."""
 
-    kind: Kind
+    paths: Paths
     branches: int
     """sampled: how many are drawn in each step; else the bound of a path's length."""
 
     @property
     def arm(self) -> str:
         """Its name, such as at-most-3."""
-        return f"{self.kind}-{self.branches}"
+        return f"{self.paths}-{self.branches}"
 
     def context(self, model: nn.Module, *, generator: torch.Generator) -> AbstractContextManager[object]:
         """Under which forwards and backwards are limited."""
-        given: dict[str, Any] = {self.kind.replace("-", "_"): self.branches}
+        given: dict[str, Any] = {self.paths.replace("-", "_"): self.branches}
         return limit_paths(model, **given, generator=generator)
 
 
@@ -108,8 +108,8 @@ class Settings(NetworkSettings):
         """Every limit; of each kind long ones first, since they take longest."""
         at_most = [most for most in self.at_most if most < self.blocks]  # the others are the residual arm
         sampled = (round(self.blocks * 23 / 54),) if self.sampled is None else self.sampled
-        numbers = zip(KINDS, (at_most, self.at_least, self.exactly, sampled), strict=True)
-        return [Limit(kind, branches) for kind, given in numbers for branches in sorted(given, reverse=True)]
+        numbers = zip(PATHS, (at_most, self.at_least, self.exactly, sampled), strict=True)
+        return [Limit(paths, branches) for paths, given in numbers for branches in sorted(given, reverse=True)]
 
 
 QUICK = Settings(depth=20, at_most=(0, 1, 2, 4), seeds=(0, 1), training=Training(epochs=3))
@@ -132,7 +132,7 @@ def make_runs(settings: Settings, dataset: Dataset) -> list[Run]:
     """
     runs = partial(settings.runs, EXPERIMENT, dataset, depths=(settings.depth,))
     limited = [
-        runs(arms=(limit.arm,), treatment=limit, labels={"treatment": limit.kind, "path_length": limit.branches})
+        runs(arms=(limit.arm,), treatment=limit, labels={"treatment": limit.paths, "path_length": limit.branches})
         for limit in settings.limits()
     ]
     references = runs(arms=REFERENCES, labels={"path_length": settings.blocks})
@@ -155,12 +155,12 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     if all_diverged(console, tables, output):
         return
     outcomes = tables["outcomes"]
-    limits = sorted(settings.limits(), key=lambda limit: (KINDS.index(limit.kind), limit.branches))
+    limits = sorted(settings.limits(), key=lambda limit: (PATHS.index(limit.paths), limit.branches))
     runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
     comparisons = {limit: compare(runs, limit.arm, limit.branches) for limit in limits}
     changes = comparison_table(list(comparisons.values()), settings.depth)
     if len(changes):
-        changes.insert(1, "treatment", changes["arm"].map({limit.arm: limit.kind for limit in limits}))
+        changes.insert(1, "treatment", changes["arm"].map({limit.arm: limit.paths for limit in limits}))
         output.table("changes", changes)
     save_figure(output, figures.short_paths(outcomes), outcomes, "short_paths")
     if len(changes):
@@ -170,7 +170,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     show_outcomes(console, outcomes, arms, gone, {settings.depth: flags(runs, settings.depth, len(dataset.classes))})
     show_changes(console, list(comparisons.values()))
     show_files(console, output)
-    at_most = [found for limit, found in comparisons.items() if limit.kind == "at-most"]
+    at_most = [found for limit, found in comparisons.items() if limit.paths == "at-most"]
     console.print(f"{dataset.title}, depth {settings.depth} ({settings.blocks} blocks): {conclusion(at_most)}")
 
 

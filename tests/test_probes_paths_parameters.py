@@ -12,7 +12,7 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-from experiments.engine.foreign import first_output
+from experiments.questions.any_model import first_output
 from models import cifar_resnet
 from probes import limit_paths, path_contributions, path_gradients, record
 from tests.networks import FLOAT64, Residual, gradients_at, images, perceptron, relative_error, values

@@ -1,15 +1,22 @@
-"""experiments/path_lengths.py at toy size: what it wrote, printed, and refuses."""
+"""Path lengths: bands and falls of spectra written down by hand, and a run at toy size."""
 
+import math
 import sys
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments.engine.command import run_script
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.run import Run
+from experiments.engine.training.data import Data, load
+from experiments.engine.training.optimisation import Training
+from experiments.path_lengths import Probing, Settings, train_probed
+from experiments.questions.path_spectra import bands, central_band, column, fall, format_band
 
 TOY = ["--depths", 8, "--epochs", 2, "--early", 1, "--width", 2, "--train-limit", 256, "--samples", 4, "--workers", 1]
 ARMS = ["--arms", "residual", "stop-gradient", "--seeds", 0, 1]
@@ -33,7 +40,7 @@ def wide(file: Path) -> pd.DataFrame:
     return pd.read_csv(file).pivot_table(index=keys, columns=["quantity", "path_length"], values="value")
 
 
-def test_tables_hold_three_moments_of_every_cell(toy: Path) -> None:
+def test_tables_hold_three_moments_of_every_run(toy: Path) -> None:
     exact, sampled = wide(toy / "paths.csv"), wide(toy / "sampled.csv")
     assert len(exact) == len(sampled) == 2 * 2 * 3  # arms, seeds, epochs 0, 1, 2
     assert sorted(set(exact.index.get_level_values("epoch"))) == [0, 1, 2]
@@ -55,20 +62,36 @@ def test_exact_and_sampled_agree_where_they_must(toy: Path) -> None:
     assert cancellation.min() < 0.99
 
 
+def probed(probing: Probing, *, seed: int = 0) -> tuple[Run, dict[str, pd.DataFrame]]:
+    """A run, and its tables."""
+    settings = Settings(depths=(8,), seeds=(seed,), width=2, probing=probing, training=Training(epochs=3))
+    dataset = load(Data(train_limit=64))
+    outputs = ("paths", "sampled", "bands")
+    (run,) = settings.runs("toy", dataset, arms=("residual",), depths=(8,), outputs=outputs, treatment=probing)
+    return run, train_probed(run, dataset=dataset).tables
+
+
+def test_every_field_of_the_probing_changes_the_run_and_what_it_measures() -> None:
+    probing = Probing(early=1, samples=2, probe_size=4)
+    run, tables = probed(probing)
+    for field, other in {"early": 2, "samples": 3, "probe_size": 5}.items():
+        changed, others = probed(replace(probing, **{field: other}))
+        assert changed.name != run.name
+        assert not others["sampled"].equals(tables["sampled"])
+        assert others["outcomes"].equals(tables["outcomes"])
+
+
 def test_each_seed_draws_paths_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments import path_lengths as script
-    from experiments.engine.grid import Cell
+    drawn: list[int] = []
 
-    drawn = []
+    def spectra(recording: object, *, samples: int, seed: int) -> dict[str, Any]:
+        drawn.append(seed)
+        return {}
 
-    def train_cell(cell: Cell, dataset: object, training: object, *, measure: partial[object]) -> None:
-        drawn.append(measure.keywords["seed"])
-
-    monkeypatch.setattr(script, "train_cell", train_cell)
+    monkeypatch.setattr("experiments.path_lengths.spectra", spectra)
     for seed in (0, 3):
-        cell = Cell("path_lengths", "residual", 8, seed, {})
-        script.run_cell(cell, dataset=None, training=None, probed={})  # type: ignore[arg-type]
-    assert drawn == [0, 3]
+        probed(Probing(), seed=seed)
+    assert drawn == [0, 0, 0, 3, 3, 3]
 
 
 def test_bands_lie_within_the_lengths(toy: Path) -> None:
@@ -89,34 +112,72 @@ def test_figures_lie_beside_their_tables(toy: Path) -> None:
         assert (toy / "figures" / f"{name}.pdf").exists()
 
 
-def test_a_second_call_repeats_no_cell_and_ends_with_the_band(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in toy.glob("cells/*/*")}
-    run(*TOY, *ARMS, "--out", toy.parent)
-    shown = " ".join(capfd.readouterr().out.split())
-    assert {path: path.stat().st_mtime_ns for path in toy.glob("cells/*/*")} == before
-    for text in ("sampled mass", "3 alone", "depth 8 (3 blocks), n = 2", "branches after epoch 2", "5 to 17 of 54"):
-        assert text in shown
+def test_bands_are_shown_and_other_samples_are_another_run(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(*TOY, *ARMS, "--samples", 3, "--seeds", 0, "--arms", "residual", "--out", toy.parent)
-    assert len(list(toy.glob("cells/*"))) == 5  # other samples are another cell
+    shown = " ".join(capfd.readouterr().out.split())
+    for text in ("sampled mass", "residual epoch 0", "epoch 2", "at depth 8", "3 blocks, 3 paths", "5 to 17 of 54"):
+        assert text in shown
+    assert len(list(toy.glob("runs/*"))) == 5
+
+
+def series(*values: float) -> "pd.Series[float]":
+    return pd.Series(values, index=range(len(values)), dtype=float)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("weights", "wanted"),
     [
-        (["--samples", 1], "--samples 1: give at least 2"),
-        (["--early", 0], "--early 0: give at least 1"),
-        (["--probe-size", 1], "--probe-size 1: give at least 2"),
-        (["--depths", 9], "--depths 9: depth 9 is not 6n + 2"),
-        (["--arms", "dense"], "unknown 'dense'"),
+        ([1, 1, 1, 1], (0, 3)),
+        ([0, 0, 5, 0], (2, 2)),  # a single path
+        ([0.02, 0.48, 0.48, 0.02], (1, 2)),  # 2 % on either side are left out
+        ([0.03, 0.94, 0.03], (0, 2)),
+        ([1e300, 1e300, 1e300], (0, 2)),  # their sum is no number
+        ([1e-310, 0, 1e-310], (0, 2)),
     ],
 )
-def test_a_users_mistake_is_one_line_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], message: str
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        run(*arguments, "--out", tmp_path / "new")
-    shown = capsys.readouterr().err
-    assert end.value.code == 2
-    assert message in shown
-    assert len(shown.splitlines()) == 1
-    assert not (tmp_path / "new").exists()
+def test_the_central_band(weights: list[float], wanted: tuple[int, int]) -> None:
+    assert central_band(series(*weights)) == wanted
+
+
+def test_the_band_holds_95_percent_of_a_binomial() -> None:
+    """Of the paths of 54 blocks themselves, 95 % have 20 to 34 branches."""
+    paths = series(*(math.comb(54, k) for k in range(55)))
+    assert central_band(paths) == (20, 34)
+    assert paths.loc[20:34].sum() / paths.sum() >= 0.95 > paths.loc[21:34].sum() / paths.sum()
+
+
+def test_nothing_has_no_band() -> None:
+    assert all(math.isnan(end) for end in central_band(series(0, 0)))
+    assert all(math.isnan(end) for end in central_band(series(math.nan, 0)))
+
+
+def test_an_exponential_fall_is_found_and_fits() -> None:
+    assert fall(series(*(3 * 10 ** (-0.25 * k) for k in range(20)))) == pytest.approx((-0.25, 1))
+    assert fall(series(0, 1, 10, 0, 1000)) == pytest.approx((1, 1))  # zeros are no points
+    slope, fit = fall(series(1, 10, 1, 10, 1))
+    assert slope == pytest.approx(0)
+    assert fit == pytest.approx(0)
+    assert all(math.isnan(value) for value in fall(series(1, 0, 2)))
+
+
+def tables(mass: list[float], norm: list[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """An exact and a sampled table of paths of as many lengths."""
+    exact = [{"path_length": k, "quantity": "norm", "value": value} for k, value in enumerate(norm)]
+    sampled = [{"path_length": k, "quantity": "mass", "value": value} for k, value in enumerate(mass)]
+    sampled += [{"path_length": k, "quantity": "path_norm", "value": 10.0**-k} for k in range(len(mass))]
+    return pd.DataFrame(exact), pd.DataFrame(sampled)
+
+
+def test_two_bands_of_two_quantities() -> None:
+    exact, sampled = tables(mass=[0, 1, 1, 0], norm=[0, 0, 1, 1])
+    found = bands(exact, sampled).set_index("quantity")["value"]
+    assert found[["mass_low", "mass_high", "norm_low", "norm_high"]].tolist() == [1, 2, 2, 3]
+    assert found[["slope", "fit"]].tolist() == pytest.approx([-1, 1])
+    assert column(sampled, "mass").tolist() == [0, 1, 1, 0]
+
+
+def test_bands_as_text() -> None:
+    wide = pd.DataFrame({"mass_low": [4.0, 5.0], "mass_high": [11.0, 12.0], "norm_low": [9.0] * 2, "norm_high": 9.0})
+    assert format_band(wide, "mass") == "4.5 to 11.5"
+    assert format_band(wide, "norm") == "9 alone"
+    assert format_band(wide * np.nan, "norm") == "-"
