@@ -3,33 +3,46 @@
 Trains CIFAR ResNets (He et al. 2015) and their plain twins at growing depth, and measures training and test error over
 time (their Fig. 1 and 6) and how strongly each layer responds in the end (their Fig. 7).
 
-Writes tables, figures and every cell's run.json to OUT/degradation, and repeats no cell that is already there.
+Writes tables, figures and every run's run.json to OUT/degradation; finished runs are not repeated.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.cells import Tables, train_cell
-from experiments.engine.command import make_folder, run_script
-from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.depth_changes import change_table, changes, gaps, sentence
-from experiments.engine.effects import flags, outcome_table
-from experiments.engine.ending import nothing_came_out, show_files, show_outcomes, terminal
-from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings, check_arms
-from experiments.engine.training import Training, evaluate
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_decisions,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.reporting.factorial import show_outcomes
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import MARGIN, Estimate, classify, estimate, exceeds
+from experiments.engine.statistics.factorial import flags, outcome_table
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.loop import evaluate
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import Tables, train_run
 from models import residual_blocks
 from probes import layer_responses
 from probes.tables import table
 
 EXPERIMENT = "degradation"
+Changes = dict[tuple[str, int, str], Estimate]
+"""Of errors, by arm, depth and split."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +67,12 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    cells = settings.cells(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths)
-    run = partial(train_cell, dataset=dataset, training=settings.training, measure=measure)
-    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    finish(tables, diverged, dataset, settings, folder)
+    output = settings.output(EXPERIMENT)
+    outputs = ("errors", "responses")
+    runs = settings.runs(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths, outputs=outputs)
+    task = partial(train_run, dataset=dataset, measure=measure)
+    tables, diverged = run_grid(runs, task, output, execution=settings.execution)
+    report(tables, diverged, dataset, settings, output)
 
 
 def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
@@ -80,45 +93,109 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
 def responding(model: nn.Module) -> Sequence[nn.Module]:
     """The layers whose responses count: the normalisations, or where there is none all layers but the classifier.
 
-    A shortcut's own are left out: a projection is no layer of depth, and in a plain network nothing comes of it.
+    A shortcut's own are left out: a projection is no layer of depth, and adds nothing in a plain network.
     """
-    aside = {module for block in residual_blocks(model) for module in block.shortcut.modules()}
-    layers = [module for module in model.modules() if module not in aside]
+    shortcuts = {module for block in residual_blocks(model) for module in block.shortcut.modules()}
+    layers = [module for module in model.modules() if module not in shortcuts]
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     return norms or [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)][:-1]
 
 
-def finish(
-    tables: dict[str, pd.DataFrame], diverged: list[Cell], dataset: Dataset, settings: Settings, folder: Path
-) -> None:
-    """Draw the figures, and print what came out."""
+def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
+    """Write the changes with depth, draw the figures, and print the results."""
     console = terminal()
-    if nothing_came_out(console, tables, folder):
+    if all_diverged(console, tables, output):
         return
-    figures.save(figures.degradation(tables["errors"]), tables["errors"], folder / "figures", "degradation")
-    responses = tables["responses"]
-    figures.save(figures.layer_responses(responses), responses, folder / "figures", "layer_responses")
-    found, apart = changes(tables["outcomes"]), gaps(tables["outcomes"])
-    write_aside(folder / "changes.csv", change_table(found))
-    write_aside(folder / "gaps.csv", change_table(apart))
-    cells = outcome_table(tables["outcomes"], len(dataset.splits["test"][1]))
-    marks = {depth: flags(cells, depth, len(dataset.classes)) for depth in settings.depths}
-    show_outcomes(console, tables["outcomes"], settings.arms, diverged, marks)
+    outcomes, errors, responses = tables["outcomes"], tables["errors"], tables["responses"]
+    by_depth, by_arm = changes(outcomes), gaps(outcomes)
+    output.table("changes", change_table(by_depth))
+    output.table("gaps", change_table(by_arm))
+    save_figure(output, figures.degradation(errors), errors, "degradation")
+    save_figure(output, figures.layer_responses(responses), responses, "layer_responses")
+    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
+    marks = {depth: flags(runs, depth, len(dataset.classes)) for depth in settings.depths}
+    show_outcomes(console, outcomes, settings.arms, [(run.arm, run.depth) for run in diverged], marks)
     show_responses(console, responses)
-    show_files(console, folder)
-    console.print(sentence(found, apart, dataset.title))
+    show_files(console, output)
+    if not by_depth:
+        console.print(f"{dataset.title}: one depth alone says nothing of degradation; give two or more --depths.")
+        return
+    show_decisions(console, decide(by_depth, by_arm), title=f"{dataset.title}, errors by depth")
+    console.print("An arm degrades if its training error grows with depth. One learning rate, one budget.")
+
+
+def errors_by_depth(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Final errors: a row for each arm, split and seed, a column for each depth."""
+    accuracy = outcomes[outcomes["quantity"] == "accuracy"]
+    return 1 - accuracy.pivot_table(index=["arm", "split", "seed"], columns="depth_total", values="value")
+
+
+def changes(outcomes: pd.DataFrame) -> Changes:
+    """Of each arm, depth and split: how much larger the error is than at the smallest depth, paired by seed."""
+    errors = errors_by_depth(outcomes)
+    shallow = min(errors.columns)
+    found: Changes = {}
+    for (arm, split), wide in errors.groupby(level=["arm", "split"]):
+        for depth in sorted(set(errors.columns) - {shallow}):
+            if len(paired := (wide[depth] - wide[shallow]).dropna().to_numpy()):
+                found[str(arm), int(depth), str(split)] = estimate(paired)
+    return found
+
+
+def gaps(outcomes: pd.DataFrame) -> Changes:
+    """Of each depth and split: how much larger plain's error is than residual's, paired by seed (its arm is plain)."""
+    errors = errors_by_depth(outcomes)
+    found: Changes = {}
+    if {"plain", "residual"} <= set(errors.index.get_level_values("arm")):
+        difference = errors.xs("plain", level="arm") - errors.xs("residual", level="arm")
+        for split, wide in difference.groupby(level="split"):
+            for depth in sorted(errors.columns):
+                if len(paired := wide[depth].dropna().to_numpy()):
+                    found["plain", int(depth), str(split)] = estimate(paired)
+    return found
+
+
+def change_table(found: Changes) -> pd.DataFrame:
+    """The changes as a long table: the mean, and where there is an interval its ends."""
+    return table(
+        {"arm": arm, "depth_total": depth, "split": split, "quantity": quantity, "value": value}
+        for (arm, depth, split), change in found.items()
+        for quantity, value in (("mean", change.mean), ("low", change.low), ("high", change.high))
+    )
+
+
+def decide(by_depth: Changes, by_arm: Changes) -> dict[str, tuple[str, str, str]]:
+    """Whether each arm's training error grows up to the deepest networks, and whether plain and residual networks of
+    the smallest depth are comparable by their test errors, as He et al. 2015 say; the other errors beside them."""
+    decisions: dict[str, tuple[str, str, str]] = {}
+
+    def add(effect: str, change: Estimate, reading: str) -> None:
+        shown = format_estimate(change, digits=3)
+        decisions[f"{effect}, n = {len(change.values)}"] = (shown, f"{MARGIN}" if reading else "", reading)
+
+    deepest, shallow = max(depth for _, depth, _ in by_depth), min((depth for _, depth, _ in by_arm), default=0)
+    words: dict[str, str] = {"yes": "degrades", "no": "does not degrade", "undecided": "undecided"}
+    for (arm, depth, split), change in by_depth.items():
+        if depth == deepest and split != "validation":
+            reading = words[exceeds(change, MARGIN)] if split == "train" else ""
+            add(f"{arm}, {split} error, growth to depth {depth}", change, reading)
+    words = {"within": "comparable", "above": "plain is worse", "below": "plain is better", "undecided": "undecided"}
+    for (_, depth, split), gap in by_arm.items():
+        if depth == shallow and split != "validation":
+            reading = words[classify(gap, MARGIN)] if split == "test" else ""
+            add(f"plain - residual, {split} error, depth {depth}", gap, reading)
+    return decisions
 
 
 def show_responses(console: Console, responses: pd.DataFrame) -> None:
-    """Each network's typical layer: the median over layers of the standard deviation, as a range over seeds."""
-    parts: list[str] = []
-    for arm in responses["arm"].unique():
-        for depth in sorted(responses["depth_total"].unique()):
-            rows = responses[(responses["arm"] == arm) & (responses["depth_total"] == depth)]
-            if len(rows):
-                median = rows.groupby("seed")["value"].median()
-                parts.append(f"{arm} {depth}: {median.min():.2f}-{median.max():.2f}")
-    console.print(f"Response of the median layer (range over seeds): {'; '.join(parts)}\n")
+    """Arm x depth: the median over layers of the standard deviation, as a range over seeds."""
+    medians = responses.groupby(["arm", "depth_total", "seed"], sort=False)["value"].median().reset_index()
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for (arm, depth), part in medians.groupby(["arm", "depth_total"], sort=False):
+        low, high = part["value"].min(), part["value"].max()
+        rows.setdefault(("", str(arm)), {})[f"depth {depth}"] = f"{low:.2f} to {high:.2f}"
+    title = "Response (standard deviation) of the median layer: range over seeds"
+    show_table(console, rows, title=title)
 
 
 if __name__ == "__main__":

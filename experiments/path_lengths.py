@@ -5,31 +5,48 @@ initialisation, early in training, and at its end, in two ways that are never pu
 signed share of the sum over all paths of each length. Sampled, after Veit et al. (2016): the mean norm along single
 paths of each length, and its product with their number, the mass. The first over the second is the cancellation.
 
-Writes tables, figures and every cell's run.json to OUT/path_lengths, and repeats no cell that is already there. For
-any other network, trained ones too: experiments/probe_model.py --samples.
+Writes tables, figures and every run's run.json to OUT/path_lengths; finished runs are not repeated. For any other
+network, trained ones too: experiments/probe_model.py --samples.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch.nn.functional as F
+from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.cells import Tables, probing, train_cell
-from experiments.engine.command import BadInput, make_folder, run_script
-from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.ending import clear_figures, show_files, terminal
-from experiments.engine.grid import Cell, Outcome, run_grid
-from experiments.engine.settings import NetworkSettings, check_arms
-from experiments.engine.spectra import spectra
-from experiments.engine.spectra_ending import sentence, show_bands
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import save_figure, show_diverged, show_files, show_table, terminal
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import check_at_least
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import Tables, probing_batch, train_run
+from experiments.questions.path_spectra import VEIT, format_band, spectra
 from models import ARMS
 from probes import record
 
 EXPERIMENT = "path_lengths"
+
+
+@dataclass(frozen=True)
+class Probing:
+    """When and on what the gradient is taken apart."""
+
+    early: int = 2
+    """Measure also after this many epochs, between the start and the end."""
+    samples: int = 40
+    """Single paths drawn of each length (Veit et al.: 1000)."""
+    probe_size: int = 64
+    """Training images, always the same ones, whose gradient is taken apart."""
 
 
 @dataclass(frozen=True)
@@ -40,77 +57,101 @@ class Settings(NetworkSettings):
     """Layers, each 6n + 2: 3n blocks."""
     arms: tuple[str, ...] = tuple(ARMS)
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
-    early: int = 2
-    """Measure also after this many epochs, between the start and the end."""
-    samples: int = 40
-    """Single paths drawn of each length (Veit et al.: 1000)."""
-    probe_size: int = 64
-    """Training images, always the same ones, whose gradient is taken apart."""
+    probing: Probing = field(default_factory=Probing)
+
+    def check(self) -> None:
+        super().check()
+        self.check_depths("--depths", *self.depths)
+        check_arms(self.arms)
+        for flag, value, least in (
+            ("--early", self.probing.early, 1),
+            ("--samples", self.probing.samples, 2),
+            ("--probe-size", self.probing.probe_size, 2),
+        ):
+            check_at_least(flag, value, least)
 
 
-QUICK = Settings(depths=(20,), seeds=(0, 1), early=1, samples=20, training=Training(epochs=3))
+QUICK = Settings(depths=(20,), seeds=(0, 1), probing=Probing(early=1, samples=20), training=Training(epochs=3))
 
 
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    settings.check_depths("--depths", *settings.depths)
-    check_arms(settings.arms)
-    for flag, value, least in (
-        ("--early", settings.early, 1),
-        ("--samples", settings.samples, 2),
-        ("--probe-size", settings.probe_size, 2),
-    ):
-        if value < least:
-            raise BadInput(f"{flag} {value}: give at least {least}")
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    probed = {name: getattr(settings, name) for name in ("early", "samples", "probe_size")}
-    cells = settings.cells(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths, **probed)
-    run = partial(run_cell, dataset=dataset, training=settings.training, probed=probed)
-    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    finish(tables, diverged, settings, title=dataset.title)
+    output = settings.output(EXPERIMENT)
+    runs = settings.runs(
+        EXPERIMENT,
+        dataset,
+        arms=settings.arms,
+        depths=settings.depths,
+        outputs=("paths", "sampled", "bands"),
+        treatment=settings.probing,
+    )
+    tables, diverged = run_grid(runs, partial(train_probed, dataset=dataset), output, execution=settings.execution)
+    report(tables, diverged, settings, output)
 
 
-def run_cell(cell: Cell, *, dataset: Dataset, training: Training, probed: dict[str, int]) -> Outcome:
+def train_probed(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
     """Train a network and measure it. Each seed draws paths of its own: the errors of seeds are independent."""
-    return train_cell(cell, dataset, training, measure=partial(measure, seed=cell.seed, **probed))
+    return train_run(run, checkpoint_file, dataset=dataset, measure=partial(measure, run=run))
 
 
-def measure(
-    model: nn.Module,
-    batches: Batches,
-    epoch: int,
-    last: bool,
-    *,
-    early: int,
-    samples: int,
-    probe_size: int,
-    seed: int,
-) -> Tables:
-    """The spectra's tables on one fixed batch of training images."""
-    if epoch not in (0, early) and not last:
+def measure(model: nn.Module, batches: Batches, epoch: int, last: bool, *, run: Run) -> Tables:
+    """The spectra's tables on one fixed batch of training images, at the start, early, and at the end."""
+    probing: Probing = run.recipe.treatment
+    if epoch not in (0, probing.early) and not last:
         return {}
-    copied, images, labels = probing(model, batches, most=probe_size)
+    copied, images, labels = probing_batch(model, batches, most=probing.probe_size)
     with record(copied) as recording:
         F.cross_entropy(copied(images), labels).backward(retain_graph=True)
-    return spectra(recording, samples=samples, seed=seed)
+    return spectra(recording, samples=probing.samples, seed=run.seed)
 
 
-def finish(tables: dict[str, pd.DataFrame], diverged: list[Cell], settings: Settings, *, title: str) -> None:
-    """Draw the figures, and print what came out."""
-    console, folder = terminal(), settings.out / EXPERIMENT
-    clear_figures(folder)
-    figures.save(figures.path_lengths(tables["paths"]), tables["paths"], folder / "figures", "path_lengths")
-    together = pd.concat([tables["sampled"], tables["bands"]], ignore_index=True)
-    figures.save(figures.sampled_paths(together), together, folder / "figures", "sampled_paths")
-    show_bands(console, tables["bands"], settings.arms)
-    for cell in diverged:
-        console.print(f"diverged, so that it has no end: {cell.arm}, depth {cell.depth}, seed {cell.seed}")
-    show_files(console, folder)
+def report(tables: Tables, diverged: list[Run], settings: Settings, output: Output) -> None:
+    """Draw the figures, and print the bands. A run that diverged has no end, but its beginning counts."""
+    console = terminal()
+    save_figure(output, figures.path_lengths(tables["paths"]), tables["paths"], "path_lengths")
+    sampled = pd.concat([tables["sampled"], tables["bands"]], ignore_index=True)
+    save_figure(output, figures.sampled_paths(sampled), sampled, "sampled_paths")
     for depth in sorted(settings.depths):
-        console.print(sentence(tables, depth, title=title))
+        show_bands(console, tables, settings.arms, depth)
+    show_diverged(console, diverged)
+    show_files(console, output)
+    console.print(f"For comparison: {VEIT}; another network and data set, no target.")
+
+
+def show_bands(console: Console, tables: Tables, arms: Sequence[str], depth: int) -> None:
+    """Arm x epoch: the bands of lengths that hold 95 %, and how the norms of single paths fall."""
+    sampled, bands = (tables[name][tables[name]["depth_total"] == depth] for name in ("sampled", "bands"))
+    rows = {
+        (arm, f"epoch {epoch}"): band_row(part)
+        for arm in arms
+        for epoch, part in bands[bands["arm"] == arm].groupby("epoch")
+    }
+    walked = sampled[sampled["quantity"] == "samples"]["value"].max()
+    caption = (
+        f"{sampled['path_length'].max()} blocks, {walked:.0f} paths of a length. Sampled mass: mean norm along single "
+        "paths times their number, which ignores that paths cancel; the norms of exact sums do not add up to the "
+        "gradient's norm either: two bands of two quantities. Slope: of log10 of the mean norm along single paths, per "
+        "branch"
+    )
+    title = f"Path lengths that hold 95 % at depth {depth}: ends of the central band, mean over n seeds"
+    show_table(console, rows, title=title, caption=caption)
+
+
+def band_row(bands: pd.DataFrame) -> dict[str, str]:
+    """The bands of one arm and epoch, over seeds."""
+    wide = bands.pivot(index="seed", columns="quantity", values="value")
+    mean, deviation = wide.mean(), wide.std()
+    slope = f"{mean['slope']:+.3f}" + (f" ± {deviation['slope']:.3f}" if len(wide) > 1 else "")
+    falls = mean["slope"] == mean["slope"]
+    return {
+        "sampled mass": format_band(wide, "mass"),
+        "norms of exact sums": format_band(wide, "norm"),
+        "slope": slope if falls else "-",
+        "R²": f"{mean['fit']:.2f}" if falls else "-",
+        "n": f"{len(wide)}",
+    }
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.command import BadInput, check_device, first_line, make_folder, run_script
-from experiments.engine.ending import show_files, terminal
-from experiments.engine.foreign import first_output, load_images, load_model, load_weights, make_inputs
-from experiments.engine.grid import write_aside
-from experiments.engine.spectra import spectra
-from experiments.engine.spectra_ending import bands_sentence
+from experiments.engine.reporting.console import save_figure, show_files, terminal
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.messages import BadInput, check_at_least, first_line
+from experiments.engine.running.output import Output
+from experiments.engine.running.workers import check_device
+from experiments.questions.any_model import first_output, load_images, load_model, load_weights, make_inputs
+from experiments.questions.path_spectra import VEIT, format_band, spectra
 from probes import find_junctions, gradient_norms, path_contributions, record, residual_magnitudes
 
 EXPERIMENT = "probe_model"
@@ -68,9 +69,8 @@ QUICK = Settings(batch_size=2, image_size=64)
 
 def main(settings: Settings) -> None:
     """Find, measure, draw."""
-    for flag, value in (("--batch-size", settings.batch_size), ("--image-size", settings.image_size)):
-        if value < 1:
-            raise BadInput(f"{flag} {value}: give at least 1")
+    check_at_least("--batch-size", settings.batch_size, 1)
+    check_at_least("--image-size", settings.image_size, 1)
     if settings.samples < 0 or settings.samples == 1:
         raise BadInput(f"--samples {settings.samples}: give at least 2, or 0 for none")
     device = check_device(settings.device)
@@ -87,7 +87,7 @@ def main(settings: Settings) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         raise BadInput(f"--model {settings.model}: {first_line(error)}") from None
     tables, notes = measure(model, positional, named, labels, adds, settings)
-    finish(tables, notes, adds, settings)
+    report(tables, notes, adds, settings)
 
 
 def choose_inputs(model: nn.Module, settings: Settings) -> tuple[dict[str, Any], Tensor | None]:
@@ -136,18 +136,19 @@ def measure(
     return tables, notes
 
 
-def finish(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame, settings: Settings) -> None:
-    """Write and draw what was measured, and say what was found."""
-    folder = make_folder(settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-"))
+def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame, settings: Settings) -> None:
+    """Write and draw what was measured, and print the junctions."""
+    output = Output(settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-"))
+    output.clear()
     for name, table in {"adds": adds, **tables}.items():
-        write_aside(folder / f"{name}.csv", table)
+        output.table(name, table)
     sizes = tables["residual_magnitudes"]  # its norms of the addends have the names of the gradients' parts
     shown = [tables["gradient_norms"], sizes[sizes["quantity"].isin(["ratio", "cosine"])]]
     shown += [tables["path_contributions"]] if "path_contributions" in tables else []
     together = pd.concat(shown, ignore_index=True)
     mode = "train" if settings.train else "eval"
     title = f"{settings.model}, {mode} mode, {'given' if settings.weights else 'random'} weights"
-    figures.save(figures.profiles(together, title=title), together, folder / "figures", "profiles")
+    save_figure(output, figures.profiles(together, title=title), together, "profiles")
     console = terminal()
     found = adds[adds["verdict"] != "none"]
     console.print(found[["block", "depth", "verdict"]].astype({"depth": int}).to_string(index=False), soft_wrap=True)
@@ -155,10 +156,21 @@ def finish(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
     counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     console.print(f"{len(found)} junctions: {counts}; {len(adds) - len(found)} other adds (adds.csv says why)")
     if "path_bands" in tables:
-        notes = [*notes, bands_sentence(tables["path_bands"], len(found), settings.samples)]
+        notes = [*notes, describe_bands(tables["path_bands"], len(found), settings.samples)]
     for note in notes:
         console.print(note, soft_wrap=True)
-    show_files(console, folder)
+    show_files(console, output)
+
+
+def describe_bands(bands: pd.DataFrame, junctions: int, samples: int) -> str:
+    """The bands of one network's spectra, and the fall of its paths' norms."""
+    wide = bands.pivot_table(index=lambda _: 0, columns="quantity", values="value", dropna=False)
+    slope, fit = wide["slope"].item(), wide["fit"].item()
+    falls = f"; log10 of the path norm changes by {slope:+.3f} a branch (R² {fit:.2f})" if slope == slope else ""
+    return (
+        f"path lengths 0 to {junctions}: 95 % of the sampled mass lies at {format_band(wide, 'mass')} branches "
+        f"({samples} paths a length), of the exact sums' norms at {format_band(wide, 'norm')}{falls}. {VEIT}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,41 +3,64 @@
 Trains residual CIFAR ResNets (He et al. 2015) whose gradient comes from paths of at most K branches alone. A path's
 length counts the branches between the loss and the addend that holds a parameter, its own block not counted: at K = 0
 each block learns through the shortcuts above it only (the shortest-path arm), and K of all blocks is ordinary training,
-`residual`. Beside them: stop-gradient and plain, trained as ever, and Veit et al.'s (2016, arXiv 1605.06431) sampled
-branches, 23 of 54 drawn anew in each step, with the forward unchanged.
+`residual`. Beside them: stop-gradient and plain, trained without a limit, and Veit et al.'s (2016, arXiv 1605.06431)
+sampled branches, 23 of 54 drawn anew in each step, with the forward unchanged.
 
-A step costs about one more backward for each length below the limit. Writes tables, a figure and every cell's run.json
-to OUT/short_paths, and repeats no cell that is already there.
+A step costs about one more backward for each length below the limit. Writes tables, figures and every run's run.json to
+OUT/short_paths; finished runs are not repeated.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import pandas as pd
 import torch
 from torch import nn
 
 import figures
-from experiments.engine.cells import train_cell
-from experiments.engine.command import BadInput, make_folder, run_script
-from experiments.engine.data import Dataset, load
-from experiments.engine.effects import flags, outcome_table
-from experiments.engine.ending import nothing_came_out, show_files, show_outcomes, terminal
-from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.networks import outline
-from experiments.engine.recovery import compare, comparison_table, sentence
-from experiments.engine.recovery_ending import show_changes
-from experiments.engine.settings import NetworkSettings, check_each_once
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import all_diverged, save_figure, show_changes, show_files, terminal
+from experiments.engine.reporting.factorial import show_outcomes
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput, check_unique
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.equivalence import Comparison, compare, comparison_table, smallest_sufficient
+from experiments.engine.statistics.factorial import flags, outcome_table
+from experiments.engine.training.data import Dataset, load
+from experiments.engine.training.networks import outline
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import Tables, make_network, train_run
 from models import residual_blocks
 from probes import limit_paths
 
 EXPERIMENT = "short_paths"
 REFERENCES = ("residual", "stop-gradient", "plain")
-LIMITS = ("at_most", "at_least", "exactly", "sampled")
+Paths = Literal["at-most", "at-least", "exactly", "sampled"]
+PATHS: tuple[Paths, ...] = get_args(Paths)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The paths that a residual network's gradient is taken from, by their number of branches."""
+
+    paths: Paths
+    branches: int
+    """sampled: how many are drawn in each step; else the bound of a path's length."""
+
+    @property
+    def arm(self) -> str:
+        """Its name, such as at-most-3."""
+        return f"{self.paths}-{self.branches}"
+
+    def context(self, model: nn.Module, *, generator: torch.Generator) -> AbstractContextManager[object]:
+        """Under which forwards and backwards are limited."""
+        given: dict[str, Any] = {self.paths.replace("-", "_"): self.branches}
+        return limit_paths(model, **given, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,7 @@ class Settings(NetworkSettings):
         self.computing.refuse_compile()
         super().check()
         self.check_depths("--depth", self.depth)
-        check_each_once("--at-most", self.at_most)
+        check_unique("--at-most", self.at_most)
         blocks = self.blocks
         if min(self.at_most) < 0:
             raise BadInput(f"--at-most {min(self.at_most)}: give numbers from 0; from {blocks} on, nothing is limited")
@@ -71,7 +94,7 @@ class Settings(NetworkSettings):
             ("--sampled", self.sampled or (), 0),
         ):
             if values:
-                check_each_once(flag, values)
+                check_unique(flag, values)
             for value in values:
                 if not low <= value <= blocks:
                     raise BadInput(f"{flag} {value}: depth {self.depth} has {blocks} blocks; give {low} to {blocks}")
@@ -81,12 +104,12 @@ class Settings(NetworkSettings):
         """The blocks of the network: the length of its longest path."""
         return len(residual_blocks(outline(self.network, self.depth, width=self.width)))
 
-    def limits(self) -> list[tuple[str, int]]:
-        """Every limit, as `limit_paths` calls it, with its number; long ones first, since they take longest."""
-        sampled = (round(self.blocks * 23 / 54),) if self.sampled is None else self.sampled
+    def limits(self) -> list[Limit]:
+        """Every limit; of each kind long ones first, since they take longest."""
         at_most = [most for most in self.at_most if most < self.blocks]  # the others are the residual arm
-        numbers = zip(LIMITS, (at_most, self.at_least, self.exactly, sampled), strict=True)
-        return [(limit, number) for limit, given in numbers for number in sorted(given, reverse=True)]
+        sampled = (round(self.blocks * 23 / 54),) if self.sampled is None else self.sampled
+        numbers = zip(PATHS, (at_most, self.at_least, self.exactly, sampled), strict=True)
+        return [Limit(paths, branches) for paths, given in numbers for branches in sorted(given, reverse=True)]
 
 
 QUICK = Settings(depth=20, at_most=(0, 1, 2, 4), seeds=(0, 1), training=Training(epochs=3))
@@ -96,68 +119,76 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    run = partial(train_limited, dataset=dataset, settings=settings)
-    tables, diverged = run_grid(make_cells(settings, dataset), run, folder, workers=settings.workers)
-    finish(tables, diverged, dataset, settings, folder)
+    output = settings.output(EXPERIMENT)
+    task = partial(train_limited, dataset=dataset)
+    tables, diverged = run_grid(make_runs(settings, dataset), task, output, execution=settings.execution)
+    report(tables, diverged, dataset, settings, output)
 
 
-def make_cells(settings: Settings, dataset: Dataset) -> list[Cell]:
-    """A cell for each limit and seed, then for each reference arm and seed."""
-    conditions = [(arm_of(limit, number), {limit: number}) for limit, number in settings.limits()]
-    conditions += [(arm, {}) for arm in REFERENCES]
-    recipe, about = settings.recipe(dataset), settings.about(dataset)
-    return [
-        Cell(EXPERIMENT, arm, settings.depth, seed, {**recipe, **limit}, about)
-        for arm, limit in conditions
-        for seed in settings.seeds
+def make_runs(settings: Settings, dataset: Dataset) -> list[Run]:
+    """A run for each limit and seed, then for each reference arm and seed.
+
+    Their tables tell the kind of limit as treatment, and K as path_length: all blocks where nothing is limited.
+    """
+    runs = partial(settings.runs, EXPERIMENT, dataset, depths=(settings.depth,))
+    limited = [
+        runs(arms=(limit.arm,), treatment=limit, labels={"treatment": limit.paths, "path_length": limit.branches})
+        for limit in settings.limits()
     ]
+    references = runs(arms=REFERENCES, labels={"path_length": settings.blocks})
+    return [run for group in (*limited, references) for run in group]
 
 
-def arm_of(limit: str, number: int) -> str:
-    """`at-most-3`, for at_most=3."""
-    return f"{limit.replace('_', '-')}-{number}"
+def train_limited(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
+    """Train a run under its limit, if it has one."""
+    limit = run.recipe.treatment
+    if limit is None:
+        return train_run(run, checkpoint_file, dataset=dataset)
+    draws = torch.Generator().manual_seed(run.seed)  # continues from epoch to epoch; the data's order has its own
+    model = make_network(replace(run, arm="residual"), dataset)
+    return train_run(run, dataset=dataset, model=model, gradient_context=partial(limit.context, generator=draws))
 
 
-def train_limited(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
-    """Train one cell under its limit; its tables tell the limit as path_length: all blocks where there is none."""
-    limit: dict[str, Any] = {name: cell.settings[name] for name in LIMITS if name in cell.settings}
-    draws = torch.Generator().manual_seed(cell.seed)  # goes on from epoch to epoch, and leaves the data's order alone
-
-    def around(model: nn.Module) -> AbstractContextManager[object]:
-        return limit_paths(model, **limit, generator=draws) if limit else nullcontext()
-
-    network = replace(cell, arm="residual" if limit else cell.arm)
-    outcome = train_cell(network, dataset, settings.training, around=around)
-    length = next(iter(limit.values()), settings.blocks)
-    outcome.tables = {name: table.assign(path_length=length) for name, table in outcome.tables.items()}
-    return outcome
-
-
-def finish(
-    tables: dict[str, pd.DataFrame], diverged: list[Cell], dataset: Dataset, settings: Settings, folder: Path
-) -> None:
-    """Draw the figure, and print what came out."""
+def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
+    """Compare every limit with ordinary training, draw the figures, and print the results."""
     console = terminal()
-    if nothing_came_out(console, tables, folder):
+    if all_diverged(console, tables, output):
         return
     outcomes = tables["outcomes"]
-    limits = sorted(settings.limits(), key=lambda each: (LIMITS.index(each[0]), each[1]))
-    figures.save(figures.short_paths(outcomes), outcomes, folder / "figures", "short_paths")
-    cells = outcome_table(outcomes, len(dataset.splits["test"][1]))
-    comparisons = {limit: compare(cells, arm_of(*limit), limit[1]) for limit in limits}
-    if any(found.changes for found in comparisons.values()):
-        changes = comparison_table(list(comparisons.values()), settings.depth)
-        write_aside(folder / "changes.csv", changes)
-        figures.save(figures.short_path_changes(changes), changes, folder / "figures", "short_path_changes")
-    arms = [*REFERENCES, *(arm_of(*limit) for limit in limits)]
-    marks = {settings.depth: flags(cells, settings.depth, len(dataset.classes))}
-    show_outcomes(console, outcomes, arms, diverged, marks)
+    limits = sorted(settings.limits(), key=lambda limit: (PATHS.index(limit.paths), limit.branches))
+    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
+    comparisons = {limit: compare(runs, limit.arm, limit.branches) for limit in limits}
+    changes = comparison_table(list(comparisons.values()), settings.depth)
+    if len(changes):
+        changes.insert(1, "treatment", changes["arm"].map({limit.arm: limit.paths for limit in limits}))
+        output.table("changes", changes)
+    save_figure(output, figures.short_paths(outcomes), outcomes, "short_paths")
+    if len(changes):
+        save_figure(output, figures.short_path_changes(changes), changes, "short_path_changes")
+    arms = [*REFERENCES, *(limit.arm for limit in limits)]
+    gone = [(run.arm, run.depth) for run in diverged]
+    show_outcomes(console, outcomes, arms, gone, {settings.depth: flags(runs, settings.depth, len(dataset.classes))})
     show_changes(console, list(comparisons.values()))
-    show_files(console, folder)
-    at_most = [found for (limit, _), found in comparisons.items() if limit == "at_most"]
-    console.print(sentence(at_most, title=dataset.title, depth=settings.depth, blocks=settings.blocks))
+    show_files(console, output)
+    at_most = [found for limit, found in comparisons.items() if limit.paths == "at-most"]
+    console.print(f"{dataset.title}, depth {settings.depth} ({settings.blocks} blocks): {conclusion(at_most)}")
+
+
+def conclusion(comparisons: Sequence[Comparison]) -> str:
+    """From which K on paths of at most K branches recover ordinary training, and their mean changes are ordinary."""
+
+    def from_which(sufficient: list[bool]) -> str:
+        first = smallest_sufficient([found.limit for found in comparisons], sufficient)
+        return "from no tested K on" if first is None else f"from K = {first} on"
+
+    recovered = from_which([found.reading == "recovered" for found in comparisons])
+    ordinary = from_which([found.mean_is_ordinary for found in comparisons])
+    few = max((found.pairs for found in comparisons), default=0) < 3
+    return (
+        f"paths of at most K branches are shown to recover ordinary training {recovered}; their mean changes stay "
+        f"within the margins {ordinary}{'; fewer than three seeds decide nothing' if few else ''}. One data set, one "
+        "learning rate, one budget."
+    )
 
 
 if __name__ == "__main__":

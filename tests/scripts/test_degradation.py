@@ -1,4 +1,4 @@
-"""The degradation experiment: its changes on paper, its figures against plain pandas, and a run at toy size."""
+"""The degradation experiment: its changes on paper, and a run at toy size."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from torch import nn
 
-from experiments.degradation import responding
-from experiments.engine.depth_changes import change_table, changes, comparison, gaps, sentence
-from experiments.engine.effects import estimate
+from experiments.degradation import Settings, change_table, changes, decide, gaps, main, responding
+from experiments.engine.running.workers import Execution
+from experiments.engine.statistics.estimates import estimate
+from experiments.engine.training.data import Data
+from experiments.engine.training.optimisation import Training
 from models import cifar_resnet, imagenet_resnet, residual_mlp
-from tests.scripts import run
-from tests.support.drawings import pick
 
 ERRORS = {  # of plain and residual networks at depths 8 and 20, by seed
     ("plain", 8): (0.10, 0.20, 0.30),
@@ -39,8 +39,8 @@ def test_changes_on_paper() -> None:
     assert plain.mean == pytest.approx(0.30)
     assert plain.high - plain.mean == pytest.approx(4.3026527 * 0.01 / np.sqrt(3))
     assert found["residual", 20, "test"].mean == pytest.approx(-0.05)
-    rows = change_table(found)
-    assert pick(rows, arm="plain", split="test", quantity="mean")["value"].item() == pytest.approx(0.30)
+    rows = change_table(found).set_index(["arm", "depth_total", "split", "quantity"])["value"]
+    assert rows["plain", 20, "test", "mean"] == pytest.approx(0.30)
 
 
 def test_a_seed_that_diverged_at_one_depth_is_left_out() -> None:
@@ -49,15 +49,19 @@ def test_a_seed_that_diverged_at_one_depth_is_left_out() -> None:
     assert changes(table[~gone])["plain", 20, "train"].values == pytest.approx((0.30, 0.29))
 
 
-def test_the_sentence_says_which_arm_degrades() -> None:
-    said = sentence(changes(outcomes()), gaps(outcomes()), "paper")
-    assert "plain degrades (training error +0.300" in said
-    assert "residual does not (training error -0.050" in said
-    two = pick(outcomes(), seed=0)
-    assert "plain is undecided" in sentence(changes(two), {}, "paper")  # one seed has no interval
+def test_it_is_decided_which_arm_degrades() -> None:
+    found = decide(changes(outcomes()), {})
+    assert {effect: (margin, reading) for effect, (_, margin, reading) in found.items()} == {
+        "plain, train error, growth to depth 20, n = 3": ("0.02", "degrades"),
+        "plain, test error, growth to depth 20, n = 3": ("", ""),
+        "residual, train error, growth to depth 20, n = 3": ("0.02", "does not degrade"),
+        "residual, test error, growth to depth 20, n = 3": ("", ""),
+    }
+    assert found["plain, train error, growth to depth 20, n = 3"][0].startswith("+0.300 [+0.275, +0.325]")
+    one = outcomes().query("seed == 0")
+    assert decide(changes(one), {})["plain, train error, growth to depth 20, n = 1"][2] == "undecided"  # no interval
     wide = estimate(np.array([0.0, 0.3, 0.6]))  # its interval reaches below 0
-    assert "plain is undecided" in sentence({("plain", 20, split): wide for split in ("train", "test")}, {}, "paper")
-    assert "one depth alone" in sentence({}, {}, "paper")
+    assert [reading for _, _, reading in decide({("plain", 20, "train"): wide}, {}).values()] == ["undecided"]
 
 
 def test_plain_and_residual_are_compared_at_the_smallest_depth_on_paper() -> None:
@@ -65,11 +69,18 @@ def test_plain_and_residual_are_compared_at_the_smallest_depth_on_paper() -> Non
     found = gaps(outcomes())
     assert set(found) == {("plain", depth, split) for depth in (8, 20) for split in ("train", "test")}
     assert found["plain", 20, "test"].values == pytest.approx((0.35, 0.35, 0.35))
-    assert "At depth 8 plain networks are comparable (plain minus residual: training error +0.000" in comparison(found)
-    deep = {key: each for key, each in found.items() if key[1] == 20}
-    assert "At depth 20 plain networks are worse" in comparison(deep)
-    assert "may differ or not" in comparison(gaps(pick(outcomes(), seed=0)))  # one seed has no interval
-    assert comparison(gaps(pick(outcomes(), arm="plain"))) == ""
+    assert gaps(outcomes().query("arm == 'plain'")) == {}
+    by_depth = {("plain", 20, "train"): estimate(np.zeros(3))}
+
+    def reading(table: pd.DataFrame, split: str, depth: int, n: int) -> str:
+        return decide(by_depth, gaps(table))[f"plain - residual, {split} error, depth {depth}, n = {n}"][2]
+
+    assert reading(outcomes(), "test", 8, 3) == "comparable"
+    assert reading(outcomes(), "train", 8, 3) == ""
+    assert reading(outcomes().query("depth_total == 20"), "test", 20, 3) == "plain is worse"
+    swapped = outcomes().replace({"arm": {"plain": "residual", "residual": "plain"}}).query("depth_total == 20")
+    assert reading(swapped, "test", 20, 3) == "plain is better"
+    assert reading(outcomes().query("seed == 0"), "test", 8, 1) == "undecided"  # one seed has no interval
 
 
 def test_responses_are_those_of_normalisations_or_without_any_of_all_layers_but_the_classifier() -> None:
@@ -83,11 +94,14 @@ def test_responses_are_those_of_normalisations_or_without_any_of_all_layers_but_
     assert len(responding(cifar_resnet(8, block="skipinit"))) == 7
 
 
-def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
-    arguments = ["--depths", 8, 20, "--seeds", 0, 1, 2, "--epochs", 1, "--width", 2, "--train-limit", 256]
-    done = run("degradation", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "degradation"
+def test_a_run_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training, data = Training(epochs=1), Data(train_limit=256)
+    main(
+        Settings(
+            depths=(8, 20), width=2, training=training, data=data, execution=Execution(1), out=tmp_path, seeds=(0, 1, 2)
+        )
+    )
+    folder = tmp_path / "degradation"
     errors, responses = pd.read_csv(folder / "errors.csv"), pd.read_csv(folder / "responses.csv")
     assert len(errors) == 2 * 2 * 3 * 2  # arms, depths, seeds, splits
     assert errors["value"].between(0, 1).all()
@@ -98,12 +112,12 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     assert (counts.xs(20, level="depth_total") == 19).all()
     for name in ("degradation", "layer_responses"):
         assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
-    again = run("degradation", *arguments, cwd=tmp_path)
-    assert "12 of 12 cells are already done" in again.stderr
-    assert again.stdout == done.stdout
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("Response (standard deviation) of the median layer", "growth to depth 20, n = 3", "plain - residual"):
+        assert text in shown
 
 
-def test_a_depth_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    done = run("degradation", "--depths", 9, cwd=tmp_path)
-    assert (done.returncode, "depth 9 is not 6n + 2" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
-    assert not (tmp_path / "results").exists()
+def test_one_depth_alone_decides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training, data = Training(epochs=1), Data(train_limit=64)
+    main(Settings(depths=(8,), seeds=(0,), width=2, training=training, data=data, execution=Execution(1), out=tmp_path))
+    assert "one depth alone says nothing of degradation; give two or more --depths" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a spectrum of path lengths comes to: the band that holds most of it, and how fast the norms of paths fall."""
+"""Spectra of path lengths: exact and sampled, the band that holds most of each, how fast the norms of paths fall."""
 
 import math
 
@@ -13,7 +13,7 @@ VEIT = "Veit et al. (2016) report 5 to 17 of 54 for a trained network with pre-a
 
 def spectra(recording: Recording, *, samples: int, seed: int = 0) -> dict[str, pd.DataFrame]:
     """Three tables: `paths`, the exact spectrum; `sampled`, that of single paths, with their `cancellation` (norm of
-    the sum over the sum of norms); `bands`, what the two come to."""
+    the sum over the sum of norms); `bands`, the summary of the two."""
     exact, sampled = path_contributions(recording), sample_paths(recording, samples=samples, seed=seed)
     norms, masses = column(exact, "norm"), column(sampled, "mass")
     cancelled = (norms / masses.where(masses > 0)).reset_index().assign(quantity="cancellation")
@@ -62,3 +62,16 @@ def fall(path_norms: "pd.Series[float]") -> tuple[float, float]:
     length, height = norms.index.to_numpy(dtype=float), np.log10(norms.to_numpy())
     slope = np.polyfit(length, height, 1)[0]
     return float(slope), float(np.corrcoef(length, height)[0, 1] ** 2)
+
+
+def format_band(bands: pd.DataFrame, name: str) -> str:
+    """`5.3 to 12.7`, the means of both ends; `27 alone` where all ends are one length, `-` where there is none.
+
+    bands: a row for each seed, a column for each quantity of `bands`. name: "mass" or "norm".
+    """
+    low, high = bands[f"{name}_low"].dropna(), bands[f"{name}_high"].dropna()
+    if low.empty:
+        return "-"
+    if low.min() == high.max():
+        return f"{low.min():.0f} alone"
+    return f"{low.mean():.3g} to {high.mean():.3g}"

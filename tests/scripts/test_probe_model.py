@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.engine.command import run_script
+from experiments.engine.running.cli import run_script
+from experiments.probe_model import describe_bands
 from models import cifar_resnet
 
 HOME_MADE = """
@@ -101,39 +102,10 @@ def test_images_with_labels_public_weights_and_single_paths(
     assert set(pd.read_csv(folder / "figures" / "profiles.csv")["quantity"]) >= {"share", "ratio", "total"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "resnet18"], "give torchvision:NAME, timm:NAME, hf:TYPE, cifar_resnet:DEPTH or FILE.py:FUNCTION"),
-        (["--model", "cifar_resnet:9"], "depth 9 is not 6n + 2"),
-        (["--model", "mine.py:network", "--samples", "1"], "--samples 1: give at least 2, or 0 for none"),
-        (["--model", "mine.py:network", "--images", "mine.py"], "--images mine.py: cannot be read as an .npz"),
-        (["--model", "mine.py:network", "--images", "few.npz"], "x is uint8 (1, 3, 4, 4); wanted uint8 (2 or more, 3"),
-        (["--model", "mine.py:network", "--images", "few.npz", "--image", "mine.py"], "give one of the two"),
-        (["--model", "torchvision:resnet19"], "Unknown model resnet19"),
-        (["--model", "timm:nothing"], "nothing"),
-        (["--model", "hf:nothing"], "nothing"),
-        (["--model", "absent.py:network"], "there is no such file"),
-        (["--model", "mine.py:absent"], "absent"),
-        (["--model", "mine.py:number"], "it must return a torch.nn.Module"),
-        (["--model", "torchvision:vgg11"], "none of its 0 adds is a residual junction; for such a network name"),
-        (["--model", "mine.py:network", "--weights", "mine.py"], "--weights mine.py: "),
-        (["--model", "mine.py:network", "--image", "mine.py"], "cannot be read as an image"),
-        (["--model", "mine.py:network", "--batch-size", "0"], "give at least 1"),
-    ],
-)
-def test_a_users_mistake_is_one_line_and_writes_nothing(
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        probe(monkeypatch, *arguments)
-    shown = capsys.readouterr().err
-    assert end.value.code == 2
-    assert shown.startswith("error: ")
-    assert message in shown
-    assert len(shown.splitlines()) == 1
-    assert not (here / "results").exists()
+def test_bands_are_described() -> None:
+    numbers = {"mass_low": 1, "mass_high": 2, "norm_low": 2, "norm_high": 3, "slope": -1, "fit": 1}
+    bands = pd.DataFrame({"quantity": list(numbers), "value": [float(value) for value in numbers.values()]})
+    said = describe_bands(bands, 3, 10)
+    assert "path lengths 0 to 3: 95 % of the sampled mass lies at 1 to 2 branches (10 paths a length)" in said
+    assert "of the exact sums' norms at 2 to 3" in said
+    assert "changes by -1.000 a branch (R² 1.00)" in said

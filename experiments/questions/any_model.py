@@ -1,4 +1,4 @@
-"""Other people's models by name, and inputs that they take."""
+"""Models of other libraries or files by name, and inputs that they take."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -13,10 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from experiments.engine.command import BadInput, first_line
+from experiments.engine.running.messages import BadInput, first_line
 from models import CifarResNet, cifar_resnet, rename_public_weights
-
-IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # mean and deviation by channel
 
 
 def load_model(name: str) -> nn.Module:
@@ -57,12 +55,9 @@ def make_inputs(model: nn.Module, *, batch_size: int, size: int, length: int, im
     if main in ("", "pixel_values"):
         side = getattr(config, "image_size", None) or size
         height, width = (side, side) if isinstance(side, int) else side
-        channels = getattr(config, "num_channels", None) or 3
-        return {
-            main: _image(image, batch_size, height, width)
-            if image
-            else torch.randn(batch_size, channels, height, width)
-        }
+        if image is not None:
+            return {main: _image(image, batch_size, height, width)}
+        return {main: torch.randn(batch_size, getattr(config, "num_channels", None) or 3, height, width)}
     if image is not None:
         raise BadInput(f"--image {image}: this model takes {main}, not images")
     if main == "input_ids":
@@ -83,9 +78,7 @@ def load_images(file: Path, count: int) -> tuple[Tensor, Tensor | None]:
         raise BadInput(
             f"--images {file}: x is {images.dtype} {images.shape}; wanted uint8 ({count} or more, 3, height, width)"
         )
-    mean, std = (part.view(3, 1, 1) for part in IMAGENET)
-    normalised = (torch.tensor(images[:count]).float() / 255 - mean) / std
-    return normalised, None if labels is None else torch.tensor(labels[:count]).long()
+    return _normalised(torch.tensor(images[:count])), None if labels is None else torch.tensor(labels[:count]).long()
 
 
 def first_output(output: Any) -> Tensor:
@@ -159,8 +152,16 @@ def _first_line(error: Exception) -> str:
 def _image(file: Path, batch_size: int, height: int, width: int) -> Tensor:
     try:
         with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB").resize((width, height)), dtype=np.float32) / 255
+            pixels = np.array(image.convert("RGB").resize((width, height)))
     except (UnidentifiedImageError, OSError) as error:
         raise BadInput(f"--image {file}: cannot be read as an image ({error})") from None
-    one = ((torch.tensor(pixels) - IMAGENET[0]) / IMAGENET[1]).permute(2, 0, 1)
-    return one.expand(batch_size, -1, -1, -1).contiguous()
+    return _normalised(torch.tensor(pixels).permute(2, 0, 1)).expand(batch_size, -1, -1, -1).contiguous()
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """uint8 images (..., 3, H, W) by the mean and deviation of each channel that ImageNet's weights expect."""
+    from torchvision.models import ResNet18_Weights
+
+    expected = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (expected.mean, expected.std))
+    return (images.float() / 255 - mean) / std
