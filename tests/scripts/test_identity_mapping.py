@@ -1,4 +1,4 @@
-"""The experiment on identities: its effects on paper, its figures against plain pandas, and a run at toy size."""
+"""Copying: the error on paper, the identity in every arm's reach, effects on paper, and a run at toy size."""
 
 from itertools import product
 from pathlib import Path
@@ -6,38 +6,135 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.nn.functional as F
 
-import figures
-from experiments.engine import identity_ending as ending
-from experiments.engine.effects import Estimate, decide, estimate
-from experiments.engine.ending import terminal
-from experiments.engine.identity_effects import (
+from experiments.engine.reporting.console import terminal
+from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.loop import train
+from experiments.engine.training.optimisation import Training
+from experiments.identity_mapping import (
+    CopyInput,
+    Settings,
+    Stack,
     best_rates,
+    copy_error,
     copying_table,
+    decisions,
+    factor,
     harder,
-    inserted_changes,
-    insertion_table,
-    insertions,
-    is_harder,
-    mean_changes,
+    make_runs,
+    show_copying,
 )
-from tests.scripts import print_of, run
-from tests.test_figures import pick
+from experiments.inserted_identities import pass_on, silence
+from experiments.questions.distance_from_identity import BRANCHES, block_changes, mean_changes, some_images
+from models import ARMS, ResidualBlock
+from tests.support.scripts import run
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    return Batches(load(Data()), torch.device("cpu"))
+
+
+def stack(arm: str, batches: Batches, *, blocks: int = 2, network: str = "resnet") -> Stack:
+    torch.manual_seed(0)
+    made = Stack(blocks, network=network, flow=ARMS[arm], width=4, in_channels=1)
+    made.measure_target(some_images(batches))
+    return made
+
+
+def test_the_error_is_0_for_a_copy_and_1_for_the_channels_means(batches: Batches) -> None:
+    model, images = stack("plain", batches), some_images(batches)
+    target = model.lift(images)
+    assert (target >= 0).all()
+    assert target.std() > 0
+    assert model.relative_error(target, images).item() == 0
+    means = target.mean((0, 2, 3), keepdim=True).expand_as(target)
+    assert model.relative_error(means, images).item() == pytest.approx(1, rel=1e-5)
+    # doubled values: the mean square over the variance, which holds the squared means too
+    wanted = (target.square().mean() / target.var((0, 2, 3), correction=0).mean()).item()
+    assert model.loss(2 * target, images, torch.tensor([])).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_error_of_a_split_is_the_mean_over_its_images(batches: Batches) -> None:
+    model = stack("residual", batches).eval()
+    images, _ = batches.get("train", slice(None))  # 1,077: three parts of different size
+    with torch.no_grad():
+        whole = F.mse_loss(model(images), model.lift(images)) / model.variance
+    assert copy_error(model, batches, "train")["error"] == pytest.approx(whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("network", list(BRANCHES))
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_arm_can_copy(batches: Batches, arm: str, network: str) -> None:
+    model, images = stack(arm, batches, network=network).eval(), some_images(batches)
+    assert copy_error(model, batches, "test")["error"] > 0.01 or (network == "skipinit" and ARMS[arm].shortcut)
+    for block in model.blocks:
+        assert isinstance(block, ResidualBlock)
+        if block.flow.shortcut:
+            silence(block.branch)
+        else:
+            with torch.no_grad():
+                pass_on(block.branch, model.lift(images))
+    assert copy_error(model, batches, "test")["error"] < 1e-10  # float32: rounding, squared
+    with torch.no_grad():  # in train mode the images' own statistics are the ones that pass_on took
+        assert model.relative_error(model.train()(images), images).item() < 1e-10
+
+
+def test_arms_share_weights_and_target_and_training_leaves_the_target(batches: Batches) -> None:
+    first, images = stack("residual", batches), some_images(batches, 8)
+    state = {name: value.clone() for name, value in first.state_dict().items()}
+    for arm in ARMS:
+        assert all(torch.equal(state[name], value) for name, value in stack(arm, batches).state_dict().items())
+    target = first.lift(images)
+    losses = torch.cat(list(train(first, batches, Training(epochs=2), seed=0, loss=first.loss)))
+    assert torch.equal(first.lift(images), target)
+    assert losses[-1] < 0.5 * losses[0]
+    assert not torch.equal(first.blocks[0].branch[0].weight, state["blocks.0.branch.conv1.weight"])  # pyright: ignore
+
+
+def test_without_normalisation_residual_stacks_begin_as_copies_and_plain_ones_open(batches: Batches) -> None:
+    errors = {arm: copy_error(stack(arm, batches, network="skipinit"), batches, "test")["error"] for arm in ARMS}
+    assert errors["residual"] == errors["stop-gradient"] == errors["shortest-path"] == 0
+    assert errors["plain"] == errors["gradient-only"] > 0.1
+    scales = [
+        value for name, value in stack("plain", batches, network="skipinit").named_parameters() if "alpha" in name
+    ]
+    assert [scale.item() for scale in scales] == [1, 1]
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_the_first_block_behind_the_fixed_layer_is_measured_too(batches: Batches, arm: str) -> None:
+    found = block_changes(stack(arm, batches), some_images(batches, 16))
+    assert set(found["block"]) == {"blocks.0", "blocks.1"}
+    assert np.isfinite(found["value"]).all()
+    assert set(found["quantity"]) == ({"ratio", "distance"} if ARMS[arm].shortcut else {"distance"})
+
+
+# Effects on paper
 
 ERRORS = {  # of copies by arm and rate, a seed each
-    ("residual", "learning rate 0.1"): (1e-3, 1e-3, 1e-3),
-    ("residual", "learning rate 0.01"): (1e-2, 1e-2, 1e-2),
-    ("plain", "learning rate 0.1"): (0.5, 0.5, 0.5),
-    ("plain", "learning rate 0.01"): (1e-1, 2e-2, 5e-2),
+    ("residual", 0.1): (1e-3, 1e-3, 1e-3),
+    ("residual", 0.01): (1e-2, 1e-2, 1e-2),
+    ("plain", 0.1): (0.5, 0.5, 0.5),
+    ("plain", 0.01): (1e-1, 2e-2, 5e-2),
 }
 
 
 def copying_tables(depths: tuple[int, ...] = (2, 8)) -> dict[str, pd.DataFrame]:
-    """What the cells of copying write: validation and test alike at the end, ten times as much at the start."""
+    """What the runs write: validation and test alike at the end, ten times as much at the start."""
     tables: dict[str, list[dict[str, object]]] = {"outcomes": [], "starts": [], "curves": [], "blocks": []}
     for depth, ((arm, rate), errors) in product(depths, ERRORS.items()):
         for seed, error in enumerate(errors):
-            cell = {"experiment": "copying", "arm": arm, "depth_total": depth, "seed": seed, "effect": rate}
+            cell = {
+                "experiment": "identity_mapping",
+                "arm": arm,
+                "depth_total": depth,
+                "seed": seed,
+                "learning_rate": rate,
+            }
             for split in ("train", "validation", "test"):
                 row = {**cell, "split": split, "quantity": "error"}
                 tables["outcomes"].append({**row, "value": error})
@@ -55,14 +152,14 @@ def copying_tables(depths: tuple[int, ...] = (2, 8)) -> dict[str, pd.DataFrame]:
 
 def test_each_arm_takes_the_rate_that_validation_chooses() -> None:
     outcomes = copying_tables()["outcomes"]
-    found = best_rates(outcomes).set_index(["arm", "depth_total"])["effect"]
-    assert found["residual", 2] == found["residual", 8] == "learning rate 0.1"
-    assert found["plain", 2] == "learning rate 0.01"
-    test = (outcomes["split"] == "test") & (outcomes["effect"] == "learning rate 0.01")
+    found = best_rates(outcomes).set_index(["arm", "depth_total"])["learning_rate"]
+    assert found["residual", 2] == found["residual", 8] == 0.1
+    assert found["plain", 2] == 0.01
+    test = (outcomes["split"] == "test") & (outcomes["learning_rate"] == 0.01)
     outcomes.loc[test, "value"] = 9.0  # test plays no part
-    assert best_rates(outcomes).set_index(["arm", "depth_total"])["effect"]["plain", 2] == "learning rate 0.01"
-    lost = (outcomes["effect"] == "learning rate 0.1") & (outcomes["seed"] == 2)  # diverged
-    assert set(best_rates(outcomes[~lost])["effect"]) == {"learning rate 0.01"}
+    assert best_rates(outcomes).set_index(["arm", "depth_total"])["learning_rate"]["plain", 2] == 0.01
+    lost = (outcomes["learning_rate"] == 0.1) & (outcomes["seed"] == 2)  # diverged
+    assert set(best_rates(outcomes[~lost])["learning_rate"]) == {0.01}
 
 
 def test_harder_on_paper() -> None:
@@ -72,30 +169,34 @@ def test_harder_on_paper() -> None:
     logs = np.log10([100, 20, 50])
     assert found[8].mean == pytest.approx(5 / 3)
     assert found[8].high - found[8].mean == pytest.approx(4.3026527 * np.std(logs, ddof=1) / np.sqrt(3))
-    assert is_harder(found[8]) == "harder"
-    assert is_harder(Estimate((0.1, 0.1, 0.1), 0.1, 0.0, 0.2)) == "not harder"  # a factor of 1.6 at the most
-    assert is_harder(estimate(np.array([0.0, 0.3, 0.9]))) == "undecided"
-    assert is_harder(estimate(np.array([2.0, 2.0]))) == "undecided"  # two seeds have no interval
-    assert "harder at 1 (error 46.4 [" in ending.copying_sentence(found)
-    assert ending.factor(estimate(np.array([1.0, 2.0]))) == "31.6 (10, 100)"
-    assert ending.copying_sentence({}).startswith("copying needs the arms plain and residual")
+    assert list(decisions(found)) == ["1 block", "4 blocks"]
+    text, margin, reading = decisions(found)["4 blocks"]
+    assert text.startswith("46.4 [")
+    assert (margin, reading) == ("2 times", "harder")
+    assert factor(estimate(np.array([1.0, 2.0]))) == "31.6 (10, 100)"
 
 
-def test_the_tables_are_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    tables = insertion_tables()
-    ending.show_copying(terminal(), copying_table(copying_tables()), ["residual", "plain"])
-    ending.show_insertions(terminal(), insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"]))
+@pytest.mark.parametrize(
+    ("found", "reading"),
+    [
+        (Estimate((0.1, 0.1, 0.1), 0.1, 0.0, 0.2), "not harder"),  # a factor of 1.6 at the most
+        (estimate(np.array([0.0, 0.3, 0.9])), "undecided"),
+        (estimate(np.array([2.0, 2.0])), "undecided"),  # two seeds have no interval
+    ],
+)
+def test_what_an_interval_decides(found: Estimate, reading: str) -> None:
+    assert decisions({2: found})["1 block"][2] == reading
+
+
+def test_the_table_is_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    show_copying(terminal(), copying_table(copying_tables()), ("residual", "plain"))
     shown = capsys.readouterr().out
     assert "…" not in shown  # cut
-    for text in ("0.567 ± 0.404", "0.0567 ± 0.0404", "1.600 ± 0.000", "identity, 20", "0.001 to 0.061"):
+    for text in ("0.567 ± 0.404", "0.0567 ± 0.0404", "1.600 ± 0.000", "4 blocks", "0.01"):
         assert text in shown
-    assert ending.CLOSED.split(",")[0] not in shown  # an arm that was not run
-    _, of_plain = insertions(tables["outcomes"], 100).values()
-    ending.show_insertions(terminal(), {("stop-gradient", "identity", 20): of_plain}, {})
-    assert "no gradient passes a block whose branch gives zeros" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_an_error_of_exactly_0_is_the_smallest_that_is_told() -> None:
+def test_an_error_of_exactly_0_is_the_smallest_that_is_compared() -> None:
     tables = copying_tables()
     for name in ("outcomes", "curves"):
         tables[name].loc[tables[name]["arm"] == "residual", "value"] = 0.0
@@ -103,148 +204,52 @@ def test_an_error_of_exactly_0_is_the_smallest_that_is_told() -> None:
 
 
 def test_mean_changes_take_the_residual_where_there_is_one() -> None:
-    found = mean_changes(copying_tables((8,))["blocks"]).set_index(["arm", "epoch", "seed"])["value"]
+    found = mean_changes(copying_tables((8,))["blocks"], by="learning_rate").set_index(["arm", "epoch", "seed"])[
+        "value"
+    ]
     assert found["plain", 0, 0].iloc[0] == pytest.approx(1.6)  # 0.1, 1.1, 2.1, 3.1
     assert found["residual", 0, 0].iloc[0] == pytest.approx(0.2)
     assert found["residual", 2, 0].iloc[0] == pytest.approx(2.2)
 
 
-def insertion_tables() -> dict[str, pd.DataFrame]:
-    """Deeper networks that equal the shallow one (residual), or lose 0.1 of test accuracy (plain)."""
-    outcomes, blocks = [], []
-    for arm, kind, seed in product(("residual", "plain"), ("none", "identity"), range(3)):
-        deep = kind == "identity"
-        cell = {"experiment": "insertion", "arm": arm, "depth_total": 20 if deep else 8, "seed": seed, "effect": kind}
-        for split in ("train", "validation", "test"):
-            accuracy = 0.9 + 0.01 * seed - 0.1 * (deep and arm == "plain")
-            row = {**cell, "split": split}
-            outcomes += [
-                {**row, "quantity": "accuracy", "value": accuracy},
-                {**row, "quantity": "loss", "value": 0.1},
-            ]
-        for epoch in (0, 3) if deep else ():
-            name, value = ("ratio", 0.02 * epoch + 0.001 * seed) if arm == "residual" else ("distance", 0.5)
-            row = {**cell, "epoch": epoch, "block": "layer1.1", "depth": 1}
-            blocks.append({**row, "quantity": "distance", "value": value})
-            if name == "ratio":
-                blocks.append({**row, "quantity": "ratio", "value": value})
-    return {"outcomes": pd.DataFrame(outcomes), "blocks": pd.DataFrame(blocks)}
+# The script
 
-
-def test_insertions_on_paper() -> None:
-    tables = insertion_tables()
-    found, changes = insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"])
-    assert set(found) == set(changes) == {("residual", "identity", 20), ("plain", "identity", 20)}
-    assert found["residual", "identity", 20].verdict == "recovered"
-    assert found["plain", "identity", 20].verdict == "falls short"
-    assert found["plain", "identity", 20].changes["test accuracy"].mean == pytest.approx(-0.1)
-    first, last = changes["residual", "identity", 20]
-    assert (first.mean, last.mean) == (pytest.approx(0.001), pytest.approx(0.061))
-    said = ending.insertion_sentence(found, changes)
-    assert "residual keeps up with identity blocks at 20, plain is worse with identity blocks at 20" in said
-    assert "residuals of inserted blocks end near zero with identity blocks at 20 (0.06 [" in said
-    assert decide(Estimate((), 0.5, 0.4, 0.6), 0.1, ("not near zero", "near zero")) == "not near zero"
-    lost = (tables["outcomes"]["effect"] == "identity") & (tables["outcomes"]["seed"] == 1)
-    assert insertions(tables["outcomes"][~lost], 100)["residual", "identity", 20].verdict == "falls short"  # diverged
-
-
-def test_the_copying_figure_shows_the_tables_numbers() -> None:
-    table = copying_table(copying_tables())
-    by_blocks, over_time, by_block = figures.copying(table)[0]
-    assert [tick.get_text() for tick in by_blocks.get_xticklabels()] == ["1", "4"]
-    drawn = np.sort(np.concatenate([line.get_ydata() for line in by_blocks.lines]))
-    last = pick(table, quantity="error", split="test", epoch=2)["value"]
-    np.testing.assert_allclose(drawn, np.sort(last))
-    thick = [line for line in over_time.lines if line.get_linewidth() > 1]
-    assert [list(line.get_xdata()) for line in thick] == [[0, 1, 2]] * 2
-    np.testing.assert_allclose(thick[0].get_ydata(), [1e-2, 1e-3, 1e-3])  # residual, the four blocks
-    hollow = [line for line in by_block.lines if line.get_markerfacecolor() == "none"]
-    np.testing.assert_allclose(sorted(line.get_ydata()[0] for line in hollow), [0.1, 0.2, 0.2, 1.6])
-
-
-def test_the_insertion_figure_shows_the_tables_numbers() -> None:
-    tables = insertion_tables()
-    table = insertion_table(insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"]))
-    loss, accuracy, change = figures.insertion(table)[0]
-    means = {axis: [bar.lines[0].get_ydata()[0] for bar in axis.containers] for axis in (loss, accuracy, change)}
-    np.testing.assert_allclose(means[loss], [1, 1])
-    np.testing.assert_allclose(means[accuracy], [0, -10], atol=1e-9)
-    np.testing.assert_allclose(means[change], [0.061, 0.5])
-    assert [tick.get_text() for tick in accuracy.get_xticklabels()] == ["20"]
-    shown = pick(table, arm="residual", outcome="change last", quantity="seed")["value"]
-    assert shown.tolist() == pytest.approx([0.06, 0.061, 0.062])
-
-
-TOY = ["--seeds", 0, 1, 2, "--arms", "residual", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256]
-TOY += ["--blocks", 1, 2, "--copying-epochs", 2, "--deeper", 14]
+TOY = ["--seeds", 0, 1, 2, "--arms", "residual", "plain", "--epochs", 2, "--width", 2, "--train-limit", 256]
+TOY += ["--blocks", 1, 2]
 
 
 @pytest.mark.slow
-def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
+def test_a_run_at_toy_size(tmp_path: Path) -> None:
     done = run("identity_mapping", *TOY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "identity_mapping"
-    starts = pd.read_csv(folder / "starts.csv")
-    assert len(pick(starts, experiment="copying")) == 2 * 2 * 2 * 3 * 3  # rates, blocks, arms, seeds, splits
-    wide = pick(starts, experiment="insertion", quantity="loss", split="test").pivot(
-        index=["arm", "seed"], columns="effect", values="value"
-    )
-    np.testing.assert_allclose(wide["identity"]["residual"], wide["none"]["residual"], rtol=1e-6)
-    np.testing.assert_allclose(wide["identity"]["plain"], wide["none"]["plain"], rtol=0.05)  # statistics anew
-    assert not np.allclose(wide["random"], wide["none"], rtol=1e-3)
-    blocks = pick(pd.read_csv(folder / "blocks.csv"), experiment="insertion")
-    assert set(blocks["block"]) == {"layer1.1", "layer2.1", "layer3.1"}
-    first = pick(blocks, epoch=0, effect="identity")
-    assert (pick(first, arm="residual")["value"] == 0).all()
-    assert pick(first, arm="plain")["value"].between(1e-6, 0.2).all()
-    outcomes = pd.read_csv(folder / "outcomes.csv")
-    copied = pick(outcomes, experiment="copying", quantity="error", split="test").set_index(
-        ["arm", "depth_total", "seed", "effect"]
-    )["value"]
-    table = pick(pd.read_csv(folder / "copying.csv"), quantity="error", split="test")
+    assert len(pd.read_csv(folder / "starts.csv")) == 2 * 2 * 2 * 3 * 3  # rates, blocks, arms, seeds, splits
+    outcomes = pd.read_csv(folder / "outcomes.csv").query("quantity == 'error' and split == 'test'")
+    copied = outcomes.set_index(["arm", "depth_total", "seed", "learning_rate"])["value"]
+    assert len(copied) == len(copied.round(6).unique()) == 24  # each rate is trained with
+    table = pd.read_csv(folder / "copying.csv").query("quantity == 'error' and split == 'test'")
     ends = table[table["epoch"] == 2].set_index(copied.index.names)["value"]
     assert len(ends)
     assert copied.loc[ends.index].tolist() == pytest.approx(ends.tolist())
     assert len(table) == 2 * 2 * 2 * 3  # first and last, blocks, arms, seeds
-    for name in ("copying", "insertion"):
-        assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
-    again = run("identity_mapping", *TOY, cwd=tmp_path)
-    assert "42 of 42 cells are already done" in again.stderr  # 24 copying; 6 shallow, 12 deeper
-    assert again.stdout == done.stdout
+    assert {file.suffix for file in (folder / "figures").glob("copying.*")} == {".csv", ".pdf", ".png"}
+    assert "1 block " in done.stdout[done.stdout.index("Decisions") :]
 
 
-@pytest.mark.slow
-def test_a_part_that_diverged_leaves_the_other(tmp_path: Path) -> None:
-    arguments = ["--seeds", 0, "--arms", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256, "--blocks", 1]
-    arguments += ["--copying-epochs", 1, "--deeper", 14, "--learning-rate", 1e30, "--rates", 0.1]
-    done = run("identity_mapping", *arguments, cwd=tmp_path)
+def test_without_plain_stacks_nothing_is_compared_and_a_rate_that_diverges_is_named(tmp_path: Path) -> None:
+    few = ["--seeds", 0, "--arms", "residual", "--epochs", 2, "--width", 2, "--train-limit", 128, "--blocks", 1]
+    done = run("identity_mapping", *few, "--rates", 0.1, 1e30, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "diverged: insertion plain, depth 14, seed 0, random" in done.stdout
-    assert "copying needs the arms plain and residual" in done.stdout
-    assert not (tmp_path / "results" / "identity_mapping" / "insertion.csv").exists()
+    assert "diverged: identity_mapping, residual, depth 2, seed 0, learning_rate 1e+30" in done.stdout
+    assert "No comparison: it needs the arms plain and residual" in done.stdout
+    found = pd.read_csv(tmp_path / "results" / "identity_mapping" / "copying.csv")
+    assert set(found["learning_rate"]) == {0.1}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--network", "bottleneck"], "--network: unknown 'bottleneck'; choose from resnet, skipinit"),
-        (["--deeper", "8"], "--deeper 8: give more layers than --depth, 8"),
-        (["--deeper", "21"], "--deeper 21: depth 21 is not 6n + 2"),
-        (["--blocks", "0", "1"], "--blocks 0: give at least 1"),
-        (["--rates", "0"], "--rates 0.0: give finite numbers above 0"),
-        (["--rates", "0.1", "0.1"], "--rates: got 0.1 0.1; give one or more, each once"),
-        (["--copying-epochs", "0"], "--copying-epochs 0: give at least 1"),
-    ],
-)
-def test_a_mistake_is_one_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = print_of("identity_mapping", arguments, capsys, status=2)
-    assert shown.startswith("error: ")
-    assert message in shown
-    assert not list(tmp_path.iterdir())
+def test_a_runs_recipe_says_all_that_it_does() -> None:
+    settings = Settings(seeds=(0,), arms=("plain",), blocks=(1,), rates=(0.1, 0.2))
+    first, second = make_runs(settings, load(Data(train_limit=128)))
+    assert first.name != second.name
+    assert [run.recipe.training.learning_rate for run in (first, second)] == [0.1, 0.2]
+    assert [run.labels for run in (first, second)] == [{"learning_rate": 0.1}, {"learning_rate": 0.2}]
+    assert first.recipe.treatment == CopyInput()

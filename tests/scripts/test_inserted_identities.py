@@ -1,16 +1,38 @@
-"""Inserted blocks: identities keep the function, and how far a block is from one, on paper and against a twin."""
+"""Inserted blocks: identities keep the function, how far a block is from one, effects on paper, a run at toy size."""
 
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.engine.block_changes import block_changes, some_images
-from experiments.engine.copying import open_branches
-from experiments.engine.data import Batches, Data, load
-from experiments.engine.insertion import insert_blocks, make_identities
-from experiments.engine.training import Training, evaluate, settle_statistics, train
+from experiments.engine.reporting.console import terminal
+from experiments.engine.statistics.estimates import Estimate
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.loop import evaluate, recompute_bn_statistics, train
+from experiments.engine.training.optimisation import Training
+from experiments.inserted_identities import (
+    CLOSED,
+    Insertion,
+    Settings,
+    decisions,
+    insert_and_train,
+    insert_blocks,
+    inserted_changes,
+    insertion_table,
+    insertions,
+    make_identities,
+    make_runs,
+    show_insertions,
+)
+from experiments.questions.distance_from_identity import block_changes, open_branches, some_images
 from models import ARMS, PLAIN, RESIDUAL, CifarResNet, Flow, ResidualBlock, cifar_resnet
+from tests.support.scripts import run
 
 NAMES = ["layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"]
 
@@ -30,7 +52,7 @@ def network(depth: int, flow: Flow, block: str = "basic", seed: int = 0) -> Cifa
 def trained(batches: Batches, flow: Flow, block: str = "basic") -> CifarResNet:
     model = network(8, flow, block)
     list(train(model, batches, Training(epochs=2), seed=0))
-    settle_statistics(model, batches)
+    recompute_bn_statistics(model, batches)
     return model
 
 
@@ -73,7 +95,7 @@ def test_blocks_at_random_weights_change_the_function(batches: Batches) -> None:
     for flow in (RESIDUAL, PLAIN):
         shallow, deep = trained(batches, flow), network(20, flow, seed=1)
         insert_blocks(shallow, deep)
-        settle_statistics(deep, batches)
+        recompute_bn_statistics(deep, batches)
         wanted, got = outputs(shallow, batches), outputs(deep, batches)
         assert (got - wanted).norm() > 0.3 * wanted.norm()
 
@@ -83,7 +105,7 @@ def test_identities_outlast_new_statistics(batches: Batches) -> None:
     those of all images: batches of 128 images, 16 to 64 places each, differ from them by some percent."""
     shallow = trained(batches, PLAIN)
     deep = grown(shallow, batches, PLAIN)
-    settle_statistics(deep, batches)
+    recompute_bn_statistics(deep, batches)
     wanted, got = outputs(shallow, batches), outputs(deep, batches)
     assert 0 < (got - wanted).norm() < 0.1 * wanted.norm()
     changes = block_changes(deep, some_images(batches, 512))
@@ -141,7 +163,7 @@ def test_changes_on_paper(weight: float, flow: Flow, wanted: dict[str, float]) -
 def test_changes_against_a_slow_twin(batches: Batches) -> None:
     """Of every block whose shape stays, each by its own; blocks that change the shape have no distance."""
     model = network(14, RESIDUAL)
-    settle_statistics(model, batches)
+    recompute_bn_statistics(model, batches)
     images = some_images(batches, 64)
     before = [buffer.clone() for buffer in model.buffers()]
     found = block_changes(model.train(), images).set_index(["block", "quantity"])["value"]
@@ -156,3 +178,126 @@ def test_changes_against_a_slow_twin(batches: Batches) -> None:
                     assert found[name, "distance"] == pytest.approx(((block(x) - x).norm() / x.norm()).item(), rel=1e-5)
                 x = block(x)
     assert set(found.index.get_level_values("block")) == {"layer1.0", "layer1.1", "layer2.1", "layer3.1"}
+
+
+# Effects on paper
+
+
+def insertion_tables() -> dict[str, pd.DataFrame]:
+    """Deeper networks that equal the shallow one (residual), or lose 0.1 of test accuracy (plain)."""
+    outcomes, blocks = [], []
+    for arm, kind, seed in product(("residual", "plain"), ("none", "identity"), range(3)):
+        deep = kind == "identity"
+        cell = {
+            "experiment": "inserted_identities",
+            "arm": arm,
+            "depth_total": 20 if deep else 8,
+            "seed": seed,
+            "effect": kind,
+        }
+        for split in ("train", "validation", "test"):
+            accuracy = 0.9 + 0.01 * seed - 0.1 * (deep and arm == "plain")
+            row = {**cell, "split": split}
+            outcomes += [
+                {**row, "quantity": "accuracy", "value": accuracy},
+                {**row, "quantity": "loss", "value": 0.1},
+            ]
+        for epoch in (0, 3) if deep else ():
+            name, value = ("ratio", 0.02 * epoch + 0.001 * seed) if arm == "residual" else ("distance", 0.5)
+            row = {**cell, "epoch": epoch, "block": "layer1.1", "depth": 1}
+            blocks.append({**row, "quantity": "distance", "value": value})
+            if name == "ratio":
+                blocks.append({**row, "quantity": "ratio", "value": value})
+    return {"outcomes": pd.DataFrame(outcomes), "blocks": pd.DataFrame(blocks)}
+
+
+def test_insertions_on_paper() -> None:
+    tables = insertion_tables()
+    found, changes = insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"])
+    assert set(found) == set(changes) == {("residual", "identity", 20), ("plain", "identity", 20)}
+    assert found["residual", "identity", 20].reading == "recovered"
+    assert found["plain", "identity", 20].reading == "falls short"
+    assert found["plain", "identity", 20].changes["test accuracy"].mean == pytest.approx(-0.1)
+    first, last = changes["residual", "identity", 20]
+    assert (first.mean, last.mean) == (pytest.approx(0.001), pytest.approx(0.061))
+    ((effect, (text, margin, reading)),) = decisions(changes).items()  # of residual networks alone
+    assert (effect, margin, reading) == ("‖F(x)‖/‖x‖, identity, 20", "0.1", "near zero")
+    assert text.startswith("0.06 [")
+    moved = Estimate((), 0.5, 0.4, 0.6)
+    assert next(iter(decisions({("residual", "random", 20): (moved, moved)}).values()))[2] == "not near zero"
+    lost = (tables["outcomes"]["effect"] == "identity") & (tables["outcomes"]["seed"] == 1)
+    assert insertions(tables["outcomes"][~lost], 100)["residual", "identity", 20].reading == "falls short"  # diverged
+
+
+def test_the_written_table_holds_changes_margins_and_seeds() -> None:
+    tables = insertion_tables()
+    written = insertion_table(insertions(tables["outcomes"], 100), inserted_changes(tables["blocks"]))
+    wide = written[written["quantity"] != "seed"].pivot(
+        index=["arm", "effect", "depth_total", "outcome"], columns="quantity", values="value"
+    )
+    last = wide.loc["residual", "identity", 20, "change last"]
+    assert (last["mean"], last["n"], last["margin"]) == (pytest.approx(0.061), 3, 0.1)
+    assert wide.loc["plain", "identity", 20, "test accuracy"]["mean"] == pytest.approx(-0.1)
+    seeds = written.query("arm == 'residual' and outcome == 'change last' and quantity == 'seed'")
+    assert seeds.set_index("draw")["value"].to_dict() == pytest.approx({0: 0.06, 1: 0.061, 2: 0.062})
+
+
+def test_the_table_is_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = insertion_tables()
+    found = insertions(tables["outcomes"], 100)
+    show_insertions(terminal(), found, inserted_changes(tables["blocks"]))
+    shown = capsys.readouterr().out
+    assert "…" not in shown  # cut
+    for text in ("identity, 20", "0.001 to 0.061", "keeps up", "is worse"):
+        assert text in shown
+    assert CLOSED.split(",")[0] not in shown  # an arm that was not run
+    show_insertions(terminal(), {("stop-gradient", "identity", 20): found["plain", "identity", 20]}, {})
+    assert "no gradient passes a block whose branch gives zeros" in capsys.readouterr().out.replace("\n", " ")
+
+
+# The script
+
+
+TOY = ["--seeds", 0, 1, 2, "--arms", "residual", "plain", "--epochs", 1, "--width", 2, "--train-limit", 256]
+TOY += ["--deeper", 14]
+
+
+@pytest.mark.slow
+def test_a_run_at_toy_size(tmp_path: Path) -> None:
+    done = run("inserted_identities", *TOY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "inserted_identities"
+    starts = pd.read_csv(folder / "starts.csv").query("quantity == 'loss' and split == 'test'")
+    wide = starts.pivot(index=["arm", "seed"], columns="effect", values="value")
+    np.testing.assert_allclose(wide["identity"]["residual"], wide["none"]["residual"], rtol=1e-6)
+    np.testing.assert_allclose(wide["identity"]["plain"], wide["none"]["plain"], rtol=0.05)  # statistics anew
+    assert not np.allclose(wide["random"], wide["none"], rtol=1e-3)
+    blocks = pd.read_csv(folder / "blocks.csv")
+    assert set(blocks["block"]) == {"layer1.1", "layer2.1", "layer3.1"}
+    first = blocks.query("epoch == 0 and effect == 'identity'")
+    assert (first.query("arm == 'residual'")["value"] == 0).all()
+    assert first.query("arm == 'plain'")["value"].between(1e-6, 0.2).all()
+    assert len(list(folder.glob("runs/*/run.json"))) == 18  # 6 shallow, 12 deeper
+    assert (folder / "insertion.csv").exists()
+    assert {file.suffix for file in (folder / "figures").glob("insertion.*")} == {".csv", ".pdf", ".png"}
+    assert "‖F(x)‖/‖x‖, identity, 14" in done.stdout
+
+
+def test_a_shallow_network_that_diverges_ends_the_run(tmp_path: Path) -> None:
+    arguments = ["--seeds", 0, "--arms", "plain", "--epochs", 1, "--width", 2, "--train-limit", 128, "--deeper", 14]
+    done = run("inserted_identities", *arguments, "--learning-rate", 1e30, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "diverged: inserted_identities, plain, depth 14, seed 0, effect random" in done.stdout
+    assert "Every run diverged: there is nothing to compare." in done.stdout
+    assert not (tmp_path / "results" / "inserted_identities" / "insertion.csv").exists()
+
+
+@pytest.mark.parametrize("change", [{"kind": "random"}, {"kind": "none"}, {"shallow": 14}])
+def test_each_field_of_an_insertion_changes_the_runs_name_and_what_it_does(change: dict[str, object]) -> None:
+    dataset = load(Data(train_limit=128))
+    settings = Settings(seeds=(0,), arms=("residual",), width=2, training=Training(epochs=1, batch_size=64))
+    given = next(made for made in make_runs(settings, dataset) if made.recipe.treatment == Insertion("identity", 8))
+    other = replace(given, recipe=replace(given.recipe, treatment=replace(given.recipe.treatment, **change)))  # type: ignore[arg-type]
+    assert other.name != given.name
+    losses = [insert_and_train(made, dataset=dataset).tables["losses"]["value"] for made in (given, other)]
+    assert not losses[0].equals(losses[1])

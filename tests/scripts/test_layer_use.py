@@ -1,6 +1,8 @@
-"""Use of blocks: what the script writes at toy size, and each measure's invariants."""
+"""Use of blocks: what the script writes at toy size, each measure's invariants, and centres of mass on paper."""
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,36 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.engine.block_use import errors, gradient_shares, movements, reset, with_true_gradient
-from experiments.engine.cells import make_network
-from experiments.engine.command import BadInput
-from experiments.engine.data import Batches, Data, load
-from experiments.engine.grid import Cell
-from experiments.engine.training import Training
-from experiments.engine.workers import Workers
-from experiments.layer_use import Settings, main
+from experiments.engine.running.run import Run
+from experiments.engine.running.workers import Execution
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import make_network
+from experiments.layer_use import (
+    MEASURES,
+    OUTPUTS,
+    Attribution,
+    Measure,
+    Settings,
+    centre_of_mass,
+    centres,
+    decisions,
+    estimate_table,
+    estimates,
+    main,
+    train_and_measure,
+    used,
+)
+from experiments.questions.layer_use.measures import errors, gradient_shares, movements, reset, with_true_gradient
 from models import RESIDUAL, residual_blocks
-from tests.scripts import print_of
 
 ARMS = ("residual", "stop-gradient", "plain")
 DATA = Data(train_limit=128)
 
 
 def settings(out: Path, **changes: Any) -> Settings:
-    given: dict[str, Any] = {"depth": 8, "arms": ARMS, "seeds": (0, 1), "width": 2, "workers": Workers(1)}
+    given: dict[str, Any] = {"depth": 8, "arms": ARMS, "seeds": (0, 1), "width": 2, "execution": Execution(workers=1)}
     given |= {"training": Training(epochs=2, batch_size=32), "data": DATA, "steps": 4, "attributed": 8}
     return Settings(out=out, **(given | changes))
 
@@ -46,11 +61,14 @@ def blocks(toy: Path) -> pd.DataFrame:
 @pytest.fixture
 def network() -> tuple[nn.Module, Batches]:
     dataset = load(DATA)
-    return make_network(cell("residual"), dataset), Batches(dataset, torch.device("cpu"))
+    return make_network(toy_run("residual"), dataset), Batches(dataset, torch.device("cpu"))
 
 
-def cell(arm: str) -> Cell:
-    return Cell("toy", arm, 8, 0, {"network": "resnet", "width": 2, "device": "cpu"})
+def toy_run(arm: str) -> Run:
+    small = NetworkSettings(seeds=(0,), width=2, training=Training(epochs=1, batch_size=64))
+    treatment = Attribution(images=8, steps=4)
+    (made,) = small.runs("layer_use", load(DATA), arms=(arm,), depths=(8,), outputs=OUTPUTS, treatment=treatment)
+    return made
 
 
 def test_gradient_shares_sum_to_one_at_both_ends(blocks: pd.DataFrame) -> None:
@@ -111,16 +129,15 @@ def test_figures_lie_beside_what_they_were_drawn_from(toy: Path) -> None:
     assert missed == pytest.approx(np.abs(stored["delta"]), abs=1e-4)
 
 
-def test_a_second_call_repeats_no_cell_and_says_the_same(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in toy.glob("cells/*/*")}
+def test_the_terminal_shows_what_the_attribution_misses_and_what_is_decided(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(settings(toy.parent))
-    shown = capsys.readouterr()
-    assert "6 of 6 cells are already done" in shown.err
-    assert {path: path.stat().st_mtime_ns for path in toy.glob("cells/*/*")} == before
-    ending = " ".join(shown.out.split())
-    assert "digits 8x8, depth 8, n = " in ending
-    assert "fewer than three seeds decide nothing. One data set, one learning rate, one budget." in ending
-    assert "The attribution misses the class score" in ending
+    shown = capsys.readouterr().out
+    assert "The attribution misses the class score" in shown
+    assert "residual, weight movement" in shown[shown.index("Decisions: digits 8x8, depth 8, centres of mass") :]
+    assert "…" not in shown  # cut
+    assert shown.endswith("Fewer than three seeds decide nothing. One data set, one learning rate, one budget.\n")
 
 
 # Each measure
@@ -163,44 +180,98 @@ def test_movement_is_relative_to_the_first_weights(network: tuple[nn.Module, Bat
 
 def test_shares_are_those_of_the_gradient_that_the_arm_trains_with(network: tuple[nn.Module, Batches]) -> None:
     model, batches = network
-    stopped = make_network(cell("stop-gradient"), load(DATA))
-    shares, of_stopped = ([row["value"] for row in gradient_shares(each, batches)] for each in (model, stopped))
+    stopped = make_network(toy_run("stop-gradient"), load(DATA))
+    shares, of_stopped = ([row["value"] for row in gradient_shares(net, batches)] for net in (model, stopped))
     assert shares != pytest.approx(of_stopped)
     assert all(parameter.grad is None for parameter in model.parameters())
     images, labels = batches.get("train", slice(0, 8))
     gradients = []
-    for each in (model.eval(), with_true_gradient(stopped)):
-        assert residual_blocks(each)[0].flow == RESIDUAL
-        torch.nn.functional.cross_entropy(each(images), labels).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None]))
+    for net in (model.eval(), with_true_gradient(stopped)):
+        assert residual_blocks(net)[0].flow == RESIDUAL
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
     assert torch.equal(*gradients)  # an attribution does not see the arm's backward
 
 
-# Mistakes
+@pytest.mark.parametrize("change", [{"images": 4}, {"steps": 2}])
+def test_each_field_of_an_attribution_changes_the_runs_name_and_what_it_does(change: dict[str, Any]) -> None:
+    given, dataset = toy_run("residual"), load(DATA)
+    other = replace(given, recipe=replace(given.recipe, treatment=replace(given.recipe.treatment, **change)))
+    assert other.name != given.name
+    shares = [
+        train_and_measure(made, dataset=dataset).tables["blocks"].query("quantity == 'attribution'")["value"].tolist()
+        for made in (given, other)
+    ]
+    assert shares[0] != pytest.approx(shares[1], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"depth": 21}, "--depth 21: depth 21 is not 6n"),
-        ({"arms": ("residual", "dense")}, "unknown 'dense'; choose from residual"),
-        ({"attributed": 0}, "--attributed 0, --steps 4: give at least 1 of each"),
-        ({"steps": 0}, "--attributed 8, --steps 0: give at least 1 of each"),
-    ],
-)
-def test_a_users_mistake_writes_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message.replace("+", r"\+")):
-        main(settings(tmp_path, **changes))
-    assert not list(tmp_path.iterdir())
-
-
-def test_when_every_cell_diverges_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_when_every_run_diverges_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wild = Training(epochs=1, batch_size=32, learning_rate=1e30)
     main(settings(tmp_path, arms=("residual",), seeds=(0,), training=wild))
-    assert "Every cell diverged: there is nothing to measure." in capsys.readouterr().out
+    assert "Every run diverged: there is nothing to compare." in capsys.readouterr().out
     assert set(pd.read_csv(tmp_path / "layer_use" / "blocks.csv")["epoch"]) == {0}
 
 
-def test_flags_reach_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = print_of("layer_use", ["--quick", "--steps", "0"], capsys, status=2)
-    assert shown == "error: --attributed 16, --steps 0: give at least 1 of each\n"
+# Centres of mass
+
+
+def series(*values: float) -> "pd.Series[float]":
+    return pd.Series(values)
+
+
+def test_centres_of_mass_on_paper() -> None:
+    assert centre_of_mass(series(1, 1, 1), 3) == 0.5
+    assert centre_of_mass(series(3, 0, 0), 3) == 0
+    assert centre_of_mass(series(0, 0, 2), 3) == 1
+    assert centre_of_mass(series(3, -5, 1), 3) == 0.25  # less than nothing is nothing
+    assert centre_of_mass(pd.Series([1.0, 1, 1], [0, 1, 3]), 4) == pytest.approx(4 / 9)
+    for values, blocks in ((series(0, -1), 2), (series(1), 1), (series(1, math.inf), 2), (series(1, 1), 3)):
+        assert math.isnan(centre_of_mass(values, blocks))
+
+
+def rows(whole: float, **quantities: list[float]) -> pd.DataFrame:
+    table = [{"quantity": "whole", "statistics": "kept", "value": whole, "epoch": 5}]
+    for quantity, values in quantities.items():
+        start = -1 if quantity == "read_out" else 0
+        about = {"quantity": quantity.replace("_", "-"), "epoch": 5}
+        about |= {"statistics": "kept"} if quantity in ("reset", "deleted") else {}
+        table += [about | {"depth": start + i, "value": value} for i, value in enumerate(values)]
+    return pd.DataFrame(table).assign(arm="residual", depth_total=8, seed=0)
+
+
+def test_costs_are_beyond_the_whole_and_gains_beyond_the_best_before() -> None:
+    network = rows(0.1, reset=[0.1, 0.3, 0.05], read_out=[0.9, 0.9, 0.95, 0.6, 0.1])
+    found = used(network, Measure("reset cost", "reset", "kept"), classes=10)
+    assert found.tolist() == pytest.approx([0, 0.2, -0.05])
+    gain = used(network, Measure("read-out gain", "read-out"), classes=10)
+    assert gain.to_dict() == pytest.approx({0: 0, 1: 0, 2: 0.3, 3: 0.5})
+    names = centres(network, classes=10).set_index("outcome")["value"].to_dict()
+    assert names == pytest.approx({"reset cost, BatchNorm kept": 1 / 3, "read-out gain": (0.3 * 2 + 0.5 * 3) / 0.8 / 3})
+
+
+def test_a_network_at_chance_has_no_costs() -> None:
+    network = rows(0.85, reset=[0.9, 0.9, 0.86], movement=[1, 1, 2])
+    assert centres(network, classes=10)["outcome"].tolist() == ["weight movement"]
+
+
+def test_intervals_end_with_the_scale_and_the_decisions_follow_from_them() -> None:
+    def values(name: str, *given: float) -> list[dict[str, object]]:
+        return [{"arm": "residual", "outcome": name, "seed": i, "value": value} for i, value in enumerate(given)]
+
+    table = values("weight movement", 0.3, 0.31, 0.32) + values("reset cost", 0.8, 0.81, 0.82)
+    found = estimates(pd.DataFrame(table + values("read-out gain", 0.9, 0.3, 0.6)))
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    movement = found["residual", "weight movement"]
+    assert (movement.mean, movement.low, movement.high) == pytest.approx((0.31, 0.31 - half, 0.31 + half), abs=1e-6)
+    gain = found["residual", "read-out gain"]
+    assert (gain.low, gain.high) == (0, 1)
+    numbers = estimate_table(found, 8).query("outcome == 'reset cost'").set_index("quantity")["value"]
+    assert (numbers["n"], numbers["mean"]) == (3, pytest.approx(0.81))
+    decided = decisions(found, ("residual", "plain"))
+    assert {effect: (margin, reading) for effect, (_, margin, reading) in decided.items()} == {
+        "residual, weight movement": ("0.5", "shallow"),
+        "residual, reset cost": ("0.5", "deep"),
+        "residual, read-out gain": ("0.5", "undecided"),
+    }
+    assert decided["residual, reset cost"][0].startswith("0.81 [")
+    assert len({measure.name for measure in MEASURES}) == len(MEASURES)

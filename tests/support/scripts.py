@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from experiments.engine import grid
+from experiments.engine.running import grid
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(script: str, *arguments: object) -> list[str]:
@@ -39,7 +39,7 @@ def run(script: str, *arguments: object, cwd: Path) -> CompletedProcess[str]:
     status, out, err = 0, StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", given)
-        patch.setattr(grid, "_run_cell", travelled(grid._run_cell))
+        patch.setattr(grid, "execute", travelled(grid.execute))
         try:
             runpy.run_path(given[0], run_name="__main__")
         except SystemExit as end:
