@@ -285,10 +285,12 @@ def seeds(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.
 def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, tuple[str, str, str]]:
     """Whether the residuals of inserted blocks end near zero, in networks with shortcuts."""
     words = {"yes": "not near zero", "no": "near zero", "undecided": "undecided"}
+    ends = {
+        f"‖F(x)‖/‖x‖, {kind}, {depth}": last for (arm, kind, depth), (_, last) in changes.items() if arm == "residual"
+    }
     return {
-        f"‖F(x)‖/‖x‖, {kind}, {depth}": (format_estimate(last, sign=False), f"{NEAR_ZERO}", words[exceeds(last, NEAR_ZERO)])
-        for (arm, kind, depth), (_, last) in changes.items()
-        if arm == "residual"
+        effect: (format_estimate(last, sign=False), f"{NEAR_ZERO}", words[exceeds(last, NEAR_ZERO)])
+        for effect, last in ends.items()
     }
 
 
