@@ -4,7 +4,7 @@ Trains CIFAR ResNets (He et al. 2015) of several depths, and averages the class 
 seed give to each test image, as He et al. did with six networks: top-1 and top-5 error of each member, of the ensemble,
 and of the member that is best on validation images.
 
-Writes tables, a figure and every cell's run.json to OUT/ensemble, and repeats no cell that is already there.
+Writes tables, figures and every run's run.json to OUT/ensemble; finished runs are not repeated.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.cells import Tables, train_cell
-from experiments.engine.command import BadInput, check_choice, make_folder, run_script
-from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.effects import estimate
-from experiments.engine.ending import clear_figures, mean_sd, show_estimate, show_files, terminal
-from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.settings import NetworkSettings
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import (
+    format_estimate,
+    mean_sd,
+    save_figure,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput, check_choice
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import Tables, train_run
 from models import ARMS
 from probes.tables import table
 
@@ -57,15 +66,13 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    cells = settings.cells(EXPERIMENT, dataset, arms=(settings.arm,), depths=settings.depths)
-    run = partial(run_cell, dataset=dataset, training=settings.training)
-    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    finish(tables, diverged, cells, dataset, folder)
+    output = settings.output(EXPERIMENT)
+    runs = settings.runs(EXPERIMENT, dataset, arms=(settings.arm,), depths=settings.depths, outputs=("probabilities",))
+    tables, diverged = run_grid(runs, partial(train_member, dataset=dataset), output, execution=settings.execution)
+    report(tables, diverged, runs, dataset, output)
 
 
-def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
+def train_member(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
     """Train a network, and keep the probabilities that it gives to the test images."""
     arrays: dict[str, np.ndarray] = {}
 
@@ -74,7 +81,7 @@ def run_cell(cell: Cell, dataset: Dataset, training: Training) -> Outcome:
             arrays["probabilities"] = probabilities(model, batches)
         return {}
 
-    outcome = train_cell(cell, dataset, training, measure=measure)
+    outcome = train_run(run, checkpoint_file, dataset=dataset, measure=measure)
     outcome.arrays = arrays
     return outcome
 
@@ -110,52 +117,65 @@ def errors(members: dict[tuple[int, int], np.ndarray], labels: np.ndarray, arm: 
     return table(rows)
 
 
-def finish(
-    tables: dict[str, pd.DataFrame], diverged: list[Cell], cells: list[Cell], dataset: Dataset, folder: Path
-) -> None:
-    """Draw the figure, and print what came out. A seed of which a member has diverged has no ensemble."""
-    console = terminal()
-    clear_figures(folder)
-    lost = {cell.seed for cell in diverged}
-    whole = [cell for cell in cells if cell.seed not in lost]
-    if not whole:
-        show_files(console, folder)
-        console.print("Of every seed a network diverged: there is no ensemble. A lower --learning-rate may help.")
-        return
-    members = {(c.depth, c.seed): np.load(folder / "cells" / c.name / "arrays.npz")["probabilities"] for c in whole}
-    found = errors(members, dataset.splits["test"][1], cells[0].arm)
-    write_aside(folder / "errors.csv", found)
-    figures.save(figures.ensemble(found), found, folder / "figures", "ensemble")
-    shown = Table(title="Test error: mean ± sd over n seeds", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", *found["quantity"].unique(), "n"):
-        shown.add_column(column)
-    for depth in [*sorted(found["depth_total"].dropna().unique()), None]:
-        rows = found[found["depth_total"].isna() if depth is None else found["depth_total"] == depth]
-        by_quantity = [mean_sd(rows[rows["quantity"] == q]["value"]) for q in found["quantity"].unique()]
-        name = f"ensemble of {rows['count'].iloc[0]}" if depth is None else f"depth {int(depth)}"
-        shown.add_row(name, *by_quantity, str(rows["seed"].nunique()))
-    console.print(shown)
-    if lost:
-        console.print(f"Without seeds {', '.join(map(str, sorted(lost)))}, of which a network diverged\n")
-    show_files(console, folder)
-    console.print(sentence(found, tables["outcomes"], dataset.title))
-
-
-def sentence(found: pd.DataFrame, outcomes: pd.DataFrame, title: str) -> str:
-    """The ensemble against the member that validation images choose, and against the members' mean; paired by seed."""
+def differences(found: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Estimate]:
+    """The ensemble's top-1 error minus that of the member that validation images choose, and minus its members' mean,
+    paired by seed."""
     top1 = found[found["quantity"] == "top-1 error"]
     ensemble = top1[top1["depth_total"].isna()].set_index("seed")["value"]
     members = top1.dropna().pivot_table(index="seed", columns="depth_total", values="value")
     validation = outcomes[(outcomes["split"] == "validation") & (outcomes["quantity"] == "accuracy")]
     accuracy = validation.pivot_table(index="seed", columns="depth_total", values="value").loc[members.index]
     best = pd.Series({seed: members.loc[seed, accuracy.loc[seed].idxmax()] for seed in members.index})
-    against_best = estimate((ensemble - best).to_numpy())
-    against_mean = estimate((ensemble - members.mean(axis=1)).to_numpy())
-    return (
-        f"{title}, n = {len(ensemble)}: the ensemble's top-1 error differs by {show_estimate(against_best, digits=3)} "
-        "from that of the member which is best on validation images, and by "
-        f"{show_estimate(against_mean, digits=3)} from its members' mean."
+    return {
+        "the member that is best on validation images": estimate((ensemble - best).to_numpy()),
+        "its members' mean": estimate((ensemble - members.mean(axis=1)).to_numpy()),
+    }
+
+
+def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Dataset, output: Output) -> None:
+    """Write the errors, draw them, and print the results. A seed of which a member has diverged has no ensemble."""
+    console = terminal()
+    lost = {run.seed for run in diverged}
+    whole = [run for run in runs if run.seed not in lost]
+    if not whole:
+        show_files(console, output)
+        console.print("Of every seed a network diverged: there is no ensemble. A lower --learning-rate may help.")
+        return
+    members = {
+        (run.depth, run.seed): np.load(output.folder / "runs" / run.name / "arrays.npz")["probabilities"]
+        for run in whole
+    }
+    found = errors(members, dataset.splits["test"][1], runs[0].arm)
+    output.table("errors", found)
+    save_figure(output, figures.ensemble(found), found, "ensemble")
+    show_errors(console, found)
+    if lost:
+        console.print(f"Without seeds {', '.join(map(str, sorted(lost)))}, of which a network diverged\n")
+    show_files(console, output)
+    changes = {
+        ("", name): {"mean [95 % t interval]": format_estimate(change, digits=3), "n": str(len(change.values))}
+        for name, change in differences(found, tables["outcomes"]).items()
+    }
+    show_table(
+        console,
+        changes,
+        title=f"{dataset.title}: the ensemble's top-1 error minus that of",
+        caption="Paired by seed. One data set, one budget.",
     )
+
+
+def show_errors(console: Console, found: pd.DataFrame) -> None:
+    """Each member's errors, and the ensemble's."""
+    rows = {}
+    for depth in [*sorted(found["depth_total"].dropna().unique()), None]:
+        part = found[found["depth_total"].isna() if depth is None else found["depth_total"] == depth]
+        name = f"ensemble of {part['count'].iloc[0]}" if depth is None else f"depth {int(depth)}"
+        by_quantity = {
+            str(quantity): mean_sd(part[part["quantity"] == quantity]["value"])
+            for quantity in found["quantity"].unique()
+        }
+        rows["", name] = {**by_quantity, "n": str(part["seed"].nunique())}
+    show_table(console, rows, title="Test error: mean ± sd over n seeds")
 
 
 if __name__ == "__main__":

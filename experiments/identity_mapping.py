@@ -1,30 +1,59 @@
-"""Is the identity hard to learn?
+"""Can a stack of blocks learn to copy its input?
 
 He et al. (2015) argue that a deeper network could copy a shallower one if its further blocks were identities, so that
-solvers must find it hard to fit an identity by several nonlinear layers, and easier to push a residual to zero.
+solvers must find it hard to fit an identity by several nonlinear layers, and easier to push a residual to zero. Here
+stacks of blocks, with shortcuts and without, are trained to give back their input, a fixed layer's features of the
+images.
 
-Copying: stacks of blocks are trained to give back their input, a fixed layer's features of the images. Insertion:
-blocks are inserted into a trained shallow network, as identities or at random weights, and training goes on; beside it,
-that of the shallow network itself.
-
-Writes tables, figures and every cell's run.json to OUT/identity_mapping, and repeats no cell that is already there.
+Writes tables, figures and every run's run.json to OUT/identity_mapping; finished runs are not repeated.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-from experiments.engine.command import BadInput, check_choice, make_folder, run_script
-from experiments.engine.copying import BRANCHES, copy_input
-from experiments.engine.data import Dataset, load
-from experiments.engine.grid import Cell, Outcome, run_grid
-from experiments.engine.identity_ending import finish
-from experiments.engine.insertion import insert_and_go_on
-from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
-from experiments.engine.training import Training
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+import figures
+from experiments.engine.reporting.console import (
+    all_diverged,
+    mean_sd,
+    save_figure,
+    show_decisions,
+    show_diverged,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput, check_at_least, check_choice, check_unique
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import Tables, train_run
+from experiments.questions.distance_from_identity import (
+    BRANCHES,
+    changes_at_ends,
+    mean_changes,
+    open_branches,
+    some_images,
+)
+from models import ARMS, Flow, ResidualBlock
 
 EXPERIMENT = "identity_mapping"
-KINDS = ("identity", "random")
+FACTOR = 2.0  # errors of copies that differ by less are alike
+LEAST_ERROR = 1e-12  # relative and squared: float32 tells none below from 0
+KEYS = ["arm", "learning_rate", "depth_total"]
 
 
 @dataclass(frozen=True)
@@ -34,65 +63,238 @@ class Settings(NetworkSettings):
     arms: tuple[str, ...] = ("residual", "stop-gradient", "plain")
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
     blocks: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Copying: blocks in a stack."""
-    copying_epochs: int = 10
-    """Copying: passes through the training images."""
+    """Blocks in a stack."""
     rates: tuple[float, ...] = (0.01, 0.1)
-    """Copying: highest learning rates, of which each arm and number of blocks takes the best on validation images."""
-    depth: int = 8
-    """Insertion: layers of the shallow network, 6n + 2."""
-    deeper: tuple[int, ...] = (20,)
-    """Insertion: layers with the inserted blocks. Training before and after has the budget of --epochs each."""
+    """Highest learning rates, instead of --learning-rate: each arm and number of blocks takes the one that is best on
+    validation images."""
 
     def check(self) -> None:
         super().check()
         check_choice("--network", self.network, tuple(BRANCHES))
         check_arms(self.arms)
-        check_each_once("--blocks", self.blocks)
-        check_each_once("--rates", self.rates)
-        for flag, given in (*(("--blocks", each) for each in self.blocks), ("--copying-epochs", self.copying_epochs)):
-            if given < 1:
-                raise BadInput(f"{flag} {given}: give at least 1")
+        check_unique("--blocks", self.blocks)
+        check_unique("--rates", self.rates)
+        for count in self.blocks:
+            check_at_least("--blocks", count, 1)
         for rate in self.rates:
             if not 0 < rate < math.inf:
                 raise BadInput(f"--rates {rate}: give finite numbers above 0")
-        self.check_depths("--depth", self.depth)
-        self.check_depths("--deeper", *self.deeper)
-        if min(self.deeper) <= self.depth:
-            raise BadInput(f"--deeper {min(self.deeper)}: give more layers than --depth, {self.depth}")
 
 
-QUICK = Settings(seeds=(0, 1), blocks=(1, 4), copying_epochs=5, rates=(0.1,), deeper=(20,), training=Training(epochs=3))
+QUICK = Settings(seeds=(0, 1), blocks=(1, 4), rates=(0.1,), training=Training(epochs=5))
+
+
+@dataclass(frozen=True)
+class CopyInput:
+    """What is learned instead of classes: a stack of half as many blocks as the run has layers gives back its input."""
 
 
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    run = partial(run_cell, dataset=dataset, settings=settings)
-    tables, diverged = run_grid(make_cells(settings, dataset), run, folder, workers=settings.workers)
-    finish(tables, diverged, dataset, settings.arms, folder)
+    output = settings.output(EXPERIMENT)
+    task = partial(copy_input, dataset=dataset)
+    tables, diverged = run_grid(make_runs(settings, dataset), task, output, execution=settings.execution)
+    report(tables, diverged, dataset, settings.arms, output)
 
 
-def make_cells(settings: Settings, dataset: Dataset) -> list[Cell]:
-    """Copying: a cell for each rate, number of blocks (of two layers), arm and seed. Insertion: for each kind, depth,
-    arm and seed; `none` is the shallow network. Their tables tell the rate, or the kind, as effect."""
-    cells = []
-    for rate in settings.rates:
-        recipe = {"epochs": settings.copying_epochs, "learning_rate": rate, "effect": f"learning rate {rate:g}"}
-        layers = [2 * blocks for blocks in settings.blocks]
-        cells += settings.cells("copying", dataset, arms=settings.arms, depths=layers, labels=("effect",), **recipe)
-    for kind, depths in (("none", (settings.depth,)), *((kind, settings.deeper) for kind in KINDS)):
-        recipe = {"shallow": settings.depth, "effect": kind}
-        cells += settings.cells("insertion", dataset, arms=settings.arms, depths=depths, labels=("effect",), **recipe)
-    return cells
+def make_runs(settings: Settings, dataset: Dataset) -> list[Run]:
+    """A run for each rate, number of blocks (of two layers), arm and seed."""
+    return [
+        run
+        for rate in settings.rates
+        for run in replace(settings, training=replace(settings.training, learning_rate=rate)).runs(
+            EXPERIMENT,
+            dataset,
+            arms=settings.arms,
+            depths=[2 * blocks for blocks in settings.blocks],
+            outputs=("starts", "blocks"),
+            labels={"learning_rate": rate},
+            treatment=CopyInput(),
+        )
+    ]
 
 
-def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
-    """Run a cell of either part."""
-    return (copy_input if cell.experiment == "copying" else insert_and_go_on)(cell, dataset, settings.training)
+# What a run does
+
+
+class Stack(nn.Module):
+    """Blocks behind a fixed layer, (N, in_channels, H, W) -> (N, width, H, W): the target is that layer's output.
+
+    The fixed layer is a random 3x3 convolution with ReLU: its output is not negative, so that ReLU after a
+    block does it no harm, and the identity lies in the function space of every arm. A residual block is the identity
+    with its residual at 0. A plain one is with convolutions that pass each channel on, and BatchNorm's weight and bias
+    at the deviation and mean of what it normalises: exactly so in eval mode, in train mode up to the difference between
+    a batch's statistics and all images'.
+    """
+
+    variance: Tensor
+
+    def __init__(self, blocks: int, *, network: str, flow: Flow, width: int, in_channels: int) -> None:
+        super().__init__()
+        self.lift = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.ReLU())
+        self.lift.requires_grad_(False)
+        branch = BRANCHES[network]
+        self.blocks = nn.Sequential(*(ResidualBlock(branch(width, width, 1), flow=flow) for _ in range(blocks)))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        open_branches(self)
+        self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(self.lift(images))
+
+    def measure_target(self, images: Tensor) -> None:
+        """Take the variance that errors are relative to: of the target over images and places, mean over channels."""
+        self.variance.copy_(self.lift(images).var((0, 2, 3), correction=0).mean())
+
+    def relative_error(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Mean squared error over the target's variance: 0 for a copy, 1 for each channel's mean alone."""
+        return F.mse_loss(outputs, self.lift(images)) / self.variance
+
+    def loss(self, outputs: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The relative error; labels play no part."""
+        return self.relative_error(outputs, images)
+
+
+@torch.no_grad()
+def copy_error(stack: nn.Module, batches: Batches, split: str) -> dict[str, float]:
+    """A stack's relative error over a split, in eval mode and without augmentation."""
+    assert isinstance(stack, Stack)
+    stack.eval()
+    total, size = 0.0, batches.size(split)
+    for start in range(0, size, 512):
+        images, _ = batches.get(split, slice(start, start + 512))
+        total += stack.relative_error(stack(images), images).item() * len(images)
+    return {"error": total / size}
+
+
+def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
+    """Train a stack of half as many blocks as the run has layers to give back its input."""
+    device = torch.device(run.recipe.device)
+    torch.manual_seed(run.seed)
+    stack = Stack(
+        run.depth // 2,
+        network=run.recipe.network,
+        flow=ARMS[run.arm],
+        width=run.recipe.width,
+        in_channels=dataset.shape[0],
+    ).to(device)
+    stack.measure_target(some_images(Batches(dataset, device)))
+    measure = partial(changes_at_ends, evaluate=copy_error)
+    return train_run(
+        run, checkpoint_file, dataset=dataset, model=stack, loss=stack.loss, evaluate=copy_error, measure=measure
+    )
+
+
+# Analysis
+
+
+def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm and depth the rate with the least validation error: arm, learning_rate, depth_total.
+
+    The mean over seeds is that of the logarithms. Where a seed diverged, a rate is left to those with more seeds.
+    """
+    rows = outcomes[(outcomes["split"] == "validation") & (outcomes["quantity"] == "error")]
+    logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
+    by_rate = logs.groupby(KEYS)["value"].agg(["mean", "count"]).reset_index()
+    ordered = by_rate.sort_values(["count", "mean"], ascending=[False, True])
+    return ordered.drop_duplicates(["arm", "depth_total"])[KEYS]
+
+
+def copying_table(tables: Tables) -> pd.DataFrame:
+    """Copying at the best rates: arm, learning_rate, depth_total, seed, epoch, split, quantity, value.
+
+    quantity: `error`, relative, on validation images after each epoch and on test images first and last; `change`,
+    first and last, as `mean_changes` gives it.
+    """
+    ends = tables["outcomes"].assign(epoch=tables["curves"]["epoch"].max())
+    errors = pd.concat([tables["starts"], tables["curves"], ends[ends["split"] == "test"]])
+    errors = errors[(errors["quantity"] == "error") & (errors["split"] != "train")]
+    whole = pd.concat([errors, mean_changes(tables["blocks"], by="learning_rate")], ignore_index=True)
+    columns = [*KEYS, "seed", "epoch", "split", "quantity", "value"]
+    return whole.merge(best_rates(tables["outcomes"]), on=KEYS)[columns]
+
+
+def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estimate]:
+    """By depth: log10 of the plain stack's test error over that of another arm at the end, paired by seed."""
+    rows = copying[(copying["quantity"] == "error") & (copying["split"] == "test") & (copying["epoch"] > 0)]
+    logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
+    wide = logs.pivot_table(index=["depth_total", "seed"], columns="arm", values="value")
+    paired = wide.reindex(columns=["plain", than]).dropna()
+    return {
+        int(str(depth)): estimate((at_depth["plain"] - at_depth[than]).to_numpy())
+        for depth, at_depth in paired.groupby(level="depth_total")
+    }
+
+
+def decisions(found: dict[int, Estimate]) -> dict[str, tuple[str, str, str]]:
+    """For which numbers of blocks the identity is harder for plain stacks than for residual ones."""
+    words = {"yes": "harder", "no": "not harder", "undecided": "undecided"}
+    return {
+        count(depth): (factor(of_depth), f"{FACTOR:g} times", words[exceeds(of_depth, math.log10(FACTOR))])
+        for depth, of_depth in sorted(found.items())
+    }
+
+
+# Report
+
+
+def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[str, ...], output: Output) -> None:
+    """Write the table of copies, draw it, and print the results."""
+    console = terminal()
+    show_diverged(console, diverged)
+    if all_diverged(console, tables, output, advice="Lower --rates may help."):
+        return
+    copying = copying_table(tables)
+    output.table("copying", copying)
+    save_figure(output, figures.copying(copying), copying, "copying")
+    show_copying(console, copying, arms)
+    show_files(console, output)
+    if found := harder(copying):
+        show_decisions(console, decisions(found), title=f"{dataset.title}, error of plain / residual")
+        console.print("One data set, one budget.")
+    else:
+        console.print("No comparison: it needs the arms plain and residual, and a seed that both have finished.")
+
+
+def show_copying(console: Console, copying: pd.DataFrame, arms: tuple[str, ...]) -> None:
+    """Of each arm and number of blocks: test error and what a block changes, first and last; the rate."""
+    last, rows = copying["epoch"].max(), {}
+    for arm in arms:
+        for depth in sorted(copying.loc[copying["arm"] == arm, "depth_total"].unique()):
+            stacks = copying[(copying["arm"] == arm) & (copying["depth_total"] == depth)]
+            errors = stacks[(stacks["quantity"] == "error") & (stacks["split"] == "test")]
+            changes = stacks[stacks["quantity"] == "change"]
+            numbers = {
+                f"{quantity} {word}": mean_sd(part.loc[part["epoch"] == epoch, "value"])
+                for quantity, part in (("error", errors), ("change", changes))
+                for word, epoch in (("first", 0), ("last", last))
+            }
+            rate, n = stacks["learning_rate"].iloc[0], stacks["seed"].nunique()
+            rows[arm, count(depth)] = {**numbers, "rate": f"{rate:g}", "n": str(n)}
+    show_table(
+        console,
+        rows,
+        title="Copying the input: mean ± sd over n seeds",
+        caption="error: mean squared, relative to the target's variance, on test images; change: by a block, "
+        "‖F(x)‖/‖x‖ where the shortcut's value goes forward, else ‖B(x)-x‖/‖x‖; mean over blocks; rates chosen on "
+        "validation images",
+    )
+
+
+def count(depth: int) -> str:
+    """`1 block`, `4 blocks`, of two layers each."""
+    return "1 block" if depth == 2 else f"{depth // 2} blocks"
+
+
+def factor(found: Estimate) -> str:
+    """An estimate of a log10 as a factor: `85 [40, 181]`, or the seeds' own factors where there is no interval."""
+    if found.low == found.low:
+        return f"{10**found.mean:.3g} [{10**found.low:.3g}, {10**found.high:.3g}]"
+    return f"{10**found.mean:.3g} ({', '.join(f'{value:.3g}' for value in np.power(10, found.values))})"
 
 
 if __name__ == "__main__":

@@ -6,36 +6,61 @@ costs, how well the classifier reads what it gives, and how much of the class sc
 
 Each answer becomes one number, its centre of mass over depth: 0 all in the first block, 1 all in the last, 0.5 even.
 
-Writes tables, figures and every cell's run.json to OUT/layer_use, and repeats no cell that is already there.
+Writes tables, figures and every run's run.json to OUT/layer_use; finished runs are not repeated.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import figures
-from experiments.engine.block_use import attributions, errors, gradient_shares, movements, read_outs
-from experiments.engine.cells import Tables, make_network, train_cell
-from experiments.engine.command import BadInput, make_folder, run_script
-from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.depth_centres import DEFINITION, MEASURES, centres, estimate_table, estimates, sentence
-from experiments.engine.effects import Estimate, flags, outcome_table
-from experiments.engine.ending import clear_figures, show_estimate, show_files, show_outcomes, terminal
-from experiments.engine.grid import Cell, Outcome, run_grid, write_aside
-from experiments.engine.saliency import chosen_images, saliency
-from experiments.engine.settings import NetworkSettings, check_arms
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_decisions,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.reporting.factorial import show_outcomes
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
+from experiments.engine.statistics.factorial import FLOOR, flags, outcome_table
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import Tables, make_network, train_run
+from experiments.questions.layer_use.measures import (
+    attributions,
+    errors,
+    gradient_shares,
+    movements,
+    read_outs,
+    saliency,
+)
 from models import ARMS
 from probes.tables import table
 
 EXPERIMENT = "layer_use"
+OUTPUTS = ("blocks", "maps", "predictions", "scores", "delta")
+EVEN = 0.5
+"""The centre of mass of an even use."""
+DEFINITION = (
+    "centre of mass over depth, 0 the first block, 1 the last: 0.5 is an even use (or noise), below it shallow. Costs: "
+    "what a test error exceeds the whole network's by, negative ones counted as 0; gain: by how much a block betters "
+    f"the best read-out before it. A network whose accuracy is within {FLOOR} of chance has no costs and no gain"
+)
 
 
 @dataclass(frozen=True)
@@ -62,105 +87,229 @@ class Settings(NetworkSettings):
 QUICK = Settings(depth=20, seeds=(0, 1), attributed=16, training=Training(epochs=3))
 
 
+@dataclass(frozen=True)
+class Attribution:
+    """How a trained network's class scores are shared out among its shortcuts and branches."""
+
+    images: int
+    """Test images."""
+    steps: int
+    """Of the integral."""
+
+
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    recipe = {**settings.recipe(dataset), "attributed": settings.attributed, "steps": settings.steps}
-    cells = [
-        Cell(EXPERIMENT, arm, settings.depth, seed, recipe, settings.about(dataset))
-        for arm in settings.arms
-        for seed in settings.seeds
-    ]
-    run = partial(run_cell, dataset=dataset, settings=settings)
-    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    clear_figures(folder)
-    draw_saliency([cell for cell in cells if cell not in diverged], dataset, folder)
-    finish(tables, diverged, dataset, settings, folder)
+    output = settings.output(EXPERIMENT)
+    runs = settings.runs(
+        EXPERIMENT,
+        dataset,
+        arms=settings.arms,
+        depths=(settings.depth,),
+        outputs=OUTPUTS,
+        treatment=Attribution(settings.attributed, settings.steps),
+    )
+    task = partial(train_and_measure, dataset=dataset)
+    tables, diverged = run_grid(runs, task, output, execution=settings.execution)
+    report(tables, [run for run in runs if run not in diverged], diverged, dataset, settings, output)
 
 
-def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
-    """Train a network, and ask of every block how much it is used."""
-    first, arrays = make_network(cell, dataset), dict[str, np.ndarray]()
+# What a run does
+
+
+def train_and_measure(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
+    """Train a network, and measure how much it uses each of its blocks."""
+    attribution: Attribution = run.recipe.treatment
+    first, arrays = make_network(run, dataset), dict[str, np.ndarray]()
 
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
         if not last:
             return {"blocks": table(gradient_shares(model, batches))} if epoch == 0 else {}
         rows = [*movements(model, first), *gradient_shares(model, batches)]
         rows += [*errors(model, first, batches), *read_outs(model, batches)]
-        shared = attributions(model, batches, images=settings.attributed, steps=settings.steps)
+        shared = attributions(model, batches, images=attribution.images, steps=attribution.steps)
         arrays.update(saliency(model, batches, chosen_images(dataset)))
         return {"blocks": pd.concat([table(rows), shared], ignore_index=True)}
 
-    outcome = train_cell(cell, dataset, settings.training, measure=measure)
+    outcome = train_run(run, checkpoint_file, dataset=dataset, measure=measure)
     outcome.arrays = arrays
     return outcome
 
 
-def draw_saliency(cells: list[Cell], dataset: Dataset, folder: Path) -> None:
-    """The same test images in all arms of the first seed that is there."""
-    of_seed = [cell for cell in cells if cell.seed == cells[0].seed]
-    if not of_seed:
-        return
-    stored = [np.load(folder / "cells" / cell.name / "arrays.npz") for cell in of_seed]
-    images, labels = (np.asarray(array[chosen_images(dataset)]) for array in dataset.splits["test"])
-    classes = np.array(dataset.classes)
-    arrays = {
-        "images": images.transpose(0, 2, 3, 1),
-        "labels": classes[labels],
-        "arms": np.array([cell.arm for cell in of_seed]),
-        "maps": np.stack([each["maps"] for each in stored]),
-        "predictions": np.stack([classes[each["predictions"]] for each in stored]),
-        "scores": np.stack([each["scores"] for each in stored]),
-        "delta": np.stack([each["delta"] for each in stored]),
+def chosen_images(dataset: Dataset, *, most: int = 4) -> list[int]:
+    """The first test image of each of the first classes: a choice made without a look at them."""
+    labels = dataset.splits["test"][1]
+    return [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:most]]
+
+
+# Analysis
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One use of the blocks: a quantity of the table of blocks, under these statistics, at the first or last epoch."""
+
+    name: str
+    quantity: str
+    statistics: str = ""
+    at_start: bool = False
+
+    @property
+    def needs_skill(self) -> bool:
+        """Whether it compares test errors, which tell nothing of a network at chance."""
+        return self.quantity in ("reset", "deleted", "read-out")
+
+
+MEASURES = (
+    Measure("weight movement", "movement"),
+    Measure("gradient at initialisation", "gradient", at_start=True),
+    Measure("gradient after training", "gradient"),
+    Measure("reset cost", "reset", "re-estimated"),
+    Measure("reset cost, BatchNorm kept", "reset", "kept"),
+    Measure("lesion cost", "deleted", "re-estimated"),
+    Measure("lesion cost, BatchNorm kept", "deleted", "kept"),
+    Measure("read-out gain", "read-out"),
+    Measure("attribution to branches", "attribution"),
+)
+
+
+def centre_of_mass(values: "pd.Series[float]", blocks: int) -> float:
+    """sum(q_l * l / (blocks - 1)) / sum(q_l) of a quantity q by depth l, negative ones counted as 0.
+
+    nan where that has no meaning: nothing is left, or a third of the blocks or more has no value.
+    """
+    mass = values.clip(lower=0).dropna()
+    if blocks < 2 or len(mass) <= 2 / 3 * blocks or not np.isfinite(mass).all() or mass.sum() == 0:
+        return math.nan
+    return float((mass * mass.index).sum() / mass.sum() / (blocks - 1))
+
+
+def used(rows: pd.DataFrame, measure: Measure, *, classes: int) -> "pd.Series[float]":
+    """One network's quantity by depth, in which more is more use; empty where it has none."""
+    if measure.needs_skill and _whole(rows, "kept") >= 1 - 1 / classes - FLOOR:
+        return pd.Series(dtype=float)
+    found = rows[rows["quantity"] == measure.quantity]
+    if measure.statistics:
+        found = found[found["statistics"] == measure.statistics]
+    start = found["epoch"] == 0
+    found = found[start if measure.at_start else ~start].set_index("depth")["value"].sort_index()
+    if measure.quantity == "read-out":
+        return -found.cummin().diff().loc[0:]
+    return found - _whole(rows, measure.statistics) if measure.statistics else found
+
+
+def _whole(rows: pd.DataFrame, statistics: str) -> float:
+    found = rows[(rows["quantity"] == "whole") & (rows["statistics"] == statistics)]["value"]
+    return float(found.iloc[0]) if len(found) else math.inf
+
+
+def centres(blocks: pd.DataFrame, *, classes: int) -> pd.DataFrame:
+    """Every network's centres of mass, where it has one: arm, depth_total, seed, outcome (the measure), quantity
+    ("centre"), value."""
+    rows: list[dict[str, object]] = []
+    for (arm, depth_total, seed), network in blocks.groupby(["arm", "depth_total", "seed"], sort=False):
+        count = int(network["depth"].max()) + 1
+        about = {"arm": arm, "depth_total": depth_total, "seed": seed}
+        for measure in MEASURES:
+            value = centre_of_mass(used(network, measure, classes=classes), count)
+            if math.isfinite(value):
+                rows.append({**about, "outcome": measure.name, "quantity": "centre", "value": value})
+    return table(rows)
+
+
+def estimates(found: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
+    """Mean and 95 % t interval over seeds, by (arm, measure), cut at 0 and 1: no centre lies beyond."""
+    result = {}
+    for (arm, name), values in found.groupby(["arm", "outcome"], sort=False)["value"]:
+        whole = estimate(values.to_numpy())
+        low, high = np.clip([whole.low, whole.high], 0, 1)
+        result[str(arm), str(name)] = replace(whole, low=float(low), high=float(high))
+    return result
+
+
+def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.DataFrame:
+    """The estimates as a long table: arm, depth_total, outcome, quantity (mean | low | high | n), value."""
+    return table(
+        row for (arm, name), centre in found.items() for row in centre.rows(arm=arm, depth_total=depth, outcome=name)
+    )
+
+
+def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
+    """On which blocks the given arms lean, by each measure (costs with BatchNorm estimated anew)."""
+    words = {"yes": "deep", "no": "shallow", "undecided": "undecided"}
+    names = [measure.name for measure in MEASURES if measure.statistics != "kept"]
+    return {
+        f"{arm}, {name}": (format_estimate(centre, sign=False), f"{EVEN}", words[exceeds(centre, EVEN)])
+        for arm in arms
+        for name in names
+        if (centre := found.get((arm, name)))
     }
-    figures.save(figures.saliency_maps(arrays), arrays, folder / "figures", "saliency_maps")
 
 
-def finish(
-    tables: dict[str, pd.DataFrame], diverged: list[Cell], dataset: Dataset, settings: Settings, folder: Path
+# Report
+
+
+def report(
+    tables: Tables, finished: list[Run], diverged: list[Run], dataset: Dataset, settings: Settings, output: Output
 ) -> None:
-    """Draw the figures, and print what came out."""
+    """Write the centres of mass, draw the figures, and print the results."""
     console = terminal()
-    if "outcomes" not in tables:
-        show_files(console, folder)
-        console.print("Every cell diverged: there is nothing to measure. A lower --learning-rate may help.")
+    if all_diverged(console, tables, output):
         return
     blocks, outcomes, classes = tables["blocks"], tables["outcomes"], len(dataset.classes)
-    ended = {(cell.arm, cell.seed) for cell in diverged}
-    lasting = [pair not in ended for pair in zip(blocks["arm"], blocks["seed"], strict=True)]
+    pairs = {(run.arm, run.seed) for run in finished}
+    lasting = [pair in pairs for pair in zip(blocks["arm"], blocks["seed"], strict=True)]
     by_seed = centres(blocks[lasting], classes=classes)
     found = estimates(by_seed)
     both = pd.concat([by_seed, estimate_table(found, settings.depth)], ignore_index=True)
-    write_aside(folder / "centres.csv", both)
-    figures.save(figures.layer_use(blocks), blocks, folder / "figures", "layer_use")
-    figures.save(figures.depth_centres(both), both, folder / "figures", "depth_centres")
-    cells = outcome_table(outcomes, len(dataset.splits["test"][1]))
-    marks = {settings.depth: flags(cells, settings.depth, classes)}
-    show_outcomes(console, outcomes, settings.arms, diverged, marks)
+    output.table("centres", both)
+    save_figure(output, figures.layer_use(blocks), blocks, "layer_use")
+    save_figure(output, figures.depth_centres(both), both, "depth_centres")
+    arrays = saliency_arrays(finished, dataset, output)
+    save_figure(output, figures.saliency_maps(arrays), arrays, "saliency_maps")
+    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
+    marks = {settings.depth: flags(runs, settings.depth, classes)}
+    show_outcomes(console, outcomes, settings.arms, [(run.arm, run.depth) for run in diverged], marks)
     show_centres(console, found, settings.arms)
     show_completeness(console, blocks)
-    show_files(console, folder)
-    arms = [arm for arm in ("residual", "stop-gradient") if arm in settings.arms] or list(settings.arms)
-    console.print(sentence(found, arms, title=dataset.title, depth=settings.depth))
+    show_files(console, output)
+    arms = tuple(arm for arm in ("residual", "stop-gradient") if arm in settings.arms) or settings.arms
+    title = f"{dataset.title}, depth {settings.depth}, centres of mass"
+    show_decisions(console, decisions(found, arms), title=title)
+    console.print("Fewer than three seeds decide nothing. One data set, one learning rate, one budget.")
+
+
+def saliency_arrays(finished: list[Run], dataset: Dataset, output: Output) -> dict[str, np.ndarray]:
+    """The same test images, and their maps by all arms, of the first seed that has any."""
+    of_seed = [run for run in finished if run.seed == finished[0].seed]
+    stored = [np.load(output.folder / "runs" / run.name / "arrays.npz") for run in of_seed]
+    images, labels = (np.asarray(array[chosen_images(dataset)]) for array in dataset.splits["test"])
+    classes = np.array(dataset.classes)
+    return {
+        "images": images.transpose(0, 2, 3, 1),
+        "labels": classes[labels],
+        "arms": np.array([run.arm for run in of_seed]),
+        "maps": np.stack([arrays["maps"] for arrays in stored]),
+        "predictions": np.stack([classes[arrays["predictions"]] for arrays in stored]),
+        "scores": np.stack([arrays["scores"] for arrays in stored]),
+        "delta": np.stack([arrays["delta"] for arrays in stored]),
+    }
 
 
 def show_centres(console: Console, found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> None:
     """Measure x arm: the centre of mass with its interval."""
-    shown = Table(title="Centre of mass over depth: mean (n) [95 % t interval]", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", *arms):
-        shown.add_column(column)
-    for measure in MEASURES:
-        cells = []
-        for arm in arms:
-            each = found.get((arm, measure.name))
-            mean, *interval = show_estimate(each, sign=False).split(" ", 1) if each else ("-",)
-            cells.append(f"{mean} ({len(each.values)})\n{''.join(interval)}" if each else mean)
-        shown.add_row(measure.name, *cells)
-    console.print(shown)
-    console.print(f"{DEFINITION}.\nIntervals are cut at 0 and 1, and not corrected for their number\n")
+    rows = {
+        ("", measure.name): {arm: format_centre(found.get((arm, measure.name))) for arm in arms} for measure in MEASURES
+    }
+    caption = f"{DEFINITION}.\nIntervals are cut at 0 and 1, and not corrected for their number"
+    show_table(console, rows, title="Centre of mass over depth: mean (n) [95 % t interval]", caption=caption)
+
+
+def format_centre(found: Estimate | None) -> str:
+    """`0.45 (3)`, and the interval or the seeds' values below it."""
+    mean, *interval = format_estimate(found, sign=False).split(" ", 1)
+    return f"{mean} ({len(found.values)})\n{''.join(interval)}" if found else mean
 
 
 def show_completeness(console: Console, blocks: pd.DataFrame) -> None:
@@ -169,7 +318,7 @@ def show_completeness(console: Console, blocks: pd.DataFrame) -> None:
         return
     wide = blocks.pivot_table(index=["arm", "seed", "depth"], columns="quantity", values="value")
     missed = (100 * wide["delta"] / wide["score"].abs()).dropna().groupby(level="arm", sort=False)
-    parts = [f"{arm} {each.mean():.2g} % (at worst {each.max():.2g} %)" for arm, each in missed]
+    parts = [f"{arm} {of_arm.mean():.2g} % (at worst {of_arm.max():.2g} %)" for arm, of_arm in missed]
     console.print(f"The attribution misses the class score, on the mean over junctions, by: {', '.join(parts)}\n")
 
 

@@ -5,28 +5,44 @@ random; pairs of blocks of one shape permuted at random; neighbours swapped. To 
 alone; in the arms whose shortcut carries no signal (plain, gradient-only) the whole block is skipped. Every lesion is
 measured twice: with the BatchNorm statistics of the whole network, and with statistics estimated anew.
 
-Writes tables, figures and every cell's run.json to OUT/lesions, and repeats no cell that is already there.
+Writes tables, figures and every run's run.json to OUT/lesions; finished runs are not repeated.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
 import torch
+from rich.console import Console
+from scipy.stats import kendalltau
 from torch import nn
 
 import figures
-from experiments.engine.cells import Tables, make_network, train_cell
-from experiments.engine.command import BadInput, make_folder, run_script
-from experiments.engine.damage import damaged, show_lesions
-from experiments.engine.data import Batches, Dataset, load
-from experiments.engine.ending import clear_figures, show_files, terminal
-from experiments.engine.foreign import load_weights
-from experiments.engine.grid import Cell, Outcome, run_grid
-from experiments.engine.settings import NetworkSettings, check_arms
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import run_grid
+from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.store import fingerprint
+from experiments.engine.statistics.estimates import estimate
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import Tables, check_circumstances, make_network, train_run
+from experiments.questions.any_model import load_weights
+from experiments.questions.damage import Blocks, Damage, error_after
+from probes import permute
 from probes.tables import table
 
 EXPERIMENT = "lesions"
@@ -47,53 +63,137 @@ class Settings(NetworkSettings):
     weights: Path | None = None
     """Instead of training: a public CIFAR ResNet of that depth and width, as the residual arm (see --normalise)."""
 
+    def check(self) -> None:
+        super().check()
+        self.check_depths("--depth", self.depth)
+        check_arms(self.arms)
+        if self.draws < 1 or not self.counts or min(self.counts) < 1:
+            raise BadInput(f"--draws {self.draws}, --counts {self.counts}: give at least 1 of each")
+
 
 QUICK = Settings(depth=20, seeds=(0, 1), counts=(1, 2, 4), draws=2, training=Training(epochs=3))
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """What is done to a network once it is trained."""
+
+    counts: tuple[int, ...]
+    """How many blocks are deleted at once, and how many pairs change places."""
+    draws: int
+    """Random choices of each count."""
+    weights: str | None = None
+    """The fingerprint of a file of weights, which are loaded instead of training."""
 
 
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    settings.check_depths("--depth", settings.depth)
-    check_arms(settings.arms)
-    if settings.draws < 1 or not settings.counts or min(settings.counts) < 1:
-        raise BadInput(f"--draws {settings.draws}, --counts {settings.counts}: give at least 1 of each")
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    recipe = {**settings.recipe(dataset), "counts": settings.counts, "draws": settings.draws}
-    arms, seeds = settings.arms, settings.seeds
-    if settings.weights is not None:
-        arms, seeds = ("residual",), (0,)
-        recipe["weights"] = _fingerprint(settings.weights)
-    cells = [
-        Cell(EXPERIMENT, arm, settings.depth, seed, recipe, settings.about(dataset)) for arm in arms for seed in seeds
-    ]
-    run = partial(run_cell, dataset=dataset, settings=settings)
-    tables, _ = run_grid(cells, run, folder, workers=settings.workers)
-    finish(tables, len(dataset.splits["test"][1]), folder)
+    output = settings.output(EXPERIMENT)
+    lesions = Lesions(settings.counts, settings.draws, weights_fingerprint(settings.weights))
+    given = settings if settings.weights is None else replace(settings, arms=("residual",), seeds=(0,))
+    runs = given.runs(
+        EXPERIMENT, dataset, arms=given.arms, depths=(given.depth,), outputs=("lesions",), treatment=lesions
+    )
+    task = partial(damage_network, dataset=dataset, weights=settings.weights)
+    tables, _ = run_grid(runs, task, output, execution=settings.execution)
+    report(tables, len(dataset.splits["test"][1]), output)
 
 
-def run_cell(cell: Cell, dataset: Dataset, settings: Settings) -> Outcome:
-    """Train a network, or load one, and damage it in every way."""
+def weights_fingerprint(file: Path | None) -> str | None:
+    """Sixteen digits of the file's SHA-256; None without a file."""
+    try:
+        return fingerprint(file)[:16] if file else None
+    except OSError as error:
+        raise BadInput(f"--weights {file}: {error.strerror}") from None
+
+
+# What a run does
+
+
+def damage_network(
+    run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset, weights: Path | None = None
+) -> Outcome:
+    """Train a network, or load the weights that its recipe names, and damage it in every way."""
+    lesions: Lesions = run.recipe.treatment
 
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
-        lesions = damaged(model, batches, counts=settings.counts, draws=settings.draws, seed=cell.seed)
-        return {"lesions": table(lesions)} if last else {}
+        return {"lesions": table(damaged(model, batches, lesions, seed=run.seed))} if last else {}
 
-    if settings.weights is None:
-        return train_cell(cell, dataset, settings.training, measure=measure)
-    model = make_network(cell, dataset)
-    load_weights(model, settings.weights)
-    batches = Batches(dataset, torch.device(settings.device))
-    return Outcome(measure(model, batches, 0, True))
+    if lesions.weights is None:
+        return train_run(run, checkpoint_file, dataset=dataset, measure=measure)
+    check_circumstances(run, dataset)
+    if weights is None or weights_fingerprint(weights) != lesions.weights:
+        raise ValueError(f"{run.name}: its recipe asks for weights {lesions.weights}, which {weights} does not hold")
+    model = make_network(run, dataset)
+    load_weights(model, weights)
+    return Outcome(measure(model, Batches(dataset, torch.device(run.recipe.device)), 0, True))
 
 
-def finish(tables: dict[str, pd.DataFrame], images: int, folder: Path) -> None:
-    """Draw the figures, and print what came out."""
+def damaged(model: nn.Module, batches: Batches, lesions: Lesions, *, seed: int) -> Iterator[dict[str, object]]:
+    """Test errors (0..1) of the network with every lesion, and Kendall's tau of every permutation."""
+    images, _ = batches.get("test", slice(0, 2))
+    blocks = Blocks(model.eval(), images)
+    random = torch.Generator().manual_seed(seed)
+    for about, damage in every_lesion(blocks, lesions, random):
+        tau = about.pop("tau", None)
+        for statistics in ("kept", "re-estimated"):
+            error = error_after(model, batches, statistics=statistics, damage=damage)
+            yield {**about, "statistics": statistics, "quantity": "error", "value": error}
+            if tau is not None:
+                yield {**about, "statistics": statistics, "quantity": "tau", "value": tau}
+
+
+def every_lesion(
+    blocks: Blocks, lesions: Lesions, random: torch.Generator
+) -> Iterator[tuple[dict[str, object], Damage]]:
+    """Every lesion with its columns of the table."""
+    names, inner = blocks.names, blocks.inner
+    stages = [name.split(".")[0] for name in names]
+    pairs = [(i, j) for i in inner for j in inner if i < j and stages[i] == stages[j]]
+    yield {"lesion": "none", "count": 0}, blocks.delete([])
+    for i in blocks.deletable:
+        yield {"lesion": "delete", "count": 1, "block": names[i], "depth": i}, blocks.delete([i])
+    for i, j in pairs:
+        if j == i + 1:
+            yield (
+                {"lesion": "swap", "count": 1, "block": names[i], "depth": i},
+                reorder(names, exchange(names, [(i, j)])),
+            )
+    for count in lesions.counts:
+        for draw in range(lesions.draws):
+            if count <= len(inner):
+                chosen = [inner[k] for k in torch.randperm(len(inner), generator=random)[:count].tolist()]
+                yield {"lesion": "delete at random", "count": count, "draw": draw}, blocks.delete(chosen)
+            if pairs:
+                drawn = torch.randint(len(pairs), (count,), generator=random).tolist()
+                order = exchange(names, [pairs[k] for k in drawn])
+                tau = float(kendalltau(range(len(order)), order).statistic)
+                yield {"lesion": "permute", "count": count, "draw": draw, "tau": tau}, reorder(names, order)
+
+
+def exchange(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The order of the blocks after one pair after the other has changed places."""
+    order = list(range(len(names)))
+    for i, j in pairs:
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def reorder(names: Sequence[str], order: Sequence[int]) -> Damage:
+    """Put the weights of block order[i] into block i."""
+    moved = {names[i]: names[j] for i, j in enumerate(order) if i != j}
+    return lambda model: permute(model, moved)
+
+
+# Report
+
+
+def report(tables: Tables, images: int, output: Output) -> None:
+    """Draw the figures, and print the errors."""
     console = terminal()
-    clear_figures(folder)
-    if "lesions" not in tables:
-        console.print("Every cell diverged: there is nothing to damage. A lower --learning-rate may help.")
+    if "lesions" not in tables and all_diverged(console, tables, output):
         return
     found = tables["lesions"]
     for name, lesion, draw in (
@@ -104,16 +204,36 @@ def finish(tables: dict[str, pd.DataFrame], images: int, folder: Path) -> None:
     ):
         rows = found[found["lesion"].isin(["none", lesion])]
         if lesion in set(rows["lesion"]):
-            figures.save(draw(rows), rows, folder / "figures", name)
+            save_figure(output, draw(rows), rows, name)
     show_lesions(console, found, images)
-    show_files(console, folder)
+    show_files(console, output)
 
 
-def _fingerprint(file: Path) -> str:
-    try:
-        return sha256(file.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise BadInput(f"--weights {file}: {error.strerror}") from None
+def show_lesions(console: Console, found: pd.DataFrame, images: int) -> None:
+    """Test error by arm and lesion: mean over seeds and interval; of one network, mean over its lesions and range."""
+    errors = found[found["quantity"] == "error"]
+    networks = int(errors["seed"].nunique())
+    spread = f"[95 % t interval] over {networks} seeds" if networks > 1 else "(range) over one network's lesions"
+    rows = {}
+    for (arm, kind, count), of_lesion in errors.groupby(["arm", "lesion", "count"], sort=False):
+        kept, anew = (of_lesion[of_lesion["statistics"] == name] for name in ("kept", "re-estimated"))
+        rows[str(arm), f"{kind} {count}" if kind != "none" else "none"] = {
+            "BatchNorm kept": format_errors(kept, by_seed=networks > 1),
+            "estimated anew": format_errors(anew, by_seed=networks > 1),
+            "lesions": str(len(kept) // kept["seed"].nunique()),
+        }
+    show_table(console, rows, title=f"Test error in % of {images} images: mean {spread}")
+
+
+def format_errors(part: pd.DataFrame, *, by_seed: bool) -> str:
+    """The mean over seeds with its interval; of one network, the mean over its lesions with their range."""
+    errors = 100 * part["value"]
+    if by_seed:
+        found = estimate(100 * part.groupby("seed")["value"].mean().to_numpy(), max_abs=100)
+        if found.low < 0:  # an interval that leaves the scale says too much
+            found = replace(found, low=math.nan, high=math.nan)
+        return format_estimate(found, digits=1, sign=False)
+    return f"{errors.mean():.1f}" + (f" ({errors.min():.1f}–{errors.max():.1f})" if len(errors) > 1 else "")
 
 
 if __name__ == "__main__":

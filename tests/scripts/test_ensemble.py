@@ -1,4 +1,4 @@
-"""The ensemble: errors on paper, its figure against plain pandas, and a run at toy size."""
+"""The ensemble: errors on paper, and a run at toy size."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.engine.command import BadInput
-from experiments.ensemble import Settings, errors, sentence, top_error
-from tests.scripts import run
+from experiments.ensemble import differences, errors, top_error
+from tests.support.scripts import run
 
 LABELS = np.array([0, 1])
 # Two networks, each wrong about another image; together they are right about both.
@@ -32,16 +31,17 @@ def test_top_k_against_a_sort() -> None:
     assert top_error(np.full((3, 10), 0.1), np.array([0, 1, 2]), 1) == 1  # whoever says nothing is not right
 
 
-def test_the_sentence_takes_the_member_that_validation_chooses() -> None:
+def test_it_is_compared_with_the_member_that_validation_chooses() -> None:
     outcomes = pd.DataFrame(
         {"depth_total": [8, 14], "seed": 0, "split": "validation", "quantity": "accuracy", "value": [0.4, 0.6]}
     )
-    said = sentence(errors(MEMBERS, LABELS, "residual"), outcomes, "paper")
-    assert said.startswith("paper, n = 1: the ensemble's top-1 error differs by -0.500 (-0.500)")
+    members = {(8, 0): np.array([[0.4, 0.6], [0.6, 0.4]]), (14, 0): MEMBERS[14, 0]}  # wrong about both, about one
+    best, mean = differences(errors(members, LABELS, "residual"), outcomes).values()
+    assert (best.values, mean.values) == ((0.0,), (-0.25,))  # together they are wrong about one
 
 
 @pytest.mark.slow
-def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
+def test_a_run_at_toy_size(tmp_path: Path) -> None:
     arguments = ["--depths", 8, 14, "--seeds", 0, 1, 2, "--epochs", 1, "--width", 2, "--train-limit", 256]
     done = run("ensemble", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -53,16 +53,14 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     accuracy = outcomes.set_index(["depth_total", "seed"])["value"].loc[members.index]
     np.testing.assert_allclose(members, 1 - accuracy, atol=1e-12)
     assert {file.suffix for file in (folder / "figures").glob("ensemble.*")} == {".csv", ".pdf", ".png"}
-    again = run("ensemble", *arguments, cwd=tmp_path)
-    assert "6 of 6 cells are already done" in again.stderr
-    assert again.stdout == done.stdout
+    text = done.stdout[done.stdout.index("the ensemble's top-1 error minus that of") :]
+    top1 = found.query("quantity == 'top-1 error'")
+    together = top1[top1["depth_total"].isna()].set_index("seed")["value"]
+    assert f"{(together - members.groupby('seed').mean()).mean():+.3f}" in text
 
 
-def test_one_network_is_no_ensemble(tmp_path: Path) -> None:
-    done = run("ensemble", "--depths", 8, cwd=tmp_path)
-    assert (done.returncode, "an ensemble has two members or more" in done.stderr) == (2, True)
-
-
-def test_an_unknown_arm_is_named_by_its_flag() -> None:
-    with pytest.raises(BadInput, match="--arm: unknown 'skip'; choose from residual, stop-gradient"):
-        Settings(arm="skip").check()
+def test_a_seed_of_which_a_member_diverged_has_no_ensemble(tmp_path: Path) -> None:
+    arguments = ["--depths", 8, 14, "--seeds", 0, "--epochs", 2, "--width", 2, "--train-limit", 128]
+    done = run("ensemble", *arguments, "--learning-rate", 1e30, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Of every seed a network diverged: there is no ensemble." in done.stdout

@@ -1,6 +1,7 @@
-"""The lesions experiment at toy size, and its figures: what is drawn equals the table."""
+"""Lesions: what the script writes at toy size, and what each lesion does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.engine.damage import damaged
-from experiments.engine.data import Batches, Data, load
-from experiments.engine.training import evaluate
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.loop import evaluate
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings
+from experiments.lesions import Lesions, damage_network, damaged, weights_fingerprint
 from models import PLAIN, CifarResNet, cifar_resnet
-from tests.scripts import run
+from tests.support.scripts import run
 
 TOY = ["--depth", "14", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--counts", "1", "2", "--draws", "2"]
 TOY += ["--train-limit", "256"]
@@ -73,33 +76,51 @@ def test_weights_of_a_public_network(tmp_path: Path) -> None:
     few = ["--depth", "8", "--width", "2", "--counts", "1", "--draws", "1"]
     done = run("lesions", *few, "--weights", "weights.pt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("results/lesions/cells/*/run.json")]
-    assert report["cell"]["settings"]["weights"]
+    (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("results/lesions/runs/*/run.json")]
+    assert report["run"]["recipe"]["treatment"]["weights"] == weights_fingerprint(tmp_path / "weights.pt")
     whole = pd.read_csv(tmp_path / "results/lesions/lesions.csv").query("lesion == 'none' and statistics == 'kept'")
     batches = Batches(load(Data()), torch.device("cpu"))
     assert whole["value"].item() == pytest.approx(1 - evaluate(model, batches, "test")["accuracy"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--draws", "0"], "--draws 0"),
-        (["--counts", "0"], "--counts (0,)"),
-        (["--depth", "9"], "--depth 9"),
-        (["--weights", "nowhere.pt"], "No such file"),
-        (["--weights", __file__, "--depth", "8"], "--weights"),
-    ],
-)
-def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run("lesions", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_weights_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for file, message in (("nowhere.pt", "No such file"), (__file__, "UnpicklingError")):
+        done = run("lesions", "--weights", file, "--depth", "8", "--width", "2", cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("error: --weights")) == (2, 1)
+        assert message in done.stderr
 
 
-def errors(model: CifarResNet, **settings: Any) -> pd.DataFrame:
+@pytest.mark.parametrize("change", [{"counts": (2,)}, {"draws": 2}, {"weights": "given"}])
+def test_each_field_of_lesions_changes_the_runs_name_and_what_it_does(change: dict[str, Any], tmp_path: Path) -> None:
+    dataset, file = load(Data(train_limit=128)), tmp_path / "weights.pt"
+    torch.save(cifar_resnet(14, width=2, in_channels=1).state_dict(), file)
+    change = {"weights": weights_fingerprint(file)} if "weights" in change else change
+    small = NetworkSettings(seeds=(0,), width=2, training=Training(epochs=1, batch_size=64))
+    lesions = [Lesions(counts=(1,), draws=1), replace(Lesions(counts=(1,), draws=1), **change)]
+    runs = [
+        made
+        for treatment in lesions
+        for made in small.runs(
+            "lesions", dataset, arms=("residual",), depths=(14,), treatment=treatment, outputs=("lesions",)
+        )
+    ]
+    assert runs[0].name != runs[1].name
+    tables = [damage_network(made, dataset=dataset, weights=file).tables["lesions"] for made in runs]
+    assert not tables[0].equals(tables[1])
+
+
+def test_other_weights_than_the_recipes_are_refused(tmp_path: Path) -> None:
+    dataset, file = load(Data(train_limit=128)), tmp_path / "weights.pt"
+    file.write_bytes(b"other")
+    treatment = Lesions(counts=(1,), draws=1, weights="0123456789abcdef")
+    (made,) = NetworkSettings(seeds=(0,)).runs("lesions", dataset, arms=("residual",), depths=(8,), treatment=treatment)
+    with pytest.raises(ValueError, match=r"its recipe asks for weights 0123456789abcdef, which .* does not hold"):
+        damage_network(made, dataset=dataset, weights=file)
+
+
+def errors(model: CifarResNet) -> pd.DataFrame:
     batches = Batches(load(Data()), torch.device("cpu"))
-    return pd.DataFrame(damaged(model, batches, counts=(1,), draws=1, seed=0, **settings)).query("quantity == 'error'")
+    return pd.DataFrame(damaged(model, batches, Lesions(counts=(1,), draws=1), seed=0)).query("quantity == 'error'")
 
 
 def test_a_first_block_that_changes_the_shape_cannot_be_skipped() -> None:

@@ -1,18 +1,20 @@
-"""How much a trained residual network uses each of its blocks: movement, gradient, damage, read-out, attribution."""
+"""How much a trained network uses each of its blocks (movement, gradient, damage, read-out, attribution), and where in
+an image it finds a class."""
 
 import copy
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.engine.cells import probing
-from experiments.engine.damage import Blocks, error_after
-from experiments.engine.data import Batches
-from experiments.engine.training import evaluate
-from models import Flow, residual_blocks
+from experiments.engine.training.data import Batches
+from experiments.engine.training.loop import evaluate
+from experiments.engine.training.train_run import probing_batch
+from experiments.questions.damage import Blocks, error_after
+from models import residual_blocks, set_flows
 from models.residual_blocks import Block
 from probes import branch_attribution, find_junctions, lesion
 from probes.norms import norm
@@ -23,7 +25,7 @@ Row = dict[str, object]
 def gradient_shares(model: nn.Module, batches: Batches) -> Iterator[Row]:
     """Each block's part of the gradient that the arm trains with: the norm over its parameters (branch and shortcut),
     over the sum of all blocks' norms, on the fixed probing batch in train mode."""
-    copied, images, labels = probing(model, batches)
+    copied, images, labels = probing_batch(model, batches)
     F.cross_entropy(copied(images), labels).backward()
     norms = [
         norm(torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None]))
@@ -52,15 +54,11 @@ def errors(model: nn.Module, first: nn.Module, batches: Batches) -> Iterator[Row
     blocks = Blocks(model.eval(), images)
     for statistics in ("kept", "re-estimated"):
         about: Row = {"statistics": statistics}
-        yield {
-            **about,
-            "quantity": "whole",
-            "value": error_after(model, batches, statistics=statistics),
-        }
+        yield {**about, "quantity": "whole", "value": error_after(model, batches, statistics=statistics)}
         for i, name in enumerate(_names(model)):
             error = error_after(reset(model, first, i), batches, statistics=statistics)
             yield {**about, **name, "quantity": "reset", "value": error}
-            if blocks.carries[i] or i in blocks.inner:
+            if i in blocks.deletable:
                 error = error_after(model, batches, statistics=statistics, damage=blocks.delete([i]))
                 yield {**about, **name, "quantity": "deleted", "value": error}
 
@@ -100,17 +98,36 @@ def with_true_gradient(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose backward is that of its function: an attribution asks what the network computes, not
     what its arm's backward lets through."""
     copied = copy.deepcopy(model).eval()
-    for block in residual_blocks(copied):
-        block.flow = Flow(shortcut=block.flow.shortcut, branch=block.flow.branch)
+    set_flows(copied, [block.flow.exact for block in residual_blocks(copied)])
     return copied
+
+
+def saliency(model: nn.Module, batches: Batches, indices: list[int], *, steps: int = 64) -> dict[str, np.ndarray]:
+    """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) of the true class's score on test images.
+
+    The straight line begins at the training images' mean. maps (n, H, W): summed over channels, in the score's units;
+    predictions (n,): class numbers; scores (n,): what a map should sum to; delta (n,): by how much it misses that.
+    """
+    from captum.attr import IntegratedGradients
+
+    copied = with_true_gradient(model)
+    images, labels = batches.get("test", torch.tensor(indices))
+    parts, delta = IntegratedGradients(copied).attribute(
+        images, target=labels, n_steps=steps, internal_batch_size=128, return_convergence_delta=True
+    )
+    with torch.no_grad():
+        outputs, start = copied(images), copied(torch.zeros_like(images))
+    scores = (outputs - start).gather(1, labels[:, None]).squeeze(1)
+    arrays = {"maps": parts.sum(1), "predictions": outputs.argmax(1), "scores": scores, "delta": delta}
+    return {name: array.detach().cpu().numpy() for name, array in arrays.items()}
 
 
 @torch.no_grad()
 def reset(model: nn.Module, first: nn.Module, depth: int) -> nn.Module:
     """A copy in which one block has the parameters of `first`; BatchNorm's running statistics stay."""
     copied = copy.deepcopy(model)
-    block, start_of = (residual_blocks(each)[depth] for each in (copied, first))
-    for parameter, start in zip(block.parameters(), start_of.parameters(), strict=True):
+    after, before = residual_blocks(copied)[depth], residual_blocks(first)[depth]
+    for parameter, start in zip(after.parameters(), before.parameters(), strict=True):
         parameter.copy_(start)
     return copied
 
