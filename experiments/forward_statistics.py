@@ -178,8 +178,8 @@ def report(
     depths = {network: settings.depth_of(network) for network in settings.networks}
     show_decisions(console, decisions(runs, gaps, depths, dead), title=dataset.title)
     console.print(
-        f"R: the gap in {OUTCOME} that is closed; more than half of it {count_recovering(gaps, alive)}. Differences are "
-        f"of {OUTCOME}. One data set, one budget, each condition's best rate.{diverged_note(diverged)}"
+        f"R: the gap in {OUTCOME} that is closed; more than half of it {count_recovering(gaps, alive)}. Differences "
+        f"are of {OUTCOME}. One data set, one budget, each condition's best rate.{diverged_note(diverged)}"
     )
 
 

@@ -57,7 +57,7 @@ from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
-from experiments.engine.statistics.estimates import MARGIN, exceeds
+from experiments.engine.statistics.estimates import MARGIN, Estimate, exceeds
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
 
@@ -155,27 +155,22 @@ def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
 # Which explanation the numbers leave. The rules and their margins were fixed before any result was seen.
 def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, tuple[str, str, str]]:
     """By effect: its estimate, its margin, and what it decides about size or direction, bias, and early blocks."""
-    found = {}
-    words = {"yes": "more than half", "no": "less than half"}
+    found, words = {}, {"yes": "more than half", "no": "less than half"}
     for name in (STOP_GRADIENT, TRUE_NORMS, TRUE_DIRECTION):
         if closed := gaps.get((name, depth, "test error")):
             found[f"R of {name}"] = format_gap(closed.numbers), f"{HALF}", words.get(closed.recovers, "undecided")
     found["size or direction"] = "", "", size_or_direction(gaps, depth)
-    questions = (
-        ("bias: noise - stop-gradient", NOISE, STOP_GRADIENT, "a structured bias, not a weak signal", "no bias"),
-        (
-            "stop-gradient - frozen early blocks",
-            STOP_GRADIENT,
-            FROZEN,
-            "stop-gradient is better",
-            "not better: says nothing of early blocks",
-        ),
-    )
-    for effect, more, less, yes, no in questions:
-        change = difference(runs, depth, more, less)
-        reading = {"yes": yes, "no": no}.get(exceeds(change, MARGIN), "undecided")
-        found[effect] = format_estimate(change, digits=3), f"{MARGIN}", reading if change.values else "not asked"
+    words = {"yes": "a structured bias, not a weak signal", "no": "no structured bias"}
+    found["bias: noise - stop-gradient"] = decision(difference(runs, depth, NOISE, STOP_GRADIENT), words)
+    words = {"yes": "stop-gradient is better", "no": "not better: says nothing of early blocks"}
+    found["stop-gradient - frozen early blocks"] = decision(difference(runs, depth, STOP_GRADIENT, FROZEN), words)
     return found
+
+
+def decision(change: Estimate, words: Mapping[str, str]) -> tuple[str, str, str]:
+    """A difference in test accuracy, its margin and its reading."""
+    reading = words.get(exceeds(change, MARGIN), "undecided") if change.values else "not asked"
+    return format_estimate(change, digits=3), f"{MARGIN}", reading
 
 
 def size_or_direction(gaps: Mapping[Key, GapClosed], depth: int) -> str:

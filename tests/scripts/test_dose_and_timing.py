@@ -1,90 +1,93 @@
-"""Dose and timing: each word of its sentence on paper, bad input, its figure, and a toy run."""
+"""Dose and timing: what is done to the shortcut's gradient as columns, each decision on paper, and a toy run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 
-import figures
 from experiments import dose_and_timing
-from experiments.dose_and_timing import ARMS, Settings, differences
-from experiments.engine.answer import COINS, DOSES, PLACES, timing
-from experiments.engine.dose_rules import against_ordinary, pairs_of_coins, pairs_of_timing, sentence
-from experiments.engine.training import Training
-from tests.conditions import Ran, cells_of, outcomes, run_twice
-from tests.scripts import print_of
-from tests.test_figures import number, pick, texts
+from experiments.dose_and_timing import (
+    ARMS,
+    Settings,
+    against_residual,
+    decisions,
+    pairs_of_coins,
+    pairs_of_timing,
+    subtractions,
+    with_treatments,
+)
+from experiments.engine.conditions.catalogue import COINS, DOSES, PLACES, timing
+from experiments.engine.conditions.gap_closed import condition_table
+from experiments.engine.training.optimisation import Training
+from tests.support.conditions import TEST_SIZE, Ran, outcomes, run_twice
+from tests.support.drawings import pick
 
 EPOCHS = 10
 EVERY = (*ARMS, *DOSES, *COINS, *timing(EPOCHS), *PLACES)
 ORDINARY, WORSE = (0.09, 0.10, 0.11), (0.29, 0.30, 0.31)
 SCATTERED = (0.02, 0.10, 0.18)
-BEGINS = "paper, depth 8, n = 3: "
+WEIGHT, CUT, COIN = (
+    "smallest weight that suffices",
+    "late cut - early cut, 5 of 10 epochs",
+    "unbiased coin - biased coin, chance 0.9",
+)
 
 
-def said(**errors: Sequence[float]) -> str:
-    """The sentence where conditions have these errors (weight_0_1=..., until_epoch_5=...), residual ORDINARY and
+def decided(**errors: Sequence[float]) -> dict[str, tuple[str, str, str]]:
+    """The decisions where conditions have these errors (weight_0_1=..., until_epoch_5=...), residual ORDINARY and
     stop-gradient WORSE."""
     names = {name.replace(" ", "_").replace(",", "").replace(".", "_"): name for name in (c.name for c in EVERY)}
     given = {"residual": ORDINARY, "stop-gradient": WORSE} | {names[name]: value for name, value in errors.items()}
-    cells, conditions = cells_of(given), [c for c in EVERY if c.name in given]
-    found = against_ordinary(cells, conditions, 8)
-    return sentence(cells, found, conditions, depth=8, epochs=EPOCHS, title="paper")
+    runs, conditions = condition_table(outcomes(given), TEST_SIZE), [c for c in EVERY if c.name in given]
+    return decisions(runs, against_residual(runs, conditions, 8), conditions, depth=8, epochs=EPOCHS)
 
 
 def test_the_smallest_weight_from_which_on_all_recover() -> None:
-    text = said(weight_0_1=ORDINARY, weight_0_25=WORSE, weight_0_5=ORDINARY, weight_0_75=ORDINARY)
-    assert f"{BEGINS}ordinary training is recovered from weight 0.5 of the shortcut's gradient on" in text
-    assert "on (falls short at 0, 0.25); early and late cuts of one length were not both run; biased and unb" in text
-    text = said(weight_0_1=ORDINARY, weight_0_25=WORSE, weight_0_5=ORDINARY, weight_0_75=SCATTERED)
-    assert f"{BEGINS}no weight tested below 1 of the shortcut's gradient is shown to recover ordinary" in text
-    assert "(undecided at 0.75) (falls short at 0, 0.25);" in text
-    assert "their number, 10. One data set" in text
+    found = decided(weight_0_1=ORDINARY, weight_0_25=WORSE, weight_0_5=ORDINARY, weight_0_75=ORDINARY)
+    assert found == {WEIGHT: ("0.5", "loss x 2, 0.02", "falls short at 0, 0.25")}
+    found = decided(weight_0_1=ORDINARY, weight_0_25=WORSE, weight_0_5=ORDINARY, weight_0_75=SCATTERED)
+    none = "none below 1 is shown to recover from there on"
+    assert found[WEIGHT] == ("-", "loss x 2, 0.02", f"{none}; undecided at 0.75; falls short at 0, 0.25")
 
 
 def test_a_seed_that_is_lost_falls_short() -> None:
-    assert "(falls short at 0, 0.75)" in said(weight_0_75=ORDINARY[:2])
+    assert decided(weight_0_75=ORDINARY[:2])[WEIGHT][2].endswith("falls short at 0, 0.75")
 
 
 def test_a_training_loss_above_twice_the_ordinary_one_falls_short() -> None:
-    """A test error of 0.3 beside 0.1 is one of loss 3 beside 1 here."""
-    cells = cells_of({"residual": ORDINARY, "stop-gradient": ORDINARY})
-    cells.loc[cells["arm"] == "stop-gradient", "log train loss"] += np.log(3)
-    assert against_ordinary(cells, ARMS, 8)["stop-gradient"].verdict == "falls short"
+    runs = condition_table(outcomes({"residual": ORDINARY, "stop-gradient": ORDINARY}), TEST_SIZE)
+    assert against_residual(runs, ARMS, 8)["stop-gradient"].reading == "recovered"
+    runs.loc[runs["control"] == "stop-gradient", "log train loss"] += np.log(3)
+    assert against_residual(runs, ARMS, 8)["stop-gradient"].reading == "falls short"
 
 
 @pytest.mark.parametrize(
-    ("early", "late", "words"),
+    ("early", "late", "decision"),
     [
-        (WORSE, ORDINARY, "an early cut costs more than a late one (5 of 10 epochs, late minus early: +0.200 [+0.2"),
-        (ORDINARY, WORSE, "a late cut costs more than an early one (5 of 10 epochs, late minus early: -0.200 [-0.2"),
-        (WORSE, WORSE, "early and late cuts cost the same (5 of 10 epochs, late minus early: +0.000 [+0.000, +0.000"),
-        (SCATTERED, (0.1,) * 3, "whether early or late cuts cost more is undecided (5 of 10 epochs, late minus early:"),
-        (WORSE, (), "whether early or late cuts cost more is undecided (5 of 10 epochs, late minus early: -)"),
+        (WORSE, ORDINARY, ("+0.200 [+0.200, +0.200]", "0.02", "the early cut costs more")),
+        (ORDINARY, WORSE, ("-0.200 [-0.200, -0.200]", "0.02", "the late cut costs more")),
+        (WORSE, WORSE, ("+0.000 [+0.000, +0.000]", "0.02", "the same cost")),
+        (SCATTERED, (0.1,) * 3, ("+0.000 [-0.199, +0.199]", "0.02", "undecided")),
+        (WORSE, (), ("-", "0.02", "undecided")),
     ],
 )
-def test_early_or_late(early: Sequence[float], late: Sequence[float], words: str) -> None:
+def test_early_or_late(early: Sequence[float], late: Sequence[float], decision: tuple[str, str, str]) -> None:
     others = {"until_epoch_2": ORDINARY, "from_epoch_8": SCATTERED}
-    assert f"; {words}" in said(until_epoch_5=early, from_epoch_5=late, **others)
+    assert decided(until_epoch_5=early, from_epoch_5=late, **others)[CUT] == decision
 
 
 @pytest.mark.parametrize(
-    ("biased", "unbiased", "words"),
+    ("biased", "unbiased", "estimate", "reading"),
     [
-        (WORSE, ORDINARY, "do better than biased ones (+0.200 [+0.200, +0.200]) and recover ordinary training"),
-        (ORDINARY, WORSE, "do worse than biased ones (-0.200 [-0.200, -0.200]) and fall short of ordinary training"),
-        (WORSE, WORSE, "do as well as biased ones (+0.000 [+0.000, +0.000]) and fall short of ordinary training"),
-        (ORDINARY, SCATTERED, "are undecided against biased ones (+0.000 [-0.1"),
-        (ORDINARY, SCATTERED, "and may or may not recover ordinary training. Differences are of"),
+        (WORSE, ORDINARY, "+0.200 [+0.200, +0.200]", "unbiased is better; unbiased: recovered"),
+        (ORDINARY, WORSE, "-0.200 [-0.200, -0.200]", "unbiased is worse; unbiased: falls short"),
+        (WORSE, WORSE, "+0.000 [+0.000, +0.000]", "unbiased is as good; unbiased: falls short"),
+        (ORDINARY, SCATTERED, "+0.000 [-0.174, +0.174]", "undecided; unbiased: undecided"),
     ],
 )
-def test_biased_or_not(biased: Sequence[float], unbiased: Sequence[float], words: str) -> None:
-    text = said(biased_coin_0_9=biased, unbiased_coin_0_9=unbiased)
-    assert "; unbiased coins at chance 0.9 " in text
-    assert words in text
+def test_biased_or_not(biased: Sequence[float], unbiased: Sequence[float], estimate: str, reading: str) -> None:
+    assert decided(biased_coin_0_9=biased, unbiased_coin_0_9=unbiased)[COIN] == (estimate, "0.02", reading)
 
 
 def test_cuts_of_one_length_are_paired() -> None:
@@ -93,84 +96,32 @@ def test_cuts_of_one_length_are_paired() -> None:
     assert pairs_of_timing([c for c in EVERY if c.name != "from epoch 8"], EPOCHS).keys() == {5, 8}
     assert pairs_of_timing(timing(1), 1) == {}
     assert pairs_of_coins(EVERY) == {x: (f"biased coin, {x}", f"unbiased coin, {x}") for x in (0.5, 0.9)}
-    assert pairs_of_coins(EVERY[:-1][: len(ARMS) + len(DOSES) + 3]).keys() == {0.5}
-    minus = differences(EVERY, EPOCHS)
+    assert pairs_of_coins(EVERY[: len(ARMS) + len(DOSES) + 3]).keys() == {0.5}
+    minus = subtractions(EVERY, EPOCHS)
     assert minus["minus the early cut"]["from epoch 8"] == "until epoch 2"
     assert minus["minus the biased coin"]["unbiased coin, 0.5"] == "biased coin, 0.5"
+
+
+def test_a_condition_s_treatment_and_amount_are_columns() -> None:
+    found = with_treatments(outcomes({c.name: ORDINARY for c in EVERY}), EVERY)
+    by_name = found.drop_duplicates("control").set_index("control")
+    assert by_name.loc[[arm.name for arm in ARMS], ["treatment", "amount"]].isna().all(axis=None)
+    rows = {
+        str(name): (row["treatment"], row["amount"])
+        for name, row in by_name.drop([arm.name for arm in ARMS]).iterrows()
+    }
+    wanted = {f"weight {w:g}": ("weight", w) for w in (0.1, 0.25, 0.5, 0.75)}
+    wanted |= {f"{kind} coin, {c}": (f"{kind} coin", c) for c in (0.5, 0.9) for kind in ("biased", "unbiased")}
+    wanted |= {f"{when} epoch {e}": (f"{when} epoch", e) for e in (2, 5, 8) for when in ("until", "from")}
+    wanted |= {f"stage {n}": ("stage", n) for n in (1, 2, 3)}
+    wanted |= {f"every {n}. block": ("every n-th block", n) for n in (2, 3)}
+    assert rows == wanted
 
 
 def test_which_conditions_there_are() -> None:
     assert [c.name for c in Settings().chosen()] == [c.name for c in EVERY]
     short = Settings(training=Training(epochs=4), conditions=("until epoch 2",)).chosen()
     assert [c.name for c in short] == ["residual", "stop-gradient", "plain", "until epoch 2"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--conditions", "weight 0.2"], "--conditions: unknown 'weight 0.2'; choose from residual, stop-gradient,"),
-        (["--epochs", "4", "--conditions", "until epoch 5"], "unknown 'until epoch 5'; choose from"),
-        (["--depths", "9"], "--depths 9: depth 9 is not 6n + 2"),
-        (["--tuning-seeds", "0"], "--tuning-seeds 0: that seed is reported; choose learning rates on others"),
-    ],
-)
-def test_a_users_mistake_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = print_of("dose_and_timing", arguments, capsys, status=2)
-    assert (message in shown, len(shown.splitlines())) == (True, 1)
-    assert not list(tmp_path.iterdir())
-
-
-def drawn(axis: Axes) -> dict[float, tuple[str, list[float]]]:
-    """A panel's points by where their middle one stands: their marker and values."""
-    points = [line for line in axis.lines if line.get_linestyle() == "None"]
-    return {
-        round(float(np.mean(np.asarray(line.get_xdata(), float))), 6): (
-            str(line.get_marker()),
-            np.asarray(line.get_ydata()).tolist(),
-        )
-        for line in points
-    }
-
-
-def test_every_condition_stands_in_its_panel() -> None:
-    errors = {c.name: [number(c.name, seed) / 2 for seed in range(3)] for c in EVERY}
-    table = outcomes(errors, arm="residual")
-    axes = figures.dose_and_timing(table)
-    assert axes.shape == (2, 4)
-    assert [axis.get_yscale() for axis in axes[:, 0]] == ["linear", "log"]
-    weights = {0.1: "weight 0.1", 0.25: "weight 0.25", 0.5: "weight 0.5", 0.75: "weight 0.75"}
-    coins = {-0.2: "biased coin, 0.5", 0.2: "unbiased coin, 0.5", 0.8: "biased coin, 0.9", 1.2: "unbiased coin, 0.9"}
-    epochs = {i + s: f"{w} epoch {e}" for i, e in enumerate((2, 5, 8)) for s, w in ((-0.2, "until"), (0.2, "from"))}
-    panels = (weights | {0: "stop-gradient", 1: "residual"}, coins, epochs, dict(enumerate(c.name for c in PLACES)))
-    for row, (split, quantity) in enumerate((("test", "accuracy"), ("train", "loss"))):
-        rows = pick(table, split=split, quantity=quantity)
-        for axis, places in zip(axes[row], panels, strict=True):
-            found = drawn(axis)
-            assert sorted(found) == pytest.approx(sorted(places))
-            for x, name in places.items():
-                assert found[round(x, 6)][1] == pick(rows, control=name)["value"].tolist()
-            lines = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() != "None"]
-            assert lines == [pick(rows, control=arm.name)["value"].mean() for arm in ARMS]
-    assert [text.get_text() for text in axes[1, 1].get_xticklabels()] == ["0.5", "0.9"]
-    assert [text.get_text() for text in axes[1, 2].get_xticklabels()] == ["2", "5", "8"]
-    assert [text.get_text() for text in axes[1, 3].get_xticklabels()][2:4] == ["stage 3", "every 2."]
-    assert {drawn(axes[0, 2])[x][0] for x in (-0.2, 0.8, 1.8)} == {"<"}  # an arrow back: until
-    legend = [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()]
-    assert legend[3:] == ["biased coin", "unbiased coin", "cut until an epoch", "cut from an epoch on"]
-    assert "each of 3 seeds" in texts(axes[0, 0].figure)
-
-
-def test_few_conditions_need_few_panels() -> None:
-    axes = figures.dose_and_timing(outcomes({"residual": [0.1], "weight 0.5": [0.2], "stage 3": [0.3]}, arm="residual"))
-    assert axes.shape == (2, 2)
-    assert [axis.get_xlabel() for axis in axes[1]] == ["weight of the\nshortcut's gradient", "cut shortcuts"]
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +139,7 @@ def test_a_toy_run_writes_every_condition(ran: Ran) -> None:
     aligned = pick(pd.read_csv(ran.folder / "alignment.csv"), epoch=0, block="layer1.0", quantity="cosine", seed=0)
     cosines = aligned.set_index("control")["value"]
     assert cosines["stop-gradient"] < cosines["weight 0.5"] < cosines["residual"]
-    assert {file.stem for file in (ran.folder / "figures").iterdir()} == {"dose_and_timing_8", "recovery_scores"}
-    assert "depth 8, n = 2: no weight tested below 1 of the shortcut's gradient is shown to recover" in ran.shown
-    assert "(undecided at 0, 0.5); early and late cuts of one length were not both run; biased and unbia" in ran.shown
-
-
-def test_a_second_call_repeats_no_cell(ran: Ran) -> None:
-    assert not ran.repeated
-    assert "10 of 10 cells are already done" in ran.log
-    assert ran.again == ran.shown
+    drawn = pd.read_csv(ran.folder / "figures" / "dose_and_timing_8.csv")
+    assert set(pick(drawn, treatment="unbiased coin", amount=0.5)["control"]) == {"unbiased coin, 0.5"}
+    assert "Decisions: digits 8x8, depth 8, n = 2" in ran.shown
+    assert "loss x 2, 0.02" in ran.shown

@@ -1,30 +1,36 @@
-"""Magnitude or direction: each word of its sentence on paper, bad input, its figures, and a toy run."""
+"""Magnitude or direction: each of its decisions on paper, and a toy run."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-import figures
 from experiments import magnitude_or_direction
-from experiments.engine.answer import AS_THEY_ARE, MAGNITUDE
-from experiments.engine.condition_scores import scores
-from experiments.engine.explanation import FROZEN, NOISE, TRUE_DIRECTION, TRUE_NORMS, bias, learning, sentence
-from experiments.magnitude_or_direction import CONDITIONS, GROUPS, subtractions
-from tests.conditions import Ran, cells_of, outcomes, run_twice
-from tests.scripts import print_of
-from tests.test_figures import drawn_y, lines_of, number, pick, texts
+from experiments.engine.conditions.catalogue import MAGNITUDE, UNMODIFIED_ARMS
+from experiments.engine.conditions.gap_closed import condition_table, gaps_closed
+from experiments.magnitude_or_direction import (
+    CONDITIONS,
+    FROZEN,
+    GROUPS,
+    NOISE,
+    TRUE_DIRECTION,
+    TRUE_NORMS,
+    decisions,
+    subtractions,
+)
+from tests.support.conditions import TEST_SIZE, Ran, outcomes, run_twice
+from tests.support.drawings import pick
 
-EVERY = (*AS_THEY_ARE, *MAGNITUDE)
 # R of stop-gradient 0.25, with true norms 0.1, the true direction at its norms 0.9.
 ERRORS = {
     "residual": 0.1, "stop-gradient": 0.7, "plain": 0.9, TRUE_NORMS: 0.82, TRUE_DIRECTION: 0.18, NOISE: 0.4,
     FROZEN: 0.75,
 }  # fmt: skip
 SHIFTS = np.array([-0.01, 0.0, 0.01])
+SCATTERED = (0.2, 0.5, 0.8)  # R from nearly 0 to nearly 1
+BIAS, EARLY = "bias: noise - stop-gradient", "stop-gradient - frozen early blocks"
 
 
 def by_seed(**changes: Sequence[float] | float) -> dict[str, Sequence[float]]:
@@ -35,76 +41,76 @@ def by_seed(**changes: Sequence[float] | float) -> dict[str, Sequence[float]]:
     return {name: np.ravel(value + SHIFTS * np.isscalar(value)).tolist() for name, value in errors.items()}
 
 
-def said(errors: dict[str, Sequence[float]]) -> str:
-    cells = cells_of(errors)
-    conditions = [condition for condition in EVERY if condition.name in errors]
-    return sentence(cells, scores(cells, conditions, [8]), depth=8, title="paper")
+def decided(errors: dict[str, Sequence[float]]) -> dict[str, tuple[str, str, str]]:
+    runs = condition_table(outcomes(errors), TEST_SIZE)
+    conditions = [condition for condition in (*UNMODIFIED_ARMS, *MAGNITUDE) if condition.name in errors]
+    return decisions(runs, gaps_closed(runs, conditions, [8]), 8)
 
 
-def test_the_sentence_on_paper() -> None:
-    text = said(by_seed())
-    assert text.startswith("paper, depth 8, n = 3: it is the gradient's direction (R of stop-gradient as it is 0.25 [")
-    assert "with true norms 0.10 [0.10, 0.10], the true direction at its norms 0.90 [0.90, 0.90])" in text
-    assert (
-        "; it is a structured bias, not a weak signal (true gradient and noise, minus stop-gradient: +0.300 [" in text
-    )
-    assert "; stop-gradient beats networks whose early blocks never learn (+0.050 [+0.050, +0.050]). The whole" in text
-
-
-SCATTERED = (0.2, 0.5, 0.8)  # R from nearly 0 to nearly 1
+def test_the_decisions_on_paper() -> None:
+    found = decided(by_seed())
+    estimate, margin, reading = found["R of stop-gradient"]
+    assert (estimate[:6], margin, reading) == ("0.25 [", "0.5", "less than half")
+    assert found[f"R of {TRUE_NORMS}"] == ("0.10 [0.10, 0.10]", "0.5", "less than half")
+    assert found[f"R of {TRUE_DIRECTION}"] == ("0.90 [0.90, 0.90]", "0.5", "more than half")
+    assert found["size or direction"] == ("", "", "the gradient's direction")
+    assert found[BIAS] == ("+0.300 [+0.300, +0.300]", "0.02", "a structured bias, not a weak signal")
+    assert found[EARLY] == ("+0.050 [+0.050, +0.050]", "0.02", "stop-gradient is better")
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "reading"),
     [
-        ({"stop": 0.2}, "stop-gradient recovers as it is, and nothing is left to explain ("),
-        ({"true_norms": 0.2}, "it is the gradient's size ("),
-        ({"true_norms": 0.2, "true_direction": 0.8}, "it is the gradient's size ("),
-        ({}, "it is the gradient's direction ("),
-        ({"true_direction": 0.8}, "size or direction is undecided ("),
-        ({"true_norms": SCATTERED}, "size or direction is undecided ("),
-        ({"true_direction": SCATTERED}, "size or direction is undecided ("),
-        ({"plain": 0.1}, "size or direction cannot be told (no degradation to explain)"),
-        ({"true_norms": (math.nan,) * 3}, "size or direction is undecided ("),
+        ({"stop": 0.2}, "stop-gradient recovers by itself: nothing is left to explain"),
+        ({"true_norms": 0.2}, "the gradient's size"),
+        ({"true_norms": 0.2, "true_direction": 0.8}, "the gradient's size"),
+        ({}, "the gradient's direction"),
+        ({"true_direction": 0.8}, "undecided"),
+        ({"true_norms": SCATTERED}, "undecided"),
+        ({"true_direction": SCATTERED}, "undecided"),
+        ({"plain": 0.1}, "cannot be read: no degradation to explain"),
+        ({"true_norms": (math.nan,) * 3}, "undecided"),
     ],
 )
-def test_size_or_direction(changes: dict[str, float | Sequence[float]], word: str) -> None:
-    assert f"n = 3: {word}" in said(by_seed(**changes))
+def test_size_or_direction(changes: dict[str, float | Sequence[float]], reading: str) -> None:
+    assert decided(by_seed(**changes))["size or direction"][2] == reading
 
 
 def test_what_was_not_run_is_not_asked() -> None:
-    text = said({name: by_seed()[name] for name in ("residual", "stop-gradient", "plain")})
-    assert f"size or direction is not asked without {TRUE_NORMS}, {TRUE_DIRECTION}; bias is not asked without" in text
-    assert "frozen early blocks are not compared without a seed of both them and stop-gradient" in text
-    assert "cannot be told (fewer than three seeds)" in said({n: errors[:2] for n, errors in by_seed().items()})
+    found = decided({name: by_seed()[name] for name in ("residual", "stop-gradient", "plain")})
+    assert found["size or direction"][2] == f"not asked without {TRUE_NORMS}, {TRUE_DIRECTION}"
+    assert found[BIAS] == found[EARLY] == ("-", "0.02", "not asked")
+    assert f"R of {TRUE_NORMS}" not in found
+    two = decided({name: errors[:2] for name, errors in by_seed().items()})
+    assert two["size or direction"][2] == "cannot be read: fewer than three seeds"
+    assert two["R of stop-gradient"] == ("fewer than three seeds", "0.5", "undecided")
+    assert two[BIAS] == ("+0.300 (+0.300, +0.300)", "0.02", "undecided")
 
 
 @pytest.mark.parametrize(
-    ("noise", "word"),
+    ("noise", "reading"),
     [
-        (0.4, "it is a structured bias, not a weak signal"),
-        (0.69, "it is no structured bias"),
-        (0.8, "it is no structured bias"),
-        (SCATTERED, "whether it is a structured bias is undecided"),
+        (0.4, "a structured bias, not a weak signal"),
+        (0.69, "no structured bias"),
+        (0.8, "no structured bias"),
+        (SCATTERED, "undecided"),
     ],
 )
-def test_bias(noise: float | Sequence[float], word: str) -> None:
-    assert bias(cells_of(by_seed(noise=noise)), 8).startswith(f"{word} (true gradient and noise, minus stop-gradient:")
+def test_bias(noise: float | Sequence[float], reading: str) -> None:
+    assert decided(by_seed(noise=noise))[BIAS][2] == reading
 
 
 @pytest.mark.parametrize(
-    ("frozen", "word"),
+    ("frozen", "reading"),
     [
-        (0.8, "stop-gradient beats networks"),
-        (0.71, "stop-gradient does not beat networks"),
-        (0.2, "stop-gradient does not beat networks"),
-        (SCATTERED, "it is undecided whether stop-gradient beats networks"),
+        (0.8, "stop-gradient is better"),
+        (0.71, "not better: says nothing of early blocks"),
+        (0.2, "not better: says nothing of early blocks"),
+        (SCATTERED, "undecided"),
     ],
 )
-def test_learning(frozen: float | Sequence[float], word: str) -> None:
-    text = learning(cells_of(by_seed(frozen=frozen)), 8)
-    assert text.startswith(f"{word} whose early blocks never learn (")
-    assert text.endswith("), and so says nothing of early blocks") == ("does not" in word)
+def test_early_blocks(frozen: float | Sequence[float], reading: str) -> None:
+    assert decided(by_seed(frozen=frozen))[EARLY][2] == reading
 
 
 def test_conditions_are_compared_with_stop_gradient_of_their_optimiser() -> None:
@@ -117,74 +123,6 @@ def test_conditions_are_compared_with_stop_gradient_of_their_optimiser() -> None
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(
         condition.name for condition in CONDITIONS
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--conditions", "dropout"], "--conditions: unknown 'dropout'; choose from residual, stop-gradient, gr"),
-        (["--conditions", "plain", "plain"], "--conditions: got plain plain; give one or more, each once"),
-        (["--depths", "9"], "--depths 9: depth 9 is not 6n + 2"),
-        (["--seeds", "100"], "--tuning-seeds 100: that seed is reported; choose learning rates on others"),
-    ],
-)
-def test_a_users_mistake_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = print_of("magnitude_or_direction", arguments, capsys, status=2)
-    assert (message in shown, len(shown.splitlines())) == (True, 1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_row_of_the_figure_is_a_condition_in_its_arm_s_colour() -> None:
-    errors = {c.name: [number(c.name, seed) / 2 for seed in range(3)] for c in CONDITIONS}
-    arms = {condition.name: condition.arm for condition in CONDITIONS}
-    table = pd.concat([outcomes(errors), outcomes(errors, depth=14)])
-    table = table.assign(arm=table["control"].map(arms))
-    lost = (table["control"] == "plain, sign") & (table["depth_total"] == 14)
-    axes = figures.conditions(table[~lost], groups=GROUPS)
-    names = [text.get_text() for text in axes[0, 0].get_yticklabels()]
-    assert names == [name for group in GROUPS.values() for name in group]
-    place = dict(zip(names, axes[0, 0].get_yticks(), strict=True))
-    for name, arm in arms.items():
-        drawn = [line for line in lines_of(axes[0, 0], arm)[1] if abs(drawn_y(line)[0] - place[name]) < 0.5]
-        assert drawn[0].get_xdata() == pytest.approx([1 - error for error in errors[name]])
-    crosses = [[line for line in axis.lines if line.get_marker() == "x"] for axis in axes[0]]
-    assert [len(found) for found in crosses] == [0, 1]
-    assert crosses[1][0].get_ydata()[0] == place["plain, sign"]
-    shown = texts(axes[0, 0].figure)
-    assert all(title in shown for title in GROUPS)
-    assert "each of 3 seeds; ×: no value" in shown
-
-
-def recovered(name: str, values: dict[str, float], outcome: str = "test error") -> pd.DataFrame:
-    rows = [{"control": name, "arm": "stop-gradient", "depth_total": 8, "outcome": outcome}] * len(values)
-    return pd.DataFrame(rows).assign(quantity=list(values), value=list(values.values()))
-
-
-def test_scores_are_cut_at_the_border_and_what_lacks_is_said() -> None:
-    inside = recovered("a", {"R": 0.5, "R low": 0.25, "R high": 0.75, "n": 3})
-    whole = pd.concat([inside, recovered("a", {"R": 0.4, "R low": 0.3, "R high": 0.6, "n": 3}, "log train loss")])
-    axes = figures.recovery_scores(whole)
-    full, hollow = (line for line in axes[0, 0].lines if len(line.get_xdata()) == 1)
-    assert (full.get_xdata()[0], full.get_fillstyle()) == (0.5, "full")
-    assert (hollow.get_xdata()[0], hollow.get_fillstyle()) == (0.4, "none")
-    bar = axes[0, 0].collections[0].get_segments()[0]
-    assert bar[:, 0].tolist() == [0.25, 0.75]
-    shown = texts(axes[0, 0].figure)
-    assert "intervals over n = 3 seeds" in shown.replace("\n", " ")
-    assert "cut at" not in shown
-    assert "no mark" not in shown
-    wide = figures.recovery_scores(pd.concat([whole, recovered("b", {"R": 3.0, "R low": 1.5, "R high": 9.0, "n": 3})]))
-    assert 2.0 in [line.get_xdata()[0] for line in wide[0, 0].lines if len(line.get_xdata()) == 1]
-    assert "cut at -1 and 2" in texts(wide[0, 0].figure)
-    none = figures.recovery_scores(pd.concat([whole, recovered("b", {"n": 3})]))
-    assert "no mark: no degradation to explain, or too few seeds" in texts(none[0, 0].figure).replace("\n", " ")
 
 
 @pytest.fixture(scope="module")
@@ -204,14 +142,9 @@ def test_a_toy_run_exchanges_what_it_says(ran: Ran) -> None:
     results = pd.read_csv(ran.folder / "outcomes.csv")
     assert set(results["control"]) == {"residual", "stop-gradient", "plain", TRUE_NORMS, FROZEN}
     assert len(pick(results, split="test", quantity="accuracy")) == 5 * 2
-    rates = pd.read_csv(ran.folder / "scores.csv")
-    assert set(rates["control"]) == set(results["control"])
-    drawn = {file.stem for file in (ran.folder / "figures").iterdir()}
-    assert drawn == {"magnitude_or_direction", "recovery_scores"}
-    assert "n = 2: size or direction is not asked without true direction, stop-gradient norms; bias is" in ran.shown
-
-
-def test_a_second_call_repeats_no_cell(ran: Ran) -> None:
-    assert not ran.repeated
-    assert "10 of 10 cells are already done" in ran.log
-    assert ran.again == ran.shown
+    gaps = pd.read_csv(ran.folder / "scores.csv")
+    assert set(gaps["control"]) == set(results["control"])
+    assert {file.suffix for file in (ran.folder / "figures").glob("magnitude_or_direction.*")} == {
+        ".csv", ".pdf", ".png",
+    }  # fmt: skip
+    assert "Decisions: digits 8x8, depth 8, n = 2" in ran.shown
