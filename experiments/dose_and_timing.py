@@ -6,30 +6,49 @@ Arpit et al. 2018, arXiv 1810.03023), biased, or unbiased by what spared shortcu
 from it on; nothing in one stage, or in every k-th block. Each condition is trained at its own best learning rate,
 chosen by validation on other seeds.
 
-Writes tables, figures and the search to OUT/dose_and_timing, cells to OUT/answer, and repeats none of them.
+Writes tables, figures and the search to OUT/dose_and_timing, runs to OUT/answer; finished runs are not repeated.
 """
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 import figures
-from experiments.engine.answer import COINS, DOSES, PLACES, PLAIN, RESIDUAL, STOP, timing
-from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import SEARCHED, left_out, show_conditions, show_differences, show_scores
-from experiments.engine.condition_scores import choose, condition_table, score_table, scores
-from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
-from experiments.engine.data import load
-from experiments.engine.dose_rules import against_ordinary, pairs_of_coins, pairs_of_timing, sentence
-from experiments.engine.ending import nothing_came_out, show_files, terminal
-from experiments.engine.grid import Cell, write_aside
-from experiments.engine.recovery_ending import show_changes
-from experiments.engine.training import Training
+from experiments.engine.conditions.catalogue import COINS, DOSES, PLACES, PLAIN, RESIDUAL, STOP_GRADIENT, timing
+from experiments.engine.conditions.conditions import Condition, ConditionSettings, choose
+from experiments.engine.conditions.controls import Cut
+from experiments.engine.conditions.gap_closed import condition_table, difference, differences, gap_table, gaps_closed
+from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting.conditions import (
+    SEARCHED,
+    diverged_note,
+    show_conditions,
+    show_differences,
+    show_gaps_closed,
+)
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_changes,
+    show_decisions,
+    show_files,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import Tables, ordered
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.equivalence import Comparison, compare, smallest_sufficient
+from experiments.engine.statistics.estimates import MARGIN, classify
+from experiments.engine.training.data import load
+from experiments.engine.training.optimisation import Training
 
 EXPERIMENT = "dose_and_timing"
-ARMS = tuple(Condition(arm, arm) for arm in (RESIDUAL, STOP, PLAIN))
+ARMS = tuple(Condition(arm, arm) for arm in (RESIDUAL, STOP_GRADIENT, PLAIN))
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ class Settings(ConditionSettings):
     def chosen(self) -> tuple[Condition, ...]:
         """The conditions to run."""
         every = (*ARMS, *DOSES, *COINS, *timing(self.training.epochs), *PLACES)
-        return choose(self.conditions, every, always=(STOP,))
+        return choose(self.conditions, every, always=(STOP_GRADIENT,))
 
 
 QUICK = Settings(
@@ -63,54 +82,155 @@ QUICK = Settings(
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    bench = Bench(settings, load(settings.data))
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    conditions = settings.chosen()
-    rates = bench.best_rates(conditions, settings.depths, folder / "tuning")
-    cells = bench.cells(conditions, settings.depths, settings.seeds, rates)
-    tables, diverged = bench.run(cells, conditions, folder)
-    finish(tables, diverged, conditions, rates, bench, folder)
+    runner = ConditionRunner(settings, load(settings.data))
+    output, conditions = settings.output(EXPERIMENT), settings.chosen()
+    tables, diverged, rates = runner.train_at_best_rates(conditions, output)
+    report(tables, diverged, rates, conditions, runner, output)
 
 
-def finish(
-    tables: dict[str, pd.DataFrame],
-    diverged: Sequence[Cell],
-    conditions: Sequence[Condition],
+def report(
+    tables: Tables,
+    diverged: Sequence[Run],
     rates: Rates,
-    bench: Bench,
-    folder: Path,
+    conditions: Sequence[Condition],
+    runner: ConditionRunner,
+    output: Output,
 ) -> None:
-    """Draw the figures, and print what came out."""
-    console, dataset, depths = terminal(), bench.dataset, sorted(bench.settings.depths)
-    epochs = bench.settings.training.epochs
-    if nothing_came_out(console, tables, folder, advice=SEARCHED):
+    """Write the gaps closed, draw the figures, and print the results."""
+    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    epochs = runner.settings.training.epochs
+    if all_diverged(console, tables, output, advice=SEARCHED):
         return
-    outcomes = tables["outcomes"]
-    cells = condition_table(outcomes, len(dataset.splits["test"][1]))
-    found = scores(cells, conditions, depths)
-    write_aside(folder / "scores.csv", of_all := score_table(found, conditions))
-    for depth in sorted(outcomes["depth_total"].unique()):
-        of_depth = outcomes[outcomes["depth_total"] == depth]
-        figures.save(figures.dose_and_timing(of_depth), of_depth, folder / "figures", f"{EXPERIMENT}_{depth}")
-    figures.save(figures.gap_closed(of_all), of_all, folder / "figures", "recovery_scores")
-    show_conditions(console, outcomes, cells, conditions, diverged, len(dataset.classes))
-    show_scores(console, found, rates)
+    outcomes, names = tables["outcomes"], [condition.name for condition in conditions]
+    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    output.table("scores", scores := gap_table(gaps_closed(runs, conditions, depths), conditions))
+    drawn = with_treatments(outcomes, conditions)
+    for depth in sorted(drawn["depth_total"].unique()):
+        at_depth = drawn[drawn["depth_total"] == depth]
+        save_figure(output, figures.dose_and_timing(at_depth), at_depth, f"{EXPERIMENT}_{depth}")
+    save_figure(output, figures.gap_closed(scores), scores, "gap_closed")
+    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+    show_gaps_closed(console, scores, rates)
+    comparisons = {depth: against_residual(runs, conditions, depth) for depth in depths}
     for depth in depths:
-        comparisons = against_ordinary(cells, conditions, depth)
-        show_changes(console, list(comparisons.values()), where=f" at depth {depth}")
-    show_differences(console, cells, depths, differences(conditions, epochs))
-    show_files(console, folder)
-    verdicts = against_ordinary(cells, conditions, depths[-1])
-    said = sentence(cells, verdicts, conditions, depth=depths[-1], epochs=epochs, title=dataset.title)
-    console.print(said + left_out(diverged))
+        show_changes(console, list(comparisons[depth].values()), where=f" at depth {depth}")
+    show_differences(console, differences(runs, depths, subtractions(conditions, epochs)))
+    show_files(console, output)
+    deepest = comparisons[depths[-1]]
+    n = max((comparison.pairs for comparison in deepest.values()), default=0)
+    title = f"{dataset.title}, depth {depths[-1]}, n = {n}"
+    show_decisions(console, decisions(runs, deepest, conditions, depth=depths[-1], epochs=epochs), title=title)
+    console.print(
+        "Differences are of test accuracy. One data set, one budget, each condition's best learning rate."
+        f"{diverged_note(diverged)}"
+    )
 
 
-def differences(conditions: Sequence[Condition], epochs: int) -> dict[str, dict[str, str]]:
+def treatment(cut: Cut | None) -> tuple[str | None, float]:
+    """What is done to the shortcuts' gradient, and the number that tells such conditions apart; (None, nan) for an
+    unmodified arm."""
+    if cut is None:
+        return None, math.nan
+    if cut.chance < 1:
+        return "unbiased coin" if cut.unbiased else "biased coin", cut.chance
+    if cut.end is not None:
+        return "until epoch", cut.end
+    if cut.begin > 0:
+        return "from epoch", cut.begin
+    if cut.stage is not None:
+        return "stage", cut.stage
+    return ("every n-th block", cut.every) if cut.every > 1 else ("weight", cut.weight)
+
+
+def with_treatments(outcomes: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
+    """The outcomes with columns treatment and amount, from the conditions' cuts."""
+    found = {condition.name: treatment(condition.control.cut) for condition in conditions}
+    columns = list(zip(*outcomes["control"].map(found), strict=True))
+    return ordered(outcomes.assign(treatment=columns[0], amount=columns[1]))
+
+
+def against_residual(runs: pd.DataFrame, conditions: Sequence[Condition], depth: int) -> dict[str, Comparison]:
+    """Each condition that cuts, against the residual network."""
+    at_depth = runs[runs["depth_total"] == depth]
+    cutting = [c.name for c in conditions if c.control.cut is not None or c.name == STOP_GRADIENT]
+    return {name: compare(at_depth, name, 0, by="control") for name in cutting}
+
+
+def by_treatment(conditions: Sequence[Condition]) -> dict[str, dict[float, str]]:
+    """Names of conditions, by treatment and amount; stop-gradient is weight 0."""
+    found = defaultdict[str, dict[float, str]](dict)
+    for condition in conditions:
+        kind, amount = ("weight", 0.0) if condition.name == STOP_GRADIENT else treatment(condition.control.cut)
+        if kind:
+            found[kind][amount] = condition.name
+    return found
+
+
+def pairs_of_timing(conditions: Sequence[Condition], epochs: int) -> dict[float, tuple[str, str]]:
+    """By the number of epochs that are cut: the condition that is cut so long from the first epoch on, and the one that
+    is cut so long up to the last."""
+    named = by_treatment(conditions)
+    return paired(named["until epoch"], {epochs - begin: name for begin, name in named["from epoch"].items()})
+
+
+def pairs_of_coins(conditions: Sequence[Condition]) -> dict[float, tuple[str, str]]:
+    """By the coin's chance: the biased condition, and the unbiased one."""
+    named = by_treatment(conditions)
+    return paired(named["biased coin"], named["unbiased coin"])
+
+
+def paired(first: Mapping[float, str], second: Mapping[float, str]) -> dict[float, tuple[str, str]]:
+    """The names of both, by the numbers that both have."""
+    return {number: (first[number], second[number]) for number in sorted(first.keys() & second.keys())}
+
+
+def subtractions(conditions: Sequence[Condition], epochs: int) -> dict[str, dict[str, str]]:
     """Cuts of one length, late minus early; coins of one chance, unbiased minus biased."""
-    late = {late: early for early, late in pairs_of_timing(conditions, epochs).values()}
-    unbiased = {unbiased: biased for biased, unbiased in pairs_of_coins(conditions).values()}
-    return {"minus the early cut": late, "minus the biased coin": unbiased}
+    pairs = {
+        "minus the early cut": pairs_of_timing(conditions, epochs),
+        "minus the biased coin": pairs_of_coins(conditions),
+    }
+    return {title: {more: less for less, more in of.values()} for title, of in pairs.items()}
+
+
+# How much, when, and how surely. The rules and their margins were fixed before any result was seen.
+def decisions(
+    runs: pd.DataFrame,
+    comparisons: Mapping[str, Comparison],
+    conditions: Sequence[Condition],
+    *,
+    depth: int,
+    epochs: int,
+) -> dict[str, tuple[str, str, str]]:
+    """By effect: its estimate, its margin and its reading: the smallest weight from which on all recover, a late cut
+    against an early one of the same length (the one nearest to half of training), and unbiased coins against biased."""
+    readings = {weight: comparisons[name].reading for weight, name in by_treatment(conditions)["weight"].items()}
+    found = {"smallest weight that suffices": smallest_weight(readings)}
+    if cuts := pairs_of_timing(conditions, epochs):
+        length = min(cuts, key=lambda length: abs(length - epochs / 2))
+        early, late = cuts[length]
+        words = {"above": "the early cut costs more", "below": "the late cut costs more", "within": "the same cost"}
+        change = difference(runs, depth, late, early)
+        reading = words.get(classify(change, MARGIN), "undecided")
+        effect = f"late cut - early cut, {length:g} of {epochs} epochs"
+        found[effect] = format_estimate(change, digits=3), f"{MARGIN}", reading
+    words = {"above": "unbiased is better", "below": "unbiased is worse", "within": "unbiased is as good"}
+    for chance, (biased, unbiased) in pairs_of_coins(conditions).items():
+        change = difference(runs, depth, unbiased, biased)
+        reading = f"{words.get(classify(change, MARGIN), 'undecided')}; unbiased: {comparisons[unbiased].reading}"
+        effect = f"unbiased coin - biased coin, chance {chance:g}"
+        found[effect] = format_estimate(change, digits=3), f"{MARGIN}", reading
+    return found
+
+
+def smallest_weight(readings: Mapping[float, str]) -> tuple[str, str, str]:
+    """From which weight on, up to 1, ordinary training is recovered; the weights at which it is not."""
+    first = smallest_sufficient(list(readings), [reading == "recovered" for reading in readings.values()])
+    parts = [] if first is not None else ["none below 1 is shown to recover from there on"]
+    for word in ("undecided", "falls short"):
+        which = [f"{weight:g}" for weight, reading in sorted(readings.items()) if reading == word]
+        parts += [f"{word} at {', '.join(which)}"] * bool(which)
+    return "-" if first is None else f"{first:g}", f"loss x 2, {MARGIN}", "; ".join(parts)
 
 
 if __name__ == "__main__":

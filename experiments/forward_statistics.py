@@ -9,34 +9,69 @@ Each network and arm has its own best learning rate, chosen by validation on oth
 An arm whose network is dead, in which nothing but the classifier's bias ever receives a gradient, is not trained: such
 are networks whose branches begin at zero, without their shortcuts' values.
 
-Writes tables, figures and the search to OUT/forward_statistics, cells to OUT/answer, and repeats none of them.
+Writes tables, figures and the search to OUT/forward_statistics, runs to OUT/answer; finished runs are not repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import pandas as pd
+import torch.nn.functional as F
 import tyro
 
 import figures
-from experiments.engine.answer import FORWARDS, on_networks
-from experiments.engine.command import check_choice, make_folder, run_script
-from experiments.engine.condition_ending import left_out, show_conditions, show_scores
-from experiments.engine.condition_scores import Key, condition_table, score_table, scores
-from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
-from experiments.engine.data import load
-from experiments.engine.dead import is_dead
-from experiments.engine.ending import nothing_came_out, show_files, terminal
-from experiments.engine.forward_reading import MIXED, sentence
-from experiments.engine.grid import Cell, write_aside
-from experiments.engine.network_effects import measured
-from experiments.engine.networks import NETWORKS, nearest_depth
-from experiments.engine.score import Recovery
-from experiments.engine.settings import check_each_once
-from experiments.engine.training import Training
+from experiments.engine.conditions.catalogue import (
+    FORWARDS,
+    GRADIENT_ONLY,
+    PLAIN,
+    RESIDUAL,
+    STOP_GRADIENT,
+    on_networks,
+)
+from experiments.engine.conditions.conditions import Condition, ConditionSettings
+from experiments.engine.conditions.gap_closed import (
+    HALF,
+    NO_GAP,
+    NOTHING,
+    GapClosed,
+    Key,
+    condition_table,
+    difference,
+    gap_table,
+    gaps_closed,
+)
+from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting.conditions import (
+    SEARCHED,
+    diverged_note,
+    format_gap,
+    show_conditions,
+    show_gaps_closed,
+)
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_decisions,
+    show_files,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import Tables
+from experiments.engine.running.messages import check_choice, check_unique
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import MARGIN, classify
+from experiments.engine.statistics.factorial import errors_and_losses
+from experiments.engine.training.data import Batches, Dataset, load
+from experiments.engine.training.networks import NETWORKS, nearest_depth
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.train_run import make_network, probing_batch
 
 EXPERIMENT = "forward_statistics"
+MIXED = (STOP_GRADIENT, GRADIENT_ONLY)
+OUTCOME = "test error"
 
 # Without normalisation and at full weights a block of the residual MLP multiplies its input by about 1.5: beyond some
 # ten layers no learning rate keeps it finite.
@@ -50,13 +85,13 @@ class Settings(ConditionSettings):
     network: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "resnet"
     depths: Annotated[tuple[int, ...], tyro.conf.Fixed, tyro.conf.Suppress] = (32,)
     networks: tuple[str, ...] = FORWARDS
-    """The networks, by the names of the README's list."""
+    """The networks, by name (docs/networks.md lists them)."""
     depth: int = 32
     """Layers; a network that cannot have so many has the nearest number that it can, and mlp at most 8."""
 
     def check(self) -> None:
         super().check()
-        check_each_once("--networks", self.networks)
+        check_unique("--networks", self.networks)
         for network in self.networks:
             check_choice("--networks", network, tuple(NETWORKS))
             replace(self, network=network).check_depths("--depth", self.depth_of(network))
@@ -79,70 +114,132 @@ QUICK = Settings(
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    bench = Bench(settings, load(settings.data))
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
+    runner = ConditionRunner(settings, load(settings.data))
+    output = settings.output(EXPERIMENT)
     every = on_networks(settings.networks)
-    dead = [c for c in every if is_dead(bench.cell(c, settings.depth_of(c.network), seed=0, rate=0.1), bench.dataset)]
+    first = {c: runner.run_of(c, settings.depth_of(c.network), seed=0, rate=0.1) for c in every}
+    dead = [condition for condition in every if is_dead(first[condition], runner.dataset)]
     alive = [condition for condition in every if condition not in dead]
-    rates = best_rates(bench, settings, alive)
-    cells = [
-        bench.cell(condition, depth, seed, rates[condition.name, depth])
-        for condition in alive
-        for depth in (settings.depth_of(condition.network),)
-        for seed in settings.seeds
-    ]
-    tables, diverged = bench.run(cells, alive, folder)
-    finish(tables, diverged, alive, dead, rates, bench, settings)
+    rates = best_rates(runner, settings, alive, output)
+    runs = [run for c in alive for run in runner.runs([c], [settings.depth_of(c.network)], rates)]
+    tables, diverged = runner.train(runs, output)
+    report(tables, diverged, alive, dead, rates, runner.dataset, settings, output)
 
 
-def best_rates(bench: Bench, settings: Settings, conditions: Sequence[Condition]) -> Rates:
+def is_dead(run: Run, dataset: Dataset) -> bool:
+    """Whether nothing in the run's network but the classifier's bias, its last parameter, receives a gradient at its
+    first weights, on one batch of training images.
+
+    Such a network gives all images the same outputs, and stays so where its features are zeros: ReLU passes no gradient
+    at 0, and zeros give the classifier's weights none.
+    """
+    model = make_network(run, dataset)
+    copied, images, labels = probing_batch(model, Batches(dataset, next(model.parameters()).device))
+    F.cross_entropy(copied(images), labels).backward()
+    *others, _ = copied.parameters()
+    return not any(parameter.grad is not None and parameter.grad.any() for parameter in others)
+
+
+def best_rates(runner: ConditionRunner, settings: Settings, conditions: Sequence[Condition], output: Output) -> Rates:
     """Each condition's best rate, at its network's depth."""
     found: Rates = {}
-    for depth in {settings.depth_of(condition.network): None for condition in conditions}:
+    for depth in dict.fromkeys(settings.depth_of(condition.network) for condition in conditions):
         at_depth = [condition for condition in conditions if settings.depth_of(condition.network) == depth]
-        found |= bench.best_rates(at_depth, (depth,), settings.out / EXPERIMENT / "tuning" / f"depth{depth}")
+        found |= runner.best_rates(at_depth, (depth,), output.folder / "tuning" / f"depth{depth}")
     return found
 
 
-def finish(
-    tables: dict[str, pd.DataFrame],
-    diverged: Sequence[Cell],
+def report(
+    tables: Tables,
+    diverged: Sequence[Run],
     alive: Sequence[Condition],
     dead: Sequence[Condition],
     rates: Rates,
-    bench: Bench,
+    dataset: Dataset,
     settings: Settings,
+    output: Output,
 ) -> None:
-    """Draw the figures, and print what came out."""
-    console, folder, dataset = terminal(), settings.out / EXPERIMENT, bench.dataset
-    if nothing_came_out(console, tables, folder):
+    """Write the gaps closed, draw the figures, and print the results."""
+    console = terminal()
+    if all_diverged(console, tables, output, advice=SEARCHED):
         return
-    outcomes = tables["outcomes"]
-    cells = condition_table(outcomes, len(dataset.splits["test"][1]))
-    found = scores_of_networks(cells, alive, settings)
-    drawn = measured(outcomes)
-    figures.save(figures.variants(drawn), drawn, folder / "figures", EXPERIMENT)
-    mixed = [condition for condition in alive if condition.arm in MIXED]
-    write_aside(folder / "scores.csv", of_all := score_table(found, alive))
-    of_mixed = of_all[of_all["control"].isin([condition.name for condition in mixed])]
+    outcomes, names = tables["outcomes"], [condition.name for condition in alive]
+    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    gaps = gaps_of_networks(runs, alive, settings)
+    output.table("scores", scores := gap_table(gaps, alive))
+    drawn = errors_and_losses(outcomes)
+    save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
+    of_mixed = scores[scores["arm"].isin(MIXED)]
     if of_mixed[of_mixed["quantity"] == "R"]["value"].notna().any():
-        figures.save(figures.gap_closed(of_mixed), of_mixed, folder / "figures", "recovery_scores")
-    show_conditions(console, outcomes, cells, alive, diverged, len(dataset.classes))
-    show_scores(console, found, rates)
-    show_files(console, folder)
+        save_figure(output, figures.gap_closed(of_mixed), of_mixed, "gap_closed")
+    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+    show_gaps_closed(console, scores, rates)
+    show_files(console, output)
     depths = {network: settings.depth_of(network) for network in settings.networks}
-    console.print(sentence(cells, found, depths, dead, title=dataset.title) + left_out(diverged))
+    show_decisions(console, decisions(runs, gaps, depths, dead), title=dataset.title)
+    console.print(
+        f"R: the gap in {OUTCOME} that is closed; more than half of it {count_recovering(gaps, alive)}. Differences "
+        f"are of {OUTCOME}. One data set, one budget, each condition's best rate.{diverged_note(diverged)}"
+    )
 
 
-def scores_of_networks(cells: pd.DataFrame, alive: Sequence[Condition], settings: Settings) -> dict[Key, Recovery]:
-    """R of every condition whose network learns without its shortcuts, too."""
-    found: dict[Key, Recovery] = {}
+def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: Settings) -> dict[Key, GapClosed]:
+    """The gap closed by every condition whose network learns without its shortcuts, too."""
+    found: dict[Key, GapClosed] = {}
     for network in settings.networks:
         own = [condition for condition in alive if condition.network == network]
-        if {"plain", "residual"} <= {condition.arm for condition in own}:
-            found |= scores(cells, own, (settings.depth_of(network),))
+        if {PLAIN, RESIDUAL} <= {condition.arm for condition in own}:
+            found |= gaps_closed(runs, own, (settings.depth_of(network),))
     return found
+
+
+# On how many networks does an arm close more than half of the gap? The rules were fixed before any result was seen.
+def decisions(
+    runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depths: Mapping[str, int], dead: Sequence[Condition]
+) -> dict[str, tuple[str, str, str]]:
+    """By effect: its estimate, its margin and its reading.
+
+    The gap that each arm closes on every network; where the plain network is dead there is no gap, and stop-gradient is
+    compared with residual. depths: each network's. dead: conditions that were not trained.
+    """
+    found = {}
+    lost = {network: [c.arm for c in dead if c.network == network] for network in depths}
+    names = {(c.network, c.arm): c.name for c in on_networks(tuple(depths))}
+    for arm in MIXED:
+        for network in depths:
+            if PLAIN not in lost[network]:
+                name = names[network, arm]
+                closed = gaps.get((name, depths[network], OUTCOME), NOTHING)
+                found[f"R of {name}"] = format_gap(closed.numbers), f"{HALF}", reading(closed)
+    words = {"above": "worse", "below": "better", "within": "as good"}
+    for network in depths:
+        if PLAIN in lost[network]:
+            worse = difference(runs, depths[network], names[network, STOP_GRADIENT], names[network, RESIDUAL], OUTCOME)
+            word = words.get(classify(worse, MARGIN), "undecided") if worse.values else "no seed has both"
+            found[f"{network}: stop-gradient - residual"] = (
+                format_estimate(worse, digits=3),
+                f"{MARGIN}",
+                f"{word}; {' and '.join(lost[network])} dead by construction: no R",
+            )
+    return found
+
+
+def reading(closed: GapClosed) -> str:
+    """On which side of one half the whole interval lies."""
+    if closed.note == NO_GAP:
+        return NO_GAP
+    return {"yes": "more than half", "no": "less than half"}.get(closed.recovers, "undecided")
+
+
+def count_recovering(gaps: Mapping[Key, GapClosed], conditions: Sequence[Condition]) -> str:
+    """On how many of the networks each arm closes more than half of the gap."""
+    parts = []
+    for arm in MIXED:
+        names = {condition.name for condition in conditions if condition.arm == arm}
+        closed = [gap for (name, _, outcome), gap in gaps.items() if name in names and outcome == OUTCOME]
+        count = sum(gap.recovers == "yes" for gap in closed)
+        parts.append(f"by {arm} on {count} of {len(closed)} networks")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,7 @@ def main(settings: Settings) -> None:
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
     output = settings.output(EXPERIMENT)
-    rates = runner.best_rates(UNMODIFIED_ARMS, settings.depths, output.folder / "tuning")
-    tables, diverged = runner.train(runner.runs(UNMODIFIED_ARMS, settings.depths, rates), output)
+    tables, diverged, rates = runner.train_at_best_rates(UNMODIFIED_ARMS, output)
     report(tables, diverged, rates, runner, output)
 
 

@@ -6,39 +6,67 @@ the true gradient is blurred by noise to the same cosine and norm; the early blo
 (Lillicrap et al. 2016, arXiv 1411.0247); and the optimiser is one that does not see the gradient's scale: Adam, and SGD
 on signs. Each condition is trained at its own best learning rate, chosen by validation on other seeds.
 
-Writes tables, figures and the search to OUT/magnitude_or_direction, cells to OUT/answer, and repeats none of them.
+Writes tables, figures and the search to OUT/magnitude_or_direction, runs to OUT/answer; finished runs are not repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 import figures
-from experiments.engine.answer import AS_THEY_ARE, MAGNITUDE, PLAIN, RESIDUAL, SCALE_FREE, STOP
-from experiments.engine.command import make_folder, run_script
-from experiments.engine.condition_ending import (
+from experiments.engine.conditions.catalogue import (
+    MAGNITUDE,
+    PLAIN,
+    RESIDUAL,
+    SCALE_FREE,
+    STOP_GRADIENT,
+    UNMODIFIED_ARMS,
+)
+from experiments.engine.conditions.conditions import Condition, ConditionSettings, choose
+from experiments.engine.conditions.controls import NO_CONTROL
+from experiments.engine.conditions.gap_closed import (
+    HALF,
+    GapClosed,
+    Key,
+    condition_table,
+    difference,
+    differences,
+    gap_table,
+    gaps_closed,
+)
+from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting.conditions import (
     SEARCHED,
-    left_out,
+    diverged_note,
+    format_gap,
     show_alignment,
     show_conditions,
     show_differences,
-    show_scores,
+    show_gaps_closed,
 )
-from experiments.engine.condition_scores import choose, condition_table, score_table, scores
-from experiments.engine.conditions import Bench, Condition, ConditionSettings, Rates
-from experiments.engine.controls import NO_CONTROL
-from experiments.engine.data import load
-from experiments.engine.ending import nothing_came_out, show_files, terminal
-from experiments.engine.explanation import FROZEN, NOISE, TRUE_DIRECTION, TRUE_NORMS, sentence
-from experiments.engine.grid import Cell, write_aside
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_decisions,
+    show_files,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import Tables
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import MARGIN, Estimate, exceeds
+from experiments.engine.training.data import load
+from experiments.engine.training.optimisation import Training
 
 EXPERIMENT = "magnitude_or_direction"
-CONDITIONS = (*AS_THEY_ARE, *MAGNITUDE, *SCALE_FREE)
+CONDITIONS = (*UNMODIFIED_ARMS, *MAGNITUDE, *SCALE_FREE)
+TRUE_NORMS, TRUE_DIRECTION, NOISE = (condition.name for condition in MAGNITUDE[:3])
+FROZEN = MAGNITUDE[-1].name
 GROUPS = {
-    "as they are": [condition.name for condition in AS_THEY_ARE],
+    "unmodified": [condition.name for condition in UNMODIFIED_ARMS],
     "exchanged": [condition.name for condition in MAGNITUDE],
     "without the gradient's scale": [condition.name for condition in SCALE_FREE],
 }
@@ -59,7 +87,7 @@ class Settings(ConditionSettings):
 
     def chosen(self) -> tuple[Condition, ...]:
         """The conditions to run."""
-        return choose(self.conditions, CONDITIONS, always=(PLAIN, RESIDUAL, STOP))
+        return choose(self.conditions, CONDITIONS, always=(PLAIN, RESIDUAL, STOP_GRADIENT))
 
 
 QUICK = Settings(
@@ -74,55 +102,93 @@ QUICK = Settings(
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    bench = Bench(settings, load(settings.data))
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    conditions = settings.chosen()
-    rates = bench.best_rates(conditions, settings.depths, folder / "tuning")
-    cells = bench.cells(conditions, settings.depths, settings.seeds, rates)
-    tables, diverged = bench.run(cells, conditions, folder)
-    finish(tables, diverged, conditions, rates, bench, folder)
+    runner = ConditionRunner(settings, load(settings.data))
+    output, conditions = settings.output(EXPERIMENT), settings.chosen()
+    tables, diverged, rates = runner.train_at_best_rates(conditions, output)
+    report(tables, diverged, rates, conditions, runner, output)
 
 
-def finish(
-    tables: dict[str, pd.DataFrame],
-    diverged: Sequence[Cell],
-    conditions: Sequence[Condition],
+def report(
+    tables: Tables,
+    diverged: Sequence[Run],
     rates: Rates,
-    bench: Bench,
-    folder: Path,
+    conditions: Sequence[Condition],
+    runner: ConditionRunner,
+    output: Output,
 ) -> None:
-    """Draw the figures, and print what came out."""
-    console, dataset, depths = terminal(), bench.dataset, sorted(bench.settings.depths)
-    if nothing_came_out(console, tables, folder, advice=SEARCHED):
+    """Write the gaps closed, draw the figures, and print the results."""
+    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    if all_diverged(console, tables, output, advice=SEARCHED):
         return
-    outcomes = tables["outcomes"]
-    cells = condition_table(outcomes, len(dataset.splits["test"][1]))
-    found = scores(cells, conditions, depths)
-    write_aside(folder / "scores.csv", of_all := score_table(found, conditions))
-    figures.save(figures.conditions(outcomes, groups=GROUPS), outcomes, folder / "figures", EXPERIMENT)
-    figures.save(figures.gap_closed(of_all, groups=GROUPS), of_all, folder / "figures", "recovery_scores")
-    show_conditions(console, outcomes, cells, conditions, diverged, len(dataset.classes))
+    outcomes, names = tables["outcomes"], [condition.name for condition in conditions]
+    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    gaps = gaps_closed(runs, conditions, depths)
+    output.table("scores", scores := gap_table(gaps, conditions))
+    save_figure(output, figures.conditions(outcomes, groups=GROUPS), outcomes, EXPERIMENT)
+    save_figure(output, figures.gap_closed(scores, groups=GROUPS), scores, "gap_closed")
+    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
     if "alignment" in tables:
-        show_alignment(console, tables["alignment"], conditions, depths[-1])
-    show_scores(console, found, rates)
-    show_differences(console, cells, depths, subtractions(conditions))
-    show_files(console, folder)
-    console.print(sentence(cells, found, depth=depths[-1], title=dataset.title) + left_out(diverged))
+        show_alignment(console, tables["alignment"], names, depths[-1])
+    show_gaps_closed(console, scores, rates)
+    show_differences(console, differences(runs, depths, subtractions(conditions)))
+    show_files(console, output)
+    n = len(gaps[STOP_GRADIENT, depths[-1], "test error"].gap.values)
+    title = f"{dataset.title}, depth {depths[-1]}, n = {n}"
+    show_decisions(console, decisions(runs, gaps, depths[-1]), title=title)
+    console.print(
+        "R: the gap in test error that is closed; differences are of test accuracy. One data set, one budget, each "
+        f"condition's best learning rate.{diverged_note(diverged)}"
+    )
 
 
 def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
     """What each condition is compared with: stop-gradient under the same optimiser, and early blocks that never
     learn."""
-    found: dict[str, dict[str, str]] = {"minus stop-gradient": {}, "minus frozen": {}}
-    for condition in conditions:
-        if stop := [
-            c for c in conditions if (c.arm, c.control, c.optimiser) == (STOP, NO_CONTROL, condition.optimiser)
-        ]:
-            found["minus stop-gradient"][condition.name] = stop[0].name
-        if condition.optimiser == "sgd" and FROZEN in {c.name for c in conditions}:
-            found["minus frozen"][condition.name] = FROZEN
-    return {title: pairs for title, pairs in found.items() if pairs}
+    unmodified = {c.optimiser: c.name for c in conditions if (c.arm, c.control) == (STOP_GRADIENT, NO_CONTROL)}
+    found = {
+        "minus stop-gradient": {c.name: unmodified[c.optimiser] for c in conditions if c.optimiser in unmodified},
+        "minus frozen": {c.name: FROZEN for c in conditions if c.optimiser == "sgd"},
+    }
+    return {title: pairs for title, pairs in found.items() if set(pairs.values()) <= {c.name for c in conditions}}
+
+
+# Which explanation the numbers leave. The rules and their margins were fixed before any result was seen.
+def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, tuple[str, str, str]]:
+    """By effect: its estimate, its margin, and what it decides about size or direction, bias, and early blocks."""
+    found, words = {}, {"yes": "more than half", "no": "less than half"}
+    for name in (STOP_GRADIENT, TRUE_NORMS, TRUE_DIRECTION):
+        if closed := gaps.get((name, depth, "test error")):
+            found[f"R of {name}"] = format_gap(closed.numbers), f"{HALF}", words.get(closed.recovers, "undecided")
+    found["size or direction"] = "", "", size_or_direction(gaps, depth)
+    words = {"yes": "a structured bias, not a weak signal", "no": "no structured bias"}
+    found["bias: noise - stop-gradient"] = decision(difference(runs, depth, NOISE, STOP_GRADIENT), words)
+    words = {"yes": "stop-gradient is better", "no": "not better: says nothing of early blocks"}
+    found["stop-gradient - frozen early blocks"] = decision(difference(runs, depth, STOP_GRADIENT, FROZEN), words)
+    return found
+
+
+def decision(change: Estimate, words: Mapping[str, str]) -> tuple[str, str, str]:
+    """A difference in test accuracy, its margin and its reading."""
+    reading = words.get(exceeds(change, MARGIN), "undecided") if change.values else "not asked"
+    return format_estimate(change, digits=3), f"{MARGIN}", reading
+
+
+def size_or_direction(gaps: Mapping[Key, GapClosed], depth: int) -> str:
+    """Size, if the stop-gradient direction with true norms recovers; direction, if it does not and the true direction
+    with stop-gradient norms does."""
+    names = (STOP_GRADIENT, TRUE_NORMS, TRUE_DIRECTION)
+    if missing := [name for name in names if (name, depth, "test error") not in gaps]:
+        return f"not asked without {', '.join(missing)}"
+    unmodified, norms, direction = (gaps[name, depth, "test error"] for name in names)
+    if unmodified.note:
+        return f"cannot be read: {unmodified.note}"
+    if unmodified.recovers == "yes":
+        return "stop-gradient recovers by itself: nothing is left to explain"
+    if norms.recovers == "yes":
+        return "the gradient's size"
+    if (norms.recovers, direction.recovers) == ("no", "yes"):
+        return "the gradient's direction"
+    return "undecided"
 
 
 if __name__ == "__main__":

@@ -5,30 +5,60 @@ better than others), and compares each network's arms: where does the shortcut h
 gradient? Those of He et al. 2016 (arXiv 1603.05027), Table 1, are compared with the ordinary ResNet, too: there the
 plain identity was the best shortcut.
 
-Writes tables, a figure and every cell's run.json to OUT/variants, and repeats no cell that is already there.
+Writes tables, a figure and every run's run.json to OUT/variants; finished runs are not repeated.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import tyro
+from rich.console import Console
 
 import figures
-from experiments.engine.cells import train_cell
-from experiments.engine.command import BadInput, check_choice, make_folder, run_script
-from experiments.engine.data import Dataset, load
-from experiments.engine.ending import nothing_came_out, show_files, terminal
-from experiments.engine.grid import Cell, run_grid, write_aside
-from experiments.engine.network_effects import between_arms, effect_table, final_errors, from_reference, measured
-from experiments.engine.network_ending import sentence, show_against_paper, show_differences, show_errors
-from experiments.engine.networks import NETWORKS, nearest_depth
-from experiments.engine.settings import NetworkSettings, check_arms, check_each_once
-from experiments.engine.training import Training
+from experiments.engine.reporting.console import (
+    all_diverged,
+    format_estimate,
+    save_figure,
+    show_decisions,
+    show_files,
+    show_table,
+    terminal,
+)
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.messages import BadInput, check_choice, check_unique
+from experiments.engine.running.output import Output
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate, exceeds
+from experiments.engine.statistics.factorial import errors_and_losses, errors_on_test
+from experiments.engine.training.data import load
+from experiments.engine.training.networks import NETWORKS, nearest_depth
+from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.train_run import train_run
+from probes.tables import table
 
 EXPERIMENT = "variants"
+QUESTIONS = {  # by the two arms whose test errors are subtracted: what is asked of the difference
+    ("plain", "residual"): "residual better than plain",
+    ("plain", "stop-gradient"): "stop-gradient better than plain",
+    ("stop-gradient", "residual"): "stop-gradient worse than residual",
+}
+REFERENCE = "resnet"
+FIRST_TABLE = {  # He et al. 2016 (arXiv 1603.05027), Table 1: test error (%), gates' biases first 0
+    "resnet": "6.61",
+    "halved-shortcut": "over 20",
+    "halved-sum": "12.35",
+    "dropout-shortcut": "over 20",
+    "exclusive-gate": "over 20",
+    "shortcut-gate": "12.86",
+    "projection-c": "12.22",
+}
+Differences = dict[tuple[str, str], Estimate]
+"""By network, and by what is subtracted: "plain - residual"."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +69,15 @@ class Settings(NetworkSettings):
     networks: tuple[str, ...] = (
         "resnet", "projection-c", "halved-shortcut", "dropout-shortcut", "shortcut-gate", "exclusive-gate",
     )  # fmt: skip
-    """The networks, by the names of the README's list, which has more."""
+    """The networks, by name (docs/networks.md lists them all)."""
     depth: int = 32
     """Layers; a network that cannot have so many has the nearest number that it can."""
     arms: tuple[str, ...] = ("residual", "stop-gradient", "plain")
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Arms by name; of residual, stop-gradient and plain those given are compared with each other."""
 
     def check(self) -> None:
         super().check()
-        check_each_once("--networks", self.networks)
+        check_unique("--networks", self.networks)
         check_arms(self.arms)
         if self.depth < 1:
             raise BadInput(f"--depth {self.depth}: give at least 1 layer")
@@ -71,42 +101,133 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    folder = make_folder(settings.out / EXPERIMENT)
-    make_folder(folder / "figures")
-    cells = [
-        cell
-        for network in settings.networks
-        for cell in settings.of(network).cells(
-            EXPERIMENT,
-            dataset,
-            arms=settings.arms,
-            depths=(settings.depth_of(network),),
-            labels=("network",),
+    output = settings.output(EXPERIMENT)
+    depths = {network: settings.depth_of(network) for network in settings.networks}
+    runs = [
+        run
+        for network, depth in depths.items()
+        for run in settings.of(network).runs(
+            EXPERIMENT, dataset, arms=settings.arms, depths=(depth,), labels={"network": network}
         )
     ]
-    run = partial(train_cell, dataset=dataset, training=settings.training)
-    tables, diverged = run_grid(cells, run, folder, workers=settings.workers)
-    finish(tables, diverged, dataset, settings, folder)
+    tables, diverged = run_grid(runs, partial(train_run, dataset=dataset), output, execution=settings.execution)
+    report(tables, diverged, depths, settings.arms, output, title=dataset.title)
 
 
-def finish(
-    tables: dict[str, pd.DataFrame], diverged: list[Cell], dataset: Dataset, settings: Settings, folder: Path
+def report(
+    tables: Tables,
+    diverged: Sequence[Run],
+    depths: Mapping[str, int],
+    arms: Sequence[str],
+    output: Output,
+    *,
+    title: str,
 ) -> None:
-    """Draw the figure, and print what came out."""
+    """Write the differences, draw the figure, and print the results. depths: of the networks, by name."""
     console = terminal()
-    if nothing_came_out(console, tables, folder):
+    if all_diverged(console, tables, output):
         return
-    drawn = measured(tables["outcomes"])
-    figures.save(figures.variants(drawn), drawn, folder / "figures", "variants")
-    errors = final_errors(tables["outcomes"])
+    drawn, errors = errors_and_losses(tables["outcomes"]), error_table(tables["outcomes"])
     found, against = between_arms(errors), from_reference(errors)
-    depths = {network: settings.depth_of(network) for network in settings.networks}
-    write_aside(folder / "differences.csv", effect_table(found | against, depths))
-    show_errors(console, drawn, settings.arms, depths, diverged)
-    show_differences(console, found)
+    output.table("differences", difference_table(found | against, depths))
+    save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
+    show_errors(console, drawn, arms, depths, diverged)
     show_against_paper(console, against)
-    show_files(console, folder)
-    console.print(sentence(found, against, dataset.title))
+    show_files(console, output)
+    if decided := decisions(found, against):
+        show_decisions(console, decided, title=f"{title}, differences in test error")
+        console.print("Yes: above the margin; no: below it. One learning rate and one budget for all.")
+    else:
+        console.print(f"{title}: nothing to compare; give two or more of residual, stop-gradient and plain.")
+
+
+def error_table(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Test errors (0..1): a row for each network and seed, a column for each arm."""
+    return errors_on_test(outcomes).pivot_table(index=["network", "seed"], columns="arm", values="value", sort=False)
+
+
+def between_arms(errors: pd.DataFrame) -> Differences:
+    """Of each network, by how much the test error of one arm exceeds another's, paired by seed."""
+    return {
+        (str(network), f"{more} - {less}"): estimate(differences.to_numpy())
+        for network in errors.index.unique("network")
+        for more, less in QUESTIONS
+        if {more, less} <= set(errors.columns)
+        and len(differences := (errors[more] - errors[less]).loc[network].dropna())
+    }
+
+
+def from_reference(errors: pd.DataFrame) -> Differences:
+    """By how much each network's test error, with its shortcuts, exceeds that of the ResNet; paired by seed, which is
+    the order of the data, since other weights are drawn."""
+    if "residual" not in errors or REFERENCE not in errors.index.unique("network"):
+        return {}
+    wide = errors["residual"].unstack("network")
+    return {
+        (str(network), f"residual - {REFERENCE}"): estimate(differences.to_numpy())
+        for network in wide.columns
+        if network != REFERENCE and len(differences := (wide[network] - wide[REFERENCE]).dropna())
+    }
+
+
+def difference_table(found: Differences, depths: Mapping[str, int]) -> pd.DataFrame:
+    """The differences as a long table: mean, ends of the interval where there is one, n."""
+    return table(
+        row
+        for (network, effect), difference in found.items()
+        for row in difference.rows(network=network, depth_total=depths[network], outcome="test error", effect=effect)
+    )
+
+
+def decisions(found: Differences, against: Differences) -> dict[str, tuple[str, str, str]]:
+    """By network and question: the difference, the margin, and whether it lies above; also whether other shortcuts
+    harm, as all did in He et al. 2016."""
+    questions = {f"{more} - {less}": question for (more, less), question in QUESTIONS.items()}
+    questions[f"residual - {REFERENCE}"] = "worse than the identity"
+    of_paper = {key: difference for key, difference in against.items() if key[0] in FIRST_TABLE}
+    return {
+        f"{network}: {questions[effect]}": (
+            format_estimate(difference, digits=3),
+            f"{MARGIN}",
+            exceeds(difference, MARGIN),
+        )
+        for (network, effect), difference in (found | of_paper).items()
+    }
+
+
+def show_errors(
+    console: Console, drawn: pd.DataFrame, arms: Sequence[str], depths: Mapping[str, int], diverged: Sequence[Run]
+) -> None:
+    """Network x arm: test error, with training loss in brackets, and how many runs diverged."""
+    rows = {}
+    for network, depth in depths.items():
+        own = drawn[drawn["network"] == network]
+        gone = sum(run.labels["network"] == network for run in diverged)
+        rows["", network] = {"depth": str(depth)} | {arm: error_and_loss(own[own["arm"] == arm]) for arm in arms}
+        rows["", network]["note"] = f"{gone} diverged" * bool(gone)
+    show_table(console, rows, title="Test error, %: mean ± sd over seeds (mean training loss)")
+
+
+def error_and_loss(rows: pd.DataFrame) -> str:
+    """`3.9 ± 0.3 (0.0021)`, the error in percent."""
+    error, loss = (rows[rows["quantity"] == quantity]["value"] for quantity in ("error", "loss"))
+    if error.empty:
+        return "-"
+    spread = f" ± {100 * error.std():.1f}" if len(error) > 1 else ""
+    return f"{100 * error.mean():.1f}{spread} ({loss.mean():.2g})"
+
+
+def show_against_paper(console: Console, against: Differences) -> None:
+    """The shortcuts of He et al. 2016, Table 1, against the identity: here and there."""
+    theirs = f"He et al. 2016: error, % ({REFERENCE}: {FIRST_TABLE[REFERENCE]})"
+    rows = {
+        ("", network): {"difference of test error": format_estimate(difference), theirs: FIRST_TABLE[network]}
+        for (network, _), difference in against.items()
+        if network in FIRST_TABLE
+    }
+    if rows:
+        caption = "Theirs: 110 layers, CIFAR-10, 64,000 steps. Gates begin with bias 0, there and here."
+        show_table(console, rows, title=f"Residual networks against {REFERENCE}", caption=caption)
 
 
 if __name__ == "__main__":

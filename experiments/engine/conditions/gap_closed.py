@@ -1,15 +1,16 @@
 """Gap closed: how much of the gap between plain and residual networks a condition closes, paired by seed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from experiments.engine.conditions.conditions import Condition, reference
-from experiments.engine.statistics.estimates import NO_ESTIMATE, Estimate, estimate
+from experiments.engine.statistics.estimates import NO_ESTIMATE, Estimate, estimate, exceeds
 from experiments.engine.statistics.factorial import outcome_table
 from probes.tables import table
 
@@ -33,6 +34,17 @@ class GapClosed:
     """plain - residual, by seed."""
     note: str = ""
     """Why there is no number, or no interval."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """By quantity: R and its interval, plain - residual (the gap) and its interval, and the number of seeds."""
+        numbers = {"R": self.mean, "R low": self.low, "R high": self.high, "gap": self.gap.mean}
+        return numbers | {"gap low": self.gap.low, "gap high": self.gap.high, "n": len(self.gap.values)}
+
+    @property
+    def recovers(self) -> Literal["yes", "no", "undecided"]:
+        """Whether the whole interval lies above one half."""
+        return exceeds(Estimate((), self.mean, self.low, self.high), HALF)
 
 
 NOTHING = GapClosed(math.nan, math.nan, math.nan, NO_ESTIMATE, "no seed finished")
@@ -105,9 +117,7 @@ def gap_table(found: dict[Key, GapClosed], conditions: Sequence[Condition]) -> p
     rows = []
     for (name, depth, outcome), closed in found.items():
         about = {"arm": arms[name], "control": name, "depth_total": depth, "outcome": outcome}
-        numbers = {"R": closed.mean, "R low": closed.low, "R high": closed.high, "gap": closed.gap.mean}
-        numbers |= {"gap low": closed.gap.low, "gap high": closed.gap.high, "n": len(closed.gap.values)}
-        rows += [{**about, "quantity": quantity, "value": value} for quantity, value in numbers.items()]
+        rows += [{**about, "quantity": quantity, "value": value} for quantity, value in closed.numbers.items()]
     return table(rows)
 
 
@@ -117,3 +127,23 @@ def difference(runs: pd.DataFrame, depth: int, more: str, less: str, outcome: st
     if more == less or values.size == 0:
         return NO_ESTIMATE
     return estimate(values[0] - values[1], max_abs=1)
+
+
+def differences(
+    runs: pd.DataFrame, depths: Sequence[int], minus: Mapping[str, Mapping[str, str]]
+) -> dict[int, dict[str, dict[str, Estimate]]]:
+    """Differences in test accuracy, by depth, condition and title.
+
+    minus: by title, the condition that is subtracted from each one that has such a difference.
+    """
+    names = dict.fromkeys(name for pairs in minus.values() for name in pairs)
+    return {
+        depth: {
+            name: {
+                title: difference(runs, depth, name, pairs[name]) if name in pairs else NO_ESTIMATE
+                for title, pairs in minus.items()
+            }
+            for name in names
+        }
+        for depth in depths
+    }

@@ -75,6 +75,12 @@ class ConditionRunner:
         execution, store = self.settings.execution, self.settings.store
         return run_grid(runs, task, output, execution=execution, store=store, then=then)
 
+    def train_at_best_rates(self, conditions: Sequence[Condition], output: Output) -> tuple[Tables, list[Run], Rates]:
+        """Choose each condition's learning rate at every depth of the settings, and train the reported seeds at it."""
+        depths = self.settings.depths
+        rates = self.best_rates(conditions, depths, output.folder / "tuning")
+        return *self.train(self.runs(conditions, depths, rates), output), rates
+
     def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
         """Choose each condition's learning rate at each depth.
 

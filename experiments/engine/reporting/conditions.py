@@ -16,7 +16,7 @@ EXPLAINED = (
     "R, the gap closed = (plain - condition) / (plain - residual), of the same optimiser: 0 as bad as plain, 1 as good "
     "as residual; Fieller's 95 % interval. Not corrected for their number"
 )
-SEARCHED = "Learning rates are the best of the search (tuning/tuning.csv): change another setting."
+SEARCHED = "Learning rates are the best of the search (in tuning/): change another setting."
 
 
 def show_conditions(
@@ -58,6 +58,8 @@ def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[
         for depth, by_name in found.items()
         for name, changes in by_name.items()
     }
+    if not rows:
+        return
     count = sum(
         bool(change.values) for by_name in found.values() for row in by_name.values() for change in row.values()
     )

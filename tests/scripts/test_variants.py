@@ -1,4 +1,4 @@
-"""The networks compared: differences on paper, the figure against plain pandas, equal draws, and a run at toy size."""
+"""The networks compared: differences and decisions on paper, equal draws, and a run at toy size."""
 
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from experiments.engine.data import Batches, Data, load
-from experiments.engine.network_effects import MARGIN, between_arms, effect_table, final_errors, from_reference, verdict
-from experiments.engine.network_ending import sentence
-from experiments.engine.networks import NETWORKS, make, nearest_depth
-from experiments.engine.training import Training, settle_statistics, train
-from experiments.variants import measured
+from experiments.engine.running.output import Output
+from experiments.engine.statistics.estimates import MARGIN
+from experiments.engine.statistics.factorial import errors_and_losses
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.loop import recompute_bn_statistics, train
+from experiments.engine.training.networks import make, nearest_depth
+from experiments.engine.training.optimisation import Training
+from experiments.variants import between_arms, decisions, difference_table, error_table, from_reference, report
 from models import ARMS
-from tests.scripts import print_of, run
 from tests.support.drawings import pick
+from tests.support.scripts import print_of, run
 
 ERRORS = {  # by seed
     ("resnet", "residual"): (0.10, 0.20, 0.30),
@@ -46,7 +48,7 @@ def outcomes() -> pd.DataFrame:
 
 def test_differences_on_paper() -> None:
     """Plain minus residual: 0.30, 0.31, 0.29, so 0.30 +- 4.303 * 0.01 / sqrt(3)."""
-    errors = final_errors(outcomes())
+    errors = error_table(outcomes())
     found, against = between_arms(errors), from_reference(errors)
     assert len(found) == 2 * 3
     plain = found["resnet", "plain - residual"]
@@ -56,7 +58,7 @@ def test_differences_on_paper() -> None:
     assert found["resnet", "stop-gradient - residual"].mean == pytest.approx(0.01)
     assert set(against) == {("halved-shortcut", "residual - resnet")}
     assert against["halved-shortcut", "residual - resnet"].values == pytest.approx((0.20, 0.21, 0.19))
-    rows = effect_table(found | against, {"resnet": 8, "halved-shortcut": 11})
+    rows = difference_table(found | against, {"resnet": 8, "halved-shortcut": 11})
     row = pick(rows, network="halved-shortcut", effect="residual - resnet", quantity="mean")
     assert (row["value"].item(), row["depth_total"].item()) == (pytest.approx(0.2), 11)
 
@@ -64,31 +66,40 @@ def test_differences_on_paper() -> None:
 def test_a_seed_that_diverged_in_one_arm_is_left_out() -> None:
     table = outcomes()
     gone = (table["network"] == "resnet") & (table["arm"] == "plain") & (table["seed"] == 1)
-    errors = final_errors(table[~gone])
+    errors = error_table(table[~gone])
     found = between_arms(errors)
     assert found["resnet", "plain - residual"].values == pytest.approx((0.30, 0.29))
     assert len(found["resnet", "stop-gradient - residual"].values) == 3
     assert len(from_reference(errors)["halved-shortcut", "residual - resnet"].values) == 3
 
 
-def test_the_sentence_answers_for_each_network() -> None:
-    errors = final_errors(outcomes())
-    said = sentence(between_arms(errors), from_reference(errors), "paper")
-    assert "Residual better than plain: yes in resnet; no in halved-shortcut." in said
-    assert "Stop-gradient better than plain: yes in resnet; undecided in halved-shortcut." in said
-    assert "Stop-gradient worse than residual: undecided in resnet, halved-shortcut." in said
-    assert "Worse than the identity, as in He et al. 2016 all are: yes in halved-shortcut." in said
-    assert "nothing to compare" in sentence({}, {}, "paper")
-    other = final_errors(outcomes().replace("halved-shortcut", "dirac"))
-    assert "He et al." not in sentence(between_arms(other), from_reference(other), "paper")  # they have no such network
-
-
-def test_a_verdict_needs_the_whole_interval() -> None:
-    found = between_arms(final_errors(outcomes()))
+def test_decisions_need_the_whole_interval() -> None:
+    errors = error_table(outcomes())
+    found, against = between_arms(errors), from_reference(errors)
     edge = found["resnet", "stop-gradient - residual"]
     assert edge.low < MARGIN < edge.high
-    assert [verdict(found[key, "plain - residual"]) for key in ("resnet", "halved-shortcut")] == ["above", "below"]
-    assert verdict(edge) == "undecided"
+    decided = decisions(found, against)
+    assert {question: reading for question, (_, _, reading) in decided.items()} == {
+        "resnet: residual better than plain": "yes",
+        "resnet: stop-gradient better than plain": "yes",
+        "resnet: stop-gradient worse than residual": "undecided",
+        "halved-shortcut: residual better than plain": "no",
+        "halved-shortcut: stop-gradient better than plain": "undecided",
+        "halved-shortcut: stop-gradient worse than residual": "undecided",
+        "halved-shortcut: worse than the identity": "yes",
+    }
+    assert decided["resnet: residual better than plain"][:2] == ("+0.300 [+0.275, +0.325]", "0.02")
+    other = error_table(outcomes().replace("halved-shortcut", "dirac"))  # He et al. have no such network
+    assert "dirac: worse than the identity" not in decisions(between_arms(other), from_reference(other))
+    assert decisions({}, {}) == {}
+
+
+def test_one_arm_alone_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, depths = outcomes().query("arm == 'plain'"), {"resnet": 8, "halved-shortcut": 8}
+    report({"outcomes": alone}, [], depths, ["plain"], Output(tmp_path), title="paper")
+    assert (
+        "paper: nothing to compare; give two or more of residual, stop-gradient and plain." in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,7 @@ def keep_random_state(states: list[Tensor], module: nn.Module, args: object) -> 
 
 
 def test_all_arms_of_a_seed_draw_the_same_dropped_branches() -> None:
-    """The random state before every draw of a training, statistics settled after each epoch as `train_cell` does."""
+    """The random state before every draw of a training, statistics recomputed after each epoch as `train_run` does."""
     dataset = load(Data(train_limit=64))
     batches = Batches(dataset, torch.device("cpu"))
     drawn: dict[str, Tensor] = {}
@@ -122,16 +133,16 @@ def test_all_arms_of_a_seed_draw_the_same_dropped_branches() -> None:
             if isinstance(module, StochasticDepth):
                 module.register_forward_pre_hook(keep)
         for _ in train(model, batches, Training(epochs=2, batch_size=32), seed=3):
-            settle_statistics(model, batches)
+            recompute_bn_statistics(model, batches)
         drawn[arm] = torch.stack(states)
-    assert len(drawn["residual"]) == 3 * (2 * 2 + 2)  # blocks; steps and settling of two epochs
+    assert len(drawn["residual"]) == 3 * (2 * 2 + 2)  # blocks; steps and recomputing of two epochs
     assert torch.equal(drawn["residual"], drawn["stop-gradient"])
     assert torch.equal(drawn["residual"], drawn["plain"])
     assert not torch.equal(drawn["residual"][0], drawn["residual"][-1])
 
 
 @pytest.mark.slow
-def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
+def test_a_run_at_toy_size(tmp_path: Path) -> None:
     networks = ["resnet", "norm-after-sum", "bottleneck", "halved-shortcut"]
     arguments = ["--networks", *networks, "--depth", 8, "--epochs", 1, "--width", 4, "--train-limit", 256]
     done = run("variants", *arguments, cwd=tmp_path)
@@ -153,32 +164,8 @@ def test_a_run_at_toy_size_resumes(tmp_path: Path) -> None:
     means = found.query("effect == 'plain - residual' and quantity == 'mean'").set_index("network")["value"]
     np.testing.assert_allclose(means.sort_index(), wanted.sort_index(), atol=1e-12)
     drawn = pd.read_csv(folder / "figures" / "variants.csv")
-    np.testing.assert_allclose(drawn["value"], measured(rows)["value"], atol=1e-12)
+    np.testing.assert_allclose(drawn["value"], errors_and_losses(rows)["value"], atol=1e-12)
     assert {file.suffix for file in (folder / "figures").glob("variants.*")} == {".csv", ".pdf", ".png"}
-    again = run("variants", *arguments, cwd=tmp_path)
-    assert "36 of 36 cells are already done" in again.stderr
-    assert again.stdout == done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--networks", "densenet"], f"--networks: unknown 'densenet'; choose from {', '.join(NETWORKS)}"),
-        (["--networks", "imagenet"], "--depth 32: an imagenet network begins with 64 channels, not 8: add --width 64"),
-        (["--depth", "0"], "--depth 0: give at least 1 layer"),
-        (["--networks", "mlp", "mlp"], "--networks: got mlp mlp; give one or more, each once"),
-    ],
-)
-def test_a_network_that_cannot_be_is_one_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert print_of("variants", arguments, capsys, status=2).strip() == f"error: {message}"
-    assert not list(tmp_path.iterdir())
 
 
 def test_one_network_alone_is_named_by_the_flag_of_several(capsys: pytest.CaptureFixture[str]) -> None:
