@@ -70,7 +70,8 @@ def test_the_wheel_holds_probes_and_nothing_else(wheel: Path) -> None:
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"probes"}
     assert len(folders) == 2
     shipped = {name.partition("/")[2] for name in names if name.startswith("probes/")}
-    assert shipped == {path.relative_to(ROOT / "probes").as_posix() for path in (ROOT / "probes").rglob("*.py")}
+    present = [path for path in (ROOT / "probes").rglob("*") if path.suffix in (".py", ".typed")]
+    assert shipped == {path.relative_to(ROOT / "probes").as_posix() for path in present}
 
 
 def test_installed_it_works_beside_the_user_s_own_models(wheel: Path, tmp_path: Path) -> None:
