@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.handwritten import HandwrittenResNet
 from benchmarks.rounds import Interval, interleave, judged, median
-from experiments.engine.command import run_script
+from experiments.engine.running.cli import run_script
 from models import cifar_resnet
 
 ROOT = Path(__file__).parents[1]

@@ -138,7 +138,7 @@ def permute(model: nn.Module, order: Mapping[str, str]) -> Iterator[None]:
 
     Example::
 
-        with permute(model, {"layer1.1": "layer1.2", "layer1.2": "layer1.1"}), torch.no_grad():
+        with permute(model, {"layer1.0": "layer1.1", "layer1.1": "layer1.0"}), torch.no_grad():
             outputs = model(images)
     """
     if not isinstance(order, Mapping) or set(order) != set(order.values()):

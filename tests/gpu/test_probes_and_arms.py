@@ -18,10 +18,10 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.engine.computing import Computing
-from experiments.engine.data import Batches, Data, Dataset, load
-from experiments.engine.image_files import ImageFiles, read_ahead
-from experiments.engine.training import Training, train
+from experiments.engine.training.compute import Computing
+from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.training.image_files import ImageFiles, read_ahead
+from experiments.engine.training.optimisation import Training, train
 from models import ARMS, CifarResNet, Flow, ResidualBlock, cifar_resnet
 from models.branches import basic_branch
 from probes import find_junctions, gate, gradient_norms, path_contributions, record, residual_magnitudes
@@ -183,7 +183,7 @@ def test_waiting_would_be_noticed() -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
-    """48 photographs of noise, from memory and from files by two worker processes."""
+    """48 photographs of noise, from memory and from files by two worker distributed."""
     folder, draws = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
     for part, count in (("train", 18), ("test", 6)):
         for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""Whole trainings on a GPU: killed and resumed, compiled, in a group of processes."""
+"""Whole trainings on a GPU: killed and resumed, compiled, in a group of distributed."""
 
 import os
 import subprocess
@@ -15,17 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.engine import checkpoints, processes, training
+from experiments.engine.running import checkpoints, distributed, training
 from experiments.engine.cells import make_network, train_cell
 from experiments.engine.checkpoints import checkpoint_at
-from experiments.engine.computing import Computing
-from experiments.engine.controls import NO_CONTROL, Control
-from experiments.engine.data import Batches, Data, Dataset, load
-from experiments.engine.grid import Cell
-from experiments.engine.settings import NetworkSettings
-from experiments.engine.training import Training, train
+from experiments.engine.training.compute import Computing
+from experiments.engine.conditions.controls import NO_CONTROL, Control
+from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.running.run import Run
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.optimisation import Training, train
 from models import ARMS, cifar_resnet
-from tests.scripts import file_of
+from tests.support.scripts import file_of
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -112,7 +112,7 @@ def trained(dataset: Dataset, device: torch.device, control: Control, how: Compu
 def group() -> Iterator[None]:
     """A group of this process alone: NCCL between GPUs, as under torchrun."""
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group(processes.backends(), store=store, rank=0, world_size=1)
+    dist.init_process_group(distributed.backends(), store=store, rank=0, world_size=1)
     try:
         yield
     finally:
@@ -120,10 +120,10 @@ def group() -> Iterator[None]:
 
 
 def check_group(dataset: Dataset, device: torch.device, alone: list[tuple[list[float], nn.Module]]) -> None:
-    assert (processes.count(), processes.leaders("word")) == (1, "word")
-    assert isinstance(processes.distributed(nn.Linear(2, 2).to(device)), DistributedDataParallel)
+    assert (distributed.count(), distributed.leaders("word")) == (1, "word")
+    assert isinstance(distributed.distributed(nn.Linear(2, 2).to(device)), DistributedDataParallel)
     values = torch.tensor([1.0, 2.0], device=device)
-    assert processes.mean(values).data_ptr() != values.data_ptr()  # it went through the group
+    assert distributed.mean(values).data_ptr() != values.data_ptr()  # it went through the group
     for (losses, model), control in zip(alone, CONTROLS, strict=True):
         in_group, other = trained(dataset, device, control, Computing())
         assert in_group == losses

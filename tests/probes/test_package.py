@@ -1,6 +1,7 @@
 """The package as a whole: its rooms import one way, and a copy of it works under another name."""
 
 import ast
+import inspect
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import probes
+from models import cifar_resnet
 
 FOLDER = Path(probes.__file__).parent
 USERS_SCRIPT = """
@@ -62,6 +66,23 @@ def test_the_check_sees_a_circle_also_for_type_checkers_alone() -> None:
     circle = "if TYPE_CHECKING:\n    from ..recording import Recording"
     with pytest.raises(CycleError):
         list(TopologicalSorter(rooms(sources() | {("discovery", "new"): circle})).static_order())
+
+
+EXAMPLES = {name: doc for name in probes.__all__ if "Example::" in (doc := inspect.getdoc(getattr(probes, name)) or "")}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_docstrings_run(name: str) -> None:
+    names: dict[str, object] = {public: getattr(probes, public) for public in probes.__all__}
+    names |= {"torch": torch, "F": F, "model": cifar_resnet(14, width=2), "images": torch.randn(2, 3, 8, 8)}
+    names |= {"labels": torch.tensor([0, 1]), "x": torch.randn(2, 3), "branch": torch.nn.Linear(3, 3)}
+    exec(inspect.cleandoc(EXAMPLES[name].split("Example::")[1]), names)
+
+
+def test_every_function_has_an_example_and_says_what_it_takes() -> None:
+    functions = {name for name in probes.__all__ if inspect.isfunction(getattr(probes, name))}
+    assert functions == EXAMPLES.keys()
+    assert all("Args:" in doc and "Raises:" in doc for doc in EXAMPLES.values())
 
 
 def test_a_renamed_copy_works_beside_a_user_s_own_probes(tmp_path: Path) -> None:

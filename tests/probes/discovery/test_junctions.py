@@ -61,6 +61,7 @@ PROJECTIONS: dict[str, Callable[[Host, Tensor], Tensor]] = {
     "linear on the right": lambda host, x: host.f(x) + host.linear(x),
     "a norm of a linear": lambda host, x: host.norm(host.linear(x)) + host.f(x),
     "pooling": lambda host, x: F.avg_pool1d(x, 1) + host.f(x),
+    "a gated linear": lambda host, x: torch.sigmoid(host.linear2(x)) * host.linear(x) + host.f(x),
     "padding": lambda host, x: F.pad(x[:, :2], (0, 1)) + host.f(x),
 }
 NONE: dict[str, Callable[[Host, Tensor], Tensor]] = {
@@ -156,6 +157,7 @@ def test_the_raw_input_may_be_overwritten_by_the_model() -> None:
     with record(model) as recording:
         assert torch.equal(model(x), wanted)
     assert len(recording.junctions) == len(find_junctions(model, x)) == 1
+    assert x.min() == 0, "the model overwrites it, recorded or not"
 
 
 def test_a_module_that_is_called_again_counts_its_calls() -> None:
@@ -211,7 +213,7 @@ def test_any_arguments_are_handed_to_the_forward() -> None:
 def test_junctions_are_found_where_gradients_are_switched_off(context: Callable[[], torch.no_grad]) -> None:
     model, x = chain(2), torch.randn(2, 3, dtype=FLOAT64)
     with context():
-        assert len(find_junctions(model, x)) == 2
+        assert len(find_junctions(model, x)) == len(find_junctions(model, x.clone())) == 2
         assert not torch.is_grad_enabled()
 
 

@@ -318,6 +318,13 @@ def test_reasons_against(body: Callable[[Home, Tensor], Tensor], reason: str) ->
     assert re.search(reason, table["reason"].iloc[0])
 
 
+def test_a_sum_of_three_is_explained_once() -> None:
+    table = find_junctions(Home(lambda home, x: x + home.f(x) + home.g(x)), tokens(), explain=True)
+    assert table["block"].tolist() == ["(model)", "(model)#1"]
+    assert table["verdict"].tolist() == ["none", "identity"]
+    assert table["reason"].iloc[0] == "part of a sum that goes on"
+
+
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:nfnet_l0", "hf:bert", "torchvision:densenet121"])
 def test_the_explanation_and_the_list_agree(name: str) -> None:
     model, inputs = ZOO[name].make(), ZOO[name].inputs()

@@ -207,6 +207,14 @@ def test_blocks_come_in_the_order_in_which_they_run() -> None:
     assert gradient_norms(recording)["block"].tolist() == ["0", "7"]
 
 
+def test_a_block_named_by_hand_counts_its_calls() -> None:
+    block = linear(2.0)
+    model = nn.Sequential(block, nn.Tanh(), block, block)
+    with record(model, blocks=[block]) as recording:
+        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
+    assert gradient_norms(recording)["block"].tolist() == ["0", "0@1", "0@2"]
+
+
 @pytest.mark.parametrize("blocks", [[nn.Linear(1, 1)], []], ids=["another model's", "none"])
 def test_blocks_that_are_no_part_of_the_model_are_refused(blocks: list[nn.Module]) -> None:
     with (

@@ -120,6 +120,21 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
     assert held >= 102  # 85 % of 120
 
 
+def test_intervals_of_two_samples_on_paper() -> None:
+    """Two of the paths of slopes 2, 3, 5: their mean says which, and the standard error is half their difference."""
+    model = nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
+    with record(model) as recording:
+        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
+    found = set()
+    for seed in range(8):
+        table = sample_paths(recording, lengths=[1], samples=2, seed=seed)
+        low, mean, high = (values(table, f"path_norm{end}")[0] for end in ("_low", "", "_high"))
+        error = {2.5: 0.5, 3.5: 1.5, 4.0: 1.0}.get(mean, 0.0)
+        assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error))
+        found.add(error)
+    assert len(found) > 1
+
+
 def test_the_same_seed_takes_the_same_paths() -> None:
     recording = recorded(small(), images())
     one, same, other = (sample_paths(recording, lengths=[4], samples=5, seed=seed) for seed in (3, 3, 4))
