@@ -57,6 +57,9 @@ def seed_points(
         shared |= {"dodge": WIDTH * (1 - 1 / count) if side_by_side else False, "linestyles": lines}
         shared |= {"markers": [look.marker for look in looks.values()], "linewidth": 0.6, "markersize": 4.5}
         seaborn.pointplot(**shared, errorbar=None, clip_on=False, **(EDGE | marker))
+        for line in list(axis.lines):
+            if np.isnan(np.asarray(line.get_xydata(), float)).any(axis=1).all():  # would take room at the origin
+                line.remove()
     for label in (axis.xaxis.label, axis.yaxis.label):  # seaborn's names of columns; it hides those of inner panels
         label.set(text="", visible=True)
     axis.grid(visible=False, axis="y" if horizontal else "x")

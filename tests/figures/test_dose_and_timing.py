@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 
 import figures
-from tests.support.drawings import COINS, EPOCHS, EXAMPLES, WEIGHTS, legend_title, pick
+from tests.support.drawings import COINS, EPOCHS, EXAMPLES, WEIGHTS, legend_title, pick, suits_a_paper
 
 ARMS = ("residual", "stop-gradient", "plain")
 
@@ -64,3 +64,4 @@ def test_a_condition_without_a_treatment_of_its_own_is_a_place() -> None:
     assert figures.dose_and_timing(other).shape == (2, 4)
     axes = figures.dose_and_timing(pick(table, treatment="stage").drop(columns=["treatment", "amount"]))
     assert [text.get_text() for text in axes[1, 1].get_xticklabels()] == ["stage 1", "stage 2", "stage 3"]
+    suits_a_paper(axes)

@@ -91,6 +91,18 @@ def test_the_mean_over_seeds_is_geometric_on_a_log_axis(log: bool) -> None:
         assert means_of(axis, arm) == pytest.approx(means)
 
 
+def test_a_look_without_a_value_keeps_its_place_and_takes_no_room() -> None:
+    rows = long(arm=("residual", "plain"), kind=("a", "b"), seed=range(3))
+    figure = Figure(layout="constrained")
+    above, below = figure.subplots(2)
+    for axis in (above, below):
+        seed_points(axis, pick(rows, arm="plain"), looks_of(rows["arm"]), by="kind", order=["a", "b"])
+    figure.draw_without_rendering()
+    (line,) = above.lines
+    assert list(line.get_xdata()) == pytest.approx([0.2, 1.2])
+    assert above.get_window_extent().height > 0.3 * figure.bbox.height
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_save_writes_pdf_png_and_the_table(name: str, tmp_path: Path) -> None:
     table = pick(MAIN[FIGURES[name]], depth_total=20).reset_index(drop=True)
