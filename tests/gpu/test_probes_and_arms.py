@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Batches, Data, Dataset, load
 from experiments.engine.training.image_files import ImageFiles, read_ahead
-from experiments.engine.training.optimisation import Training, train
+from experiments.engine.training.loop import train
+from experiments.engine.training.optimisation import Training
 from models import ARMS, CifarResNet, Flow, ResidualBlock, cifar_resnet
 from models.branches import basic_branch
 from probes import find_junctions, gate, gradient_norms, path_contributions, record, residual_magnitudes
@@ -164,7 +165,7 @@ def check_no_waiting(
 ) -> None:
     training = Training(epochs=1, batch_size=16)
     list(train(network, batches, training, seed=0, computing=how))  # warms up what torch sets up once
-    list(train(network, batches, training, seed=0, computing=how, around=around))
+    list(train(network, batches, training, seed=0, computing=how, gradient_context=around))
 
 
 @pytest.mark.parametrize("how", [Computing(), Computing(autocast=True), ALL])

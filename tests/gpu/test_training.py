@@ -15,15 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.engine.running import checkpoints, distributed, training
-from experiments.engine.cells import make_network, train_cell
-from experiments.engine.checkpoints import checkpoint_at
-from experiments.engine.training.compute import Computing
 from experiments.engine.conditions.controls import NO_CONTROL, Control
-from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.running import checkpoints, distributed
 from experiments.engine.running.run import Run
+from experiments.engine.training import loop
+from experiments.engine.training.compute import Computing
+from experiments.engine.training.data import Batches, Data, Dataset, load
+from experiments.engine.training.loop import train
+from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
-from experiments.engine.training.optimisation import Training, train
+from experiments.engine.training.train_run import make_network, train_run
 from models import ARMS, cifar_resnet
 from tests.support.scripts import file_of
 
@@ -51,30 +52,33 @@ def dataset() -> Dataset:
     return load(Data(train_limit=256))
 
 
-def cell_of(dataset: Dataset, network: str, device: torch.device) -> Cell:
-    settings = NetworkSettings(network=network, width=4, seeds=(0,), device=str(device))
-    return settings.cells("toy", dataset, arms=("residual",), depths=(8,))[0]
+def run_of(dataset: Dataset, network: str, device: torch.device) -> Run:
+    settings = NetworkSettings(
+        network=network, width=4, seeds=(0,), device=str(device), training=Training(epochs=4, batch_size=64)
+    )
+    return settings.runs("toy", dataset, arms=("residual",), depths=(8,))[0]
 
 
-def weights_after(cell: Cell, dataset: Dataset, *, killed_in: int | None = None) -> dict[str, Tensor]:
-    """A cell's network after four epochs, or the end in one of them."""
+def weights_after(
+    run: Run, dataset: Dataset, file: Path | None = None, *, killed_in: int | None = None
+) -> dict[str, Tensor]:
+    """A run's network after four epochs, or the end in one of them."""
 
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> dict[str, pd.DataFrame]:
         if epoch == killed_in:
             raise Killed
         return {}
 
-    model = make_network(cell, dataset)
-    train_cell(cell, dataset, Training(epochs=4, batch_size=64), model=model, measure=measure)
+    model = make_network(run, dataset)
+    train_run(run, file, dataset=dataset, model=model, measure=measure)
     return model.state_dict()
 
 
-def killed_and_resumed(cell: Cell, dataset: Dataset, file: Path) -> dict[str, Tensor]:
-    with pytest.raises(Killed), checkpoint_at(file):
-        weights_after(cell, dataset, killed_in=3)
+def killed_and_resumed(run: Run, dataset: Dataset, file: Path) -> dict[str, Tensor]:
+    with pytest.raises(Killed):
+        weights_after(run, dataset, file, killed_in=3)
     assert file.exists()
-    with checkpoint_at(file):
-        return weights_after(cell, dataset)
+    return weights_after(run, dataset, file)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -83,20 +87,20 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("network", ["resnet", *DRAWING])
 def test_a_killed_training_goes_on_to_the_same_weights(network: str, dataset: Dataset, tmp_path: Path) -> None:
-    cell = cell_of(dataset, network, GPU)
-    undisturbed = weights_after(cell, dataset)
-    assert same(weights_after(cell, dataset), undisturbed), "nothing but the seed decides"
-    assert same(killed_and_resumed(cell, dataset, tmp_path / "a.pt"), undisturbed)
+    run = run_of(dataset, network, GPU)
+    undisturbed = weights_after(run, dataset)
+    assert same(weights_after(run, dataset), undisturbed), "nothing but the seed decides"
+    assert same(killed_and_resumed(run, dataset, tmp_path / "a.pt"), undisturbed)
 
 
 @pytest.mark.parametrize("network", DRAWING)
 def test_a_random_state_that_was_not_kept_would_be_noticed(
     network: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = cell_of(dataset, network, GPU)
-    undisturbed = weights_after(cell, dataset)
-    monkeypatch.setattr(training, "torchs_own", lambda device: [torch.default_generator])
-    assert not same(killed_and_resumed(cell, dataset, tmp_path / "a.pt"), undisturbed)
+    run = run_of(dataset, network, GPU)
+    undisturbed = weights_after(run, dataset)
+    monkeypatch.setattr(loop, "global_generators", lambda device: [torch.default_generator])
+    assert not same(killed_and_resumed(run, dataset, tmp_path / "a.pt"), undisturbed)
 
 
 def trained(dataset: Dataset, device: torch.device, control: Control, how: Computing) -> tuple[list[float], nn.Module]:
@@ -121,7 +125,7 @@ def group() -> Iterator[None]:
 
 def check_group(dataset: Dataset, device: torch.device, alone: list[tuple[list[float], nn.Module]]) -> None:
     assert (distributed.count(), distributed.leaders("word")) == (1, "word")
-    assert isinstance(distributed.distributed(nn.Linear(2, 2).to(device)), DistributedDataParallel)
+    assert isinstance(distributed.data_parallel(nn.Linear(2, 2).to(device)), DistributedDataParallel)
     values = torch.tensor([1.0, 2.0], device=device)
     assert distributed.mean(values).data_ptr() != values.data_ptr()  # it went through the group
     for (losses, model), control in zip(alone, CONTROLS, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import budget, dose_and_timing, learning_rates, magnitude_or_direction
-from experiments.engine import explanation
+from experiments.engine.running.run import Run
 from tests.support.conditions import run_made_up
 
 SCRIPTS = (learning_rates, budget, magnitude_or_direction, dose_and_timing)
@@ -15,14 +15,14 @@ ERRORS = {"residual": 0.1, "stop-gradient": 0.4, "gradient-only": 0.7, "plain": 
 FEW: dict[str, dict[str, Any]] = {
     "learning_rates": {},
     "budget": {"budgets": (1, 3)},
-    "magnitude_or_direction": {"conditions": (magnitude_or_direction.FROZEN,)},
+    "magnitude_or_direction": {"conditions": ("residual, first two thirds frozen",)},
     "dose_and_timing": {"conditions": ("weight 0.5",)},
 }
 LEFT_OUT = "Diverged, and left out of means and differences"
 
 
-def ends(cell: Cell) -> float:
-    return ERRORS[cell.arm] + 0.01 * (cell.seed % 3)
+def ends(run: Run) -> float:
+    return ERRORS[run.arm] + 0.01 * (run.seed % 3)
 
 
 def run(script: ModuleType, out: Path, **changes: Any) -> str:
@@ -30,8 +30,8 @@ def run(script: ModuleType, out: Path, **changes: Any) -> str:
 
 
 def test_numbers_beside_long_names_are_whole_where_the_output_is_a_file(tmp_path: Path) -> None:
-    conditions = (explanation.TRUE_DIRECTION,)
-    shown = run(magnitude_or_direction, tmp_path, conditions=conditions, ends=lambda cell: ends(cell) / 100)
+    conditions = ("true direction, stop-gradient norms",)
+    shown = run(magnitude_or_direction, tmp_path, conditions=conditions, ends=lambda run: ends(run) / 100)
     assert "ceiling" in shown
     assert "…" not in shown
 
@@ -45,22 +45,22 @@ def test_where_all_is_well_nothing_is_left_out(script: ModuleType, tmp_path: Pat
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
-def test_where_every_cell_diverged_the_script_says_so(script: ModuleType, tmp_path: Path) -> None:
-    shown = run(script, tmp_path, ends=lambda cell: None)
-    assert "Every cell diverged: there is nothing to compare. Learning rates are the best of the search" in shown
+def test_where_every_run_diverged_the_script_says_so(script: ModuleType, tmp_path: Path) -> None:
+    shown = run(script, tmp_path, ends=lambda run: None)
+    assert "Every run diverged: there is nothing to compare. Learning rates are the best of the search" in shown
     assert (tmp_path / script.EXPERIMENT / "tuning" / "tuning.csv").is_file()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
 def test_a_seed_that_diverged_is_named(script: ModuleType, tmp_path: Path) -> None:
-    shown = run(script, tmp_path, ends=lambda cell: None if (cell.arm, cell.seed) == ("plain", 1) else ends(cell))
+    shown = run(script, tmp_path, ends=lambda run: None if (run.arm, run.seed) == ("plain", 1) else ends(run))
     times = "; plain at depth 8, 3 times the epochs (1 seed)" * (script is budget)
     assert shown.endswith(f" {LEFT_OUT}: plain at depth 8 (1 seed){times}.")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.EXPERIMENT)
 def test_the_deepest_networks_may_all_have_diverged(script: ModuleType, tmp_path: Path) -> None:
-    shown = run(script, tmp_path, depths=(8, 14), ends=lambda cell: None if cell.depth == 14 else ends(cell))
+    shown = run(script, tmp_path, depths=(8, 14), ends=lambda run: None if run.depth == 14 else ends(run))
     told = {
         learning_rates: "depth 14: nothing can be said, since every cell diverged. Over rates from 0.1 to 0.316",
         budget: "depth 14: nothing can be said, since every cell diverged.",
@@ -83,5 +83,5 @@ def test_one_seed_decides_nothing(script: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", [magnitude_or_direction, dose_and_timing], ids=lambda script: script.EXPERIMENT)
 def test_without_degradation_there_is_no_r(script: ModuleType, tmp_path: Path) -> None:
-    shown = run(script, tmp_path, ends=lambda cell: 0.1 + 0.01 * (cell.seed % 3))
+    shown = run(script, tmp_path, ends=lambda run: 0.1 + 0.01 * (run.seed % 3))
     assert "plain 0.1 no degradation no degradation" in shown

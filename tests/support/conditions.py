@@ -14,10 +14,10 @@ import pytest
 import figures
 from experiments.engine.conditions import learning_rate_search as module
 from experiments.engine.conditions.gap_closed import condition_table
-from experiments.engine.training.data import Data
 from experiments.engine.running.run import Outcome, Run
-from experiments.engine.training.optimisation import Training
 from experiments.engine.running.workers import Execution
+from experiments.engine.training.data import Data
+from experiments.engine.training.optimisation import Training
 
 TEST_SIZE = 1000  # images
 SMALL = {

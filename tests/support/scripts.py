@@ -33,8 +33,8 @@ def run_apart(script: str, *arguments: object, cwd: Path) -> CompletedProcess[st
 
 
 def run(script: str, *arguments: object, cwd: Path) -> CompletedProcess[str]:
-    """The script's file as `__main__` in this process, where a warning is an error; its runs are executed here, too, each
-    pickled and unpickled as on its way to a worker."""
+    """The script's file as `__main__` in this process, where a warning is an error; its runs are executed here, too,
+    each pickled and unpickled as on its way to a worker."""
     given = [file_of(script), *map(str, arguments), "--workers", "1"]
     status, out, err = 0, StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, chdir(cwd), redirect_stdout(out), redirect_stderr(err):

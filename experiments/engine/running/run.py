@@ -68,4 +68,4 @@ def described(value: object) -> object:
         return [described(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"a recipe holds a {type(value).__name__}: give dataclasses, mappings, sequences, texts and numbers alone")
+    raise TypeError(f"a recipe holds a {type(value).__name__}: give dataclasses, mappings, sequences, texts, numbers")

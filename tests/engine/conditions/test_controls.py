@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.networks import images, relative_error
 from torch import Tensor, nn
 
 from experiments.engine.conditions.block_gradients import block_names, flat, gradients, groups, stages

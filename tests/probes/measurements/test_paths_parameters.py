@@ -12,7 +12,6 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-from experiments.questions.any_model import first_output
 from models import cifar_resnet
 from probes import limit_paths, path_contributions, path_gradients, record
 from tests.support.networks import FLOAT64, Residual, gradients_at, images, perceptron, relative_error, values
