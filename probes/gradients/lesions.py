@@ -84,7 +84,7 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
     if isinstance(delete, Junction):
         raise ValueError("lesion: delete takes a list of junctions, such as [junctions[3]]")
     expected = adds_per_call(delete)
-    replacements = {name: _without(branch) for junction in delete for name, branch in junction.adds}
+    replacements = {name: _without(operand) for junction in delete for name, operand in junction.adds}
     handles = [handle for module in skip for handle in _skip(module, names[module])]
     try:
         with intercept_adds(AddReplacer(model, replacements, expected)):
@@ -94,11 +94,11 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
             handle.remove()
 
 
-def _without(branch: int) -> Callable[[Add], Tensor]:
+def _without(operand: int) -> Callable[[Add], Tensor]:
     """The sum without one of its operands: a copy, since the model may go on to overwrite it."""
 
     def replacement(add: Add) -> Tensor:
-        return add.first.clone() if branch == 1 else add.weight * add.second
+        return add.first.clone() if operand == 1 else add.weight * add.second
 
     return replacement
 

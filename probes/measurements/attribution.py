@@ -124,14 +124,14 @@ def _addends(model: nn.Module, junctions: Sequence[Junction], inputs: Tensor) ->
     for junction in junctions:
         if missing := [name for name, _ in junction.adds if name not in keeper.kept]:
             raise ValueError(f"branch_attribution: no add is called {missing[0]} here: whose junctions are these?")
-        (first, operand), *_ = junction.adds
+        (first, branch_operand), *_ = junction.adds
         if len(keeper.kept[first][0]) != len(inputs):
             raise ValueError(
                 f"branch_attribution: at {junction.name!r} the addends' first dimension is "
                 f"{len(keeper.kept[first][0])}, not the batch's {len(inputs)}: addends must be batch-first"
             )
-        branches = [keeper.kept[name][branch] for name, branch in junction.adds]
-        found[junction.name] = (keeper.kept[first][1 - operand], torch.stack(branches).sum(0))
+        branches = [keeper.kept[name][operand] for name, operand in junction.adds]
+        found[junction.name] = (keeper.kept[first][1 - branch_operand], torch.stack(branches).sum(0))
     return found
 
 

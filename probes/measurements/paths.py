@@ -122,7 +122,7 @@ class _Parameters:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             of_leaf = self.lengths.setdefault(self.names[leaf], [])
             while len(of_leaf) <= length:
-                of_leaf.append(torch.zeros_like(leaf, requires_grad=False))
+                of_leaf.append(torch.zeros_like(leaf))
             if gradient is not None:
                 of_leaf[length] = of_leaf[length] + gradient
 

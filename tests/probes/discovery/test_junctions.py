@@ -193,6 +193,34 @@ def test_a_branch_of_a_thousand_layers() -> None:
     assert len(found(Residual(branch))) == 1
 
 
+STEMS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(3, 3),
+    "linear without bias": lambda: nn.Linear(3, 3, bias=False),
+    "convolution": lambda: nn.Conv1d(5, 5, 3, padding=1),
+    "BatchNorm": lambda: nn.BatchNorm1d(5),
+    "GroupNorm": lambda: nn.GroupNorm(1, 5),
+    "LayerNorm": lambda: nn.LayerNorm(3),
+}
+
+
+@pytest.mark.parametrize("stem", STEMS.values(), ids=STEMS)
+def test_what_a_stem_makes_of_inputs_is_an_activation_also_where_inputs_have_no_node(
+    stem: Callable[[], nn.Module],
+) -> None:
+    """From the second forward on they have none; a learned embedding, added there, would be no shortcut."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.get_submodule("stem")(x)
+        return x + self.get_submodule("outer")(self.get_submodule("inner")(x))
+
+    x = torch.randn(5, 3) if isinstance(module := stem(), nn.Linear) else torch.randn(4, 5, 3)
+    model = Apply(forward, stem=module, inner=Residual(perceptron(dtype=torch.float32)), outer=nn.Linear(3, 3))
+    with record(model) as recording:
+        for _ in range(2):
+            model(x)
+            assert [site.name for site in recording.sites] == ["inner", "(model)"]
+
+
 def test_any_arguments_are_handed_to_the_forward() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
