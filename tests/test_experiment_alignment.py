@@ -1,4 +1,4 @@
-"""The alignment experiment: its effects on paper, its figures against plain pandas, and a run at toy size."""
+"""The alignment experiment: its effects on paper, and a run at toy size."""
 
 from itertools import product
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The budget experiment: its words on paper, bad input, its figure, and a toy run."""
+"""The budget experiment: its words on paper, bad input and a toy run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

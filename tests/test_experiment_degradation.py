@@ -1,4 +1,4 @@
-"""The degradation experiment: its changes on paper, its figures against plain pandas, and a run at toy size."""
+"""The degradation experiment: its changes on paper, and a run at toy size."""
 
 from pathlib import Path
 

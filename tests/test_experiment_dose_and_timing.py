@@ -1,4 +1,4 @@
-"""Dose and timing: each word of its sentence on paper, bad input, its figure, and a toy run."""
+"""Dose and timing: each word of its sentence on paper, bad input and a toy run."""
 
 from collections.abc import Sequence
 from pathlib import Path

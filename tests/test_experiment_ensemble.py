@@ -1,4 +1,4 @@
-"""The ensemble: errors on paper, its figure against plain pandas, and a run at toy size."""
+"""The ensemble: errors on paper, and a run at toy size."""
 
 from pathlib import Path
 

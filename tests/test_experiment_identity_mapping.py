@@ -1,4 +1,4 @@
-"""The experiment on identities: its effects on paper, its figures against plain pandas, and a run at toy size."""
+"""The experiment on identities: its effects on paper, and a run at toy size."""
 
 from itertools import product
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The experiment on learning rates: its sentence and its table on paper, bad input, its figure, and a toy run."""
+"""The experiment on learning rates: its sentence and its table on paper, bad input and a toy run."""
 
 import io
 from itertools import product

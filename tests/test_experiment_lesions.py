@@ -1,4 +1,4 @@
-"""The lesions experiment at toy size, and its figures: what is drawn equals the table."""
+"""The lesions experiment at toy size."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Magnitude or direction: each word of its sentence on paper, bad input, its figures, and a toy run."""
+"""Magnitude or direction: each word of its sentence on paper, bad input and a toy run."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The experiment on training speed: its figure against plain pandas, and a run at toy size."""
+"""The experiment on training speed: a run at toy size."""
 
 from pathlib import Path
 

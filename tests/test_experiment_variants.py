@@ -1,4 +1,4 @@
-"""The networks compared: differences on paper, the figure against plain pandas, equal draws, and a run at toy size."""
+"""The networks compared: differences on paper, equal draws, and a run at toy size."""
 
 from functools import partial
 from pathlib import Path
