@@ -40,7 +40,7 @@ ARMS: dict[str, Look] = {
 # Chosen by the same distance, from the five and from each other. Of the 5, 7 and 6, 210 combinations differ.
 COLOURS = ("#882255", "#7F5539", "#332288", "#E69F00", "#999933")
 MARKERS = ("P", "X", "<", ">", "p", "h", "d")
-DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1)), (0, (2, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)), (0, (2, 1, 1, 1)))
+DASHES: tuple[Dashes, ...] = ((0, (4, 1)), (0, (2, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)), (0, (2, 1, 1, 1)), "-")
 
 
 def looks_of(names: Iterable[Any], known: Mapping[str, Look] | None = None) -> dict[str, Look]:
