@@ -128,7 +128,7 @@ def main(settings: Settings) -> None:
 def make_runs(settings: Settings, dataset: Dataset) -> list[Run]:
     """A run for each limit and seed, then for each reference arm and seed.
 
-    Their tables tell the kind of limit as treatment, and K as path_length: all blocks where nothing is limited.
+    Columns of their tables: treatment, the kind of limit if there is one, and path_length, K, or else all blocks.
     """
     runs = partial(settings.runs, EXPERIMENT, dataset, depths=(settings.depth,))
     limited = [
