@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,6 +45,6 @@ def save(
     if isinstance(table, pd.DataFrame):
         table.to_csv(data, index=False)
     else:
-        np.savez_compressed(data, **table)
+        np.savez_compressed(data, **cast(dict[str, Any], table))
     plt.close(figure)
     return pdf, png, data

@@ -207,14 +207,15 @@ def test_a_second_call_repeats_no_run_and_prints_the_same(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "save", lambda *_: ())  # drawing takes longer than all the rest
-    files, shown = [], []
+    files, shown, log = [], [], ""
     with short_search():
         for _ in range(2):
             done = run(script, *arguments(TOY[script].replace("--", "--out results --", 1)), cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             shown.append(done.stdout)
+            log = done.stderr
             files.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/runs/*/*")})
     assert shown[0] == shown[1]
     assert files[0] == files[1]
     assert files[0]
-    assert "are already finished" in done.stderr
+    assert "are already finished" in log

@@ -109,3 +109,36 @@ def test_bands_are_described() -> None:
     assert "path lengths 0 to 3: 95 % of the sampled mass lies at 1 to 2 branches (10 paths a length)" in said
     assert "of the exact sums' norms at 2 to 3" in said
     assert "changes by -1.000 a branch (R² 1.00)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "cifar_resnet:9"], "depth 9 is not 6n + 2"),
+        (["--model", "mine.py:network", "--images", "mine.py"], "--images mine.py: cannot be read as an .npz"),
+        (["--model", "mine.py:network", "--images", "few.npz"], "x is uint8 (1, 3, 4, 4); wanted uint8 (2 or more, 3"),
+        (["--model", "mine.py:network", "--images", "few.npz", "--image", "mine.py"], "give one of the two"),
+        (["--model", "torchvision:resnet19"], "Unknown model resnet19"),
+        (["--model", "timm:nothing"], "nothing"),
+        (["--model", "hf:nothing"], "nothing"),
+        (["--model", "mine.py:absent"], "absent"),
+        (["--model", "mine.py:number"], "it must return a torch.nn.Module"),
+        (["--model", "mine.py:network", "--weights", "mine.py"], "--weights mine.py: "),
+        (["--model", "mine.py:network", "--image", "mine.py"], "cannot be read as an image"),
+    ],
+)
+def test_a_model_or_input_that_cannot_be_had_is_one_line(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        probe(monkeypatch, *arguments)
+    shown = capsys.readouterr().err
+    assert end.value.code == 2
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+    assert not (here / "results").exists()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -131,7 +132,7 @@ def _write(folder: Path, *, run: Run, outcome: Outcome, start: float) -> dict[st
     for name, table in outcome.tables.items():
         ordered(table.assign(**identity)).to_csv(folder / f"{name}.csv", index=False)
     if outcome.arrays:
-        np.savez_compressed(folder / "arrays.npz", **outcome.arrays)
+        np.savez_compressed(folder / "arrays.npz", **cast(dict[str, Any], outcome.arrays))
     facts = {"outputs": run.outputs, "about": run.about, "work": run.work, "pace": run.pace}
     return {
         "run": {"experiment": run.experiment, "arm": run.arm, "depth": run.depth, "seed": run.seed}

@@ -61,7 +61,7 @@ def described(value: object) -> object:
     Raises TypeError for a value whose text might not tell it from another.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {"kind": type(value).__name__} | {f.name: described(getattr(value, f.name)) for f in fields(value)}
+        return {"class": type(value).__name__} | {f.name: described(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): described(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

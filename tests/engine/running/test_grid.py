@@ -56,7 +56,7 @@ def test_a_report_says_where_numbers_come_from(tmp_path: Path) -> None:
         "arm": "a",
         "depth": 8,
         "seed": 0,
-        "recipe": {"kind": "Toy", "rate": 1, "device": "cpu"},
+        "recipe": {"class": "Toy", "rate": 1, "device": "cpu"},
         "outputs": [],
         "about": {"title": "toys"},
         "work": 1.0,
@@ -72,7 +72,7 @@ def test_a_name_follows_every_part_of_a_recipe_and_nothing_else() -> None:
     assert names.isdisjoint(run.name for run in runs(rate=2))
     assert names == {run.name for run in runs(about={"title": "x"}, labels={"control": "x"}, outputs=("x",), work=3)}
     assert described({"a": (1, None, "x", [Toy()])}) == {
-        "a": [1, None, "x", [{"kind": "Toy", "rate": 1, "device": "cpu"}]]
+        "a": [1, None, "x", [{"class": "Toy", "rate": 1, "device": "cpu"}]]
     }
     with pytest.raises(TypeError, match="a recipe holds a ndarray: give dataclasses, mappings"):
         described(np.arange(1000))  # its text leaves numbers out
