@@ -127,8 +127,7 @@ def report(
     save_figure(output, figures.conditions(outcomes, groups=GROUPS), outcomes, EXPERIMENT)
     save_figure(output, figures.gap_closed(scores, groups=GROUPS), scores, "gap_closed")
     show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
-    if "alignment" in tables:
-        show_alignment(console, tables["alignment"], names, depths[-1])
+    show_alignment(console, tables["alignment"], names, depths[-1])
     show_gaps_closed(console, scores, rates)
     show_differences(console, differences(runs, depths, subtractions(conditions)))
     show_files(console, output)
@@ -169,7 +168,7 @@ def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> 
 
 def decision(change: Estimate, words: Mapping[str, str]) -> tuple[str, str, str]:
     """A difference in test accuracy, its margin and its reading."""
-    reading = words.get(exceeds(change, MARGIN), "undecided") if change.values else "not asked"
+    reading = words.get(exceeds(change, MARGIN), "undecided") if change.values else "no seed has both"
     return format_estimate(change, digits=3), f"{MARGIN}", reading
 
 

@@ -79,7 +79,7 @@ def test_size_or_direction(changes: dict[str, float | Sequence[float]], reading:
 def test_what_was_not_run_is_not_asked() -> None:
     found = decided({name: by_seed()[name] for name in ("residual", "stop-gradient", "plain")})
     assert found["size or direction"][2] == f"not asked without {TRUE_NORMS}, {TRUE_DIRECTION}"
-    assert found[BIAS] == found[EARLY] == ("-", "0.02", "not asked")
+    assert found[BIAS] == found[EARLY] == ("-", "0.02", "no seed has both")
     assert f"R of {TRUE_NORMS}" not in found
     two = decided({name: errors[:2] for name, errors in by_seed().items()})
     assert two["size or direction"][2] == "cannot be read: fewer than three seeds"
