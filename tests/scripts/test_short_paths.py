@@ -61,7 +61,7 @@ def test_tables_runs_and_figures_name_the_limit(toy: Path) -> None:
     runs = {path.parent.name: json.loads(path.read_text())["run"] for path in toy.glob("runs/*/run.json")}
     assert len(runs) == 12
     (limited,) = [run for name, run in runs.items() if name.startswith("at-most-1-depth8-seed1-")]
-    assert limited["recipe"]["treatment"] == {"kind": "Limit", "paths": "at-most", "branches": 1}
+    assert limited["recipe"]["treatment"] == {"class": "Limit", "paths": "at-most", "branches": 1}
     assert {path.name for path in (toy / "figures").iterdir()} == {
         f"{name}.{ending}" for name in ("short_paths", "short_path_changes") for ending in ("csv", "pdf", "png")
     }
