@@ -98,21 +98,17 @@ def test_it_asks_for_torch_and_pandas_and_for_nothing_else_without_an_extra(whee
 
 def test_it_changes_nothing_in_a_notebook_s_environment(wheel: Path, tmp_path: Path) -> None:
     """Beside torch, pandas and numpy as pip sees them it is the only package to install; pip may look nowhere else, and
-    so finds nothing where pandas is too old."""
+    so finds nothing where pandas is missing."""
     theirs = tmp_path / "theirs"
     venv.create(theirs, with_pip=False)
     (site_packages,) = theirs.glob("lib/python*/site-packages")
-    plan = ("-m", "pip", "--python", theirs / "bin" / "python", "install", "--dry-run", "--no-index", wheel)
-
-    def pretend(name: str, version: str) -> None:
-        folder = site_packages / f"{name}-0.dist-info"
-        folder.mkdir(exist_ok=True)
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-
     for name, version in (("torch", "2.11.0"), ("pandas", "2.2.3"), ("numpy", "2.1.3")):
-        pretend(name, version)
+        metadata = site_packages / f"{name}-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    plan = ("-m", "pip", "--python", theirs / "bin" / "python", "install", "--dry-run", "--no-index", wheel)
     assert f"Would install residual-probes-{VERSION}" in run(*plan, cwd=tmp_path).splitlines()
-    pretend("pandas", "1.5.3")
+    shutil.rmtree(site_packages / "pandas-2.2.3.dist-info")
     with pytest.raises(AssertionError, match="No matching distribution found for pandas>="):
         run(*plan, cwd=tmp_path)
 
