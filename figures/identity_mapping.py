@@ -132,7 +132,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], outcome: str)
         part = rows[rows["arm"] == arm]
         own = part[part["quantity"] == "seed"].sort_values(["place", "draw"])
         by = part[part["quantity"] != "seed"].pivot(index="place", columns="quantity", values="value")
-        by = by.reindex(columns=list(QUANTITIES))
+        by = by.reindex(columns=list(QUANTITIES)).sort_index()
         ends = [by["mean"] - by["low"], by["high"] - by["mean"]]
         axis.plot(own["place"] + shift + 0.07, own["value"], ".", markersize=2.5, color=look.colour, alpha=0.6)
         bars: dict[str, Any] = {"linestyle": "", "elinewidth": 1, "markersize": 4, **EDGE}

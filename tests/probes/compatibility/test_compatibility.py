@@ -302,9 +302,10 @@ def test_forward_mode_derivatives_are_left_as_they_are(context: Callable[[nn.Mod
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_inside_is_refused(strict: bool) -> None:
     network = model()
-    message = "exception" if strict else "hides the model's adds"  # strict: its compiler's error, with ours inside
+    # strict: its compiler's error, with ours inside; torch 2.7 has an assertion of its own
+    message = "exception|Unexpectedly found" if strict else "hides the model's adds"
     for context in (gate(network), record(network)):
-        with left_as_it_was(network), context, pytest.raises(RuntimeError, match=message):
+        with left_as_it_was(network), context, pytest.raises((RuntimeError, AssertionError), match=message):
             torch.export.export(network, (inputs(),), strict=strict)
 
 
