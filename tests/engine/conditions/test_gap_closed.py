@@ -50,7 +50,7 @@ def test_r_is_taken_between_plain_and_residual_of_the_same_optimiser() -> None:
     its = pick(rows, control="stop-gradient, adam", outcome="test error").set_index("quantity")["value"]
     assert its["gap"] == pytest.approx(0.4)
     assert its["n"] == 3
-    assert its["R low"] < 0.75 < its["R high"]
+    assert its["R low"] - 1e-12 < 0.75 < its["R high"] + 1e-12  # no seed differs from another
 
 
 ERRORS = {
