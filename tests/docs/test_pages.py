@@ -91,7 +91,7 @@ def test_named_functions_are_in_the_files_that_are_named_with_them() -> None:
     found = 0
     for page in PAGES:
         text = " ".join(FENCE.sub("", page.read_text()).split())
-        for names, file in re.findall(r"((?:`[\w.]+`(?:, | and )?)+)(?: in | \()`([\w/]+\.py)`", text):
+        for names, file in re.findall(r"((?:`[\w.]+`(?:, | and )?)+)(?: in | \()`([\w/]+/\w+\.py)`", text):
             for name in re.findall(r"(\w+)`", names):
                 found += 1
                 assert re.search(rf"(?:def|class) {name}\b|^{name}\b", in_checkout(file).read_text(), re.MULTILINE), (
