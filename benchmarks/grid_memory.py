@@ -58,7 +58,7 @@ def main(settings: Settings) -> None:
     console = Console(width=110, highlight=False, markup=False)
     begin, end, joined = np.median(found, axis=0)
     growth, ratio = median(found[:, 1] - found[:, 0]), median(found[:, 1] / found[:, 0])
-    console.print(f"resident: {begin:.1f} MiB at run {BEGIN}, {end:.1f} at cell {settings.runs}, {joined:.1f} joined")
+    console.print(f"resident: {begin:.1f} MiB at run {BEGIN}, {end:.1f} at run {settings.runs}, {joined:.1f} joined")
     console.print(f"growth [95 %]: {growth:.2f} MiB; ratio {ratio:.3f}, {settings.rounds} grids")
     console.print(judged(f"at most {BOUND:.0f} MiB", growth, most=BOUND))
     console.print(machine())

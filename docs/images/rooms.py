@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 190, 52  # of a box
 ROOMS: dict[str, tuple[str, Point]] = {
     "experiments/*.py": ("one question each", (60, 30)),
     "experiments/questions/": ("what is too long for a script", (530, 30)),
-    "reporting/": ("terminal, tables, report", (60, 180)),
+    "reporting/": ("terminal, tables, decisions", (60, 180)),
     "conditions/": ("controls, rates, gap closed", (295, 180)),
     "training/": ("data, networks, the loop", (530, 180)),
     "statistics/": ("estimates, effects, margins", (177, 290)),
@@ -33,10 +33,16 @@ ARROWS: list[tuple[Point, Point]] = [
     ((420, 232), (480, 288)),  # conditions -> running
     ((600, 232), (560, 288)),  # training -> running
     ((100, 232), (100, 458)),  # reporting -> figures
-    ((690, 372), (690, 458)),  # engine -> models
-    ((390, 372), (390, 458)),  # engine -> probes
+    ((390, 372), (390, 458)),  # all but reporting -> probes
+    ((625, 372), (625, 458)),  # training, conditions -> models
     ((530, 486), (487, 486)),  # models -> probes
 ]
+
+LABELS: dict[str, Point] = {  # of arrows that begin at the engine's frame: which of its rooms import
+    "reporting": (136, 420),
+    "all but reporting": (450, 420),
+    "training, conditions": (695, 420),
+}
 
 
 def box(name: str, content: str, corner: Point) -> str:
@@ -71,6 +77,7 @@ def draw() -> str:
         f'<text x="{x + width / 2}" y="{y + 22}" class="name">experiments/engine/</text>',
         *(arrow(*ends) for ends in ARROWS),
         *(box(name, content, corner) for name, (content, corner) in ROOMS.items()),
+        *(f'<text x="{x}" y="{y}" font-style="italic">{label}</text>' for label, (x, y) in LABELS.items()),
         f'<text x="{SIZE[0] / 2}" y="{SIZE[1] - 18}">an arrow points to what is imported; scripts and questions '
         "also import probes, models and figures</text>",
         "</svg>",

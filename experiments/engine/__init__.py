@@ -1,1 +1,1 @@
-"""What the experiments share: data, training, the grid of cells, statistics, the command line."""
+"""What the experiments share: data, training, the grid of runs, statistics, the command line."""

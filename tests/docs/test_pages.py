@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import experiments.variants
+from tests.test_boundaries import MAY_IMPORT, ROOMS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -24,12 +25,6 @@ TABLES = sorted((DOCS / "tables").glob("*.csv"))
 SCRIPTS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
 ARTICLES = {path.stem for path in (DOCS / "experiments").glob("*.md")} - {"index"}
 
-# Of the change that splits `identity_mapping` and moves files to rooms; empty when it is in.
-PLANNED = {"inserted_identities"}
-PLANNED_FILES = (
-    "experiments/inserted_identities.py", "experiments/questions/", "experiments/engine/", "probes/discovery/",
-    "probes/gradients/", "probes/measurements/", "figures/parts/", "tests/probes/",
-)  # fmt: skip
 # Of torchrun, ray, sbatch, pip.
 FOREIGN = {"--nproc-per-node", "--head", "--port", "--address", "--nodes", "--ntasks", "--ntasks-per-node", "--block",
            "--cpus-per-task", "--gpus-per-task", "--num-cpus", "--num-gpus", "--time", "--help"}  # fmt: skip
@@ -88,8 +83,63 @@ def test_named_files_and_folders_exist() -> None:
     )
     for page in PAGES:
         for name in pattern.findall(re.sub(r"\]\([^)]*\)", "", page.read_text())):
-            if "NAME" not in name and not name.startswith(PLANNED_FILES):
+            if "NAME" not in name:
                 assert (ROOT / name).exists(), f"{name_of(page)} names {name}"
+
+
+def test_named_functions_are_in_the_files_that_are_named_with_them() -> None:
+    found = 0
+    for page in PAGES:
+        text = " ".join(FENCE.sub("", page.read_text()).split())
+        for names, file in re.findall(r"((?:`[\w.]+`(?:, | and )?)+)(?: in | \()`([\w/]+/\w+\.py)`", text):
+            for name in re.findall(r"(\w+)`", names):
+                found += 1
+                assert re.search(rf"(?:def|class) {name}\b|^{name}\b", in_checkout(file).read_text(), re.MULTILINE), (
+                    f"{name_of(page)}: {name} is not in {file}"
+                )
+    assert found > 20
+
+
+def in_checkout(file: str) -> Path:
+    """A file by its path in the checkout or in the engine."""
+    return next(path for path in (ROOT / file, ROOT / "experiments" / "engine" / file) if path.exists())
+
+
+# The architecture
+
+
+def table_under(heading: str) -> list[list[str]]:
+    """The rows, without the head, of the first table behind a heading of the architecture's page."""
+    _, _, text = (DOCS / "architecture.md").read_text().partition(f"\n{heading}\n")
+    table = re.search(r"^\|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None, heading
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table[1].splitlines()]
+
+
+def test_the_table_of_imports_is_the_one_under_test() -> None:
+    listed: dict[str, set[str]] = {}
+    for where, _, imported in table_under("## The rooms and their arrows"):
+        (area,) = named_areas(where)
+        above = set(listed) if imported.startswith("all of the above") else set[str]()
+        listed[area] = above ^ named_areas(imported)  # "but": what is named is taken from all
+        assert listed[area] <= set(listed) - {area}, f"{area} imports from a row below it"
+    assert listed == MAY_IMPORT
+
+
+def named_areas(cell: str) -> set[str]:
+    """The areas whose folders a cell names."""
+    named = {name.replace("/", ".") for name in re.findall(r"`([\w/]+)/`", cell)}
+    return {f"experiments.{name}" if name.startswith("engine.") else name for name in named}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["probes", "models", "figures/parts", "experiments/questions", *(room.replace(".", "/") for room in ROOMS)],
+)
+def test_every_file_of_a_room_is_listed(folder: str) -> None:
+    there = {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob("*.py")}
+    listed = [row[0].strip("`| ") for row in table_under(f"### `{folder}/`")]
+    assert sorted(listed) == sorted(file for file in there if not file.endswith("__init__.py"))
 
 
 # Numbers
@@ -148,7 +198,7 @@ def test_the_picture_of_the_rooms_is_what_its_script_draws() -> None:
 
 
 def test_every_script_has_a_page_and_a_line_in_both_lists() -> None:
-    assert ARTICLES == SCRIPTS | PLANNED
+    assert ARTICLES == SCRIPTS
     for page, start in ((README, "docs/experiments/"), (DOCS / "experiments" / "index.md", "")):
         linked = re.findall(rf"\[\w+\]\({start}(\w+)\.md\)", page.read_text())
         assert set(linked) >= ARTICLES, name_of(page)
