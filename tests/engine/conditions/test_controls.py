@@ -196,6 +196,10 @@ def test_random_feedback_on_paper() -> None:
     assert (y.item(), x.grad.item(), convolution.weight.grad[0, 0, 1, 1].item()) == (6, 35, 21)  # type: ignore[union-attr]
 
 
+def test_controls_are_values() -> None:
+    assert len({Control(), Control(Cut()), Control(Cut()), Control(Cut(stage=1))}) == 3
+
+
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
