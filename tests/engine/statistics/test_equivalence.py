@@ -54,6 +54,13 @@ def test_two_seeds_decide_nothing_and_no_ordinary_training_neither() -> None:
     assert read(Estimate((0.0,), 0.0, math.nan, math.nan), "test accuracy") == "undecided"
 
 
+def test_only_accuracies_have_a_scale_that_ends() -> None:
+    """Changes of the log loss by 2, and of the accuracy by -0.6 with a half width of 1.3."""
+    found = compare(runs(arm=[(2.0, -0.9), (2.0, 0.0), (2.0, -0.9)]), "arm", 3).changes
+    assert found["log train loss"].low == pytest.approx(2)
+    assert math.isnan(found["test accuracy"].low)
+
+
 def test_a_mean_at_the_margin_is_ordinary() -> None:
     at_margins = {outcome: Estimate((), WORSE[outcome] * MARGINS[outcome], math.nan, math.nan) for outcome in MARGINS}
     assert Comparison("arm", 3, at_margins, "undecided").mean_is_ordinary

@@ -98,6 +98,8 @@ def test_effects_balance() -> None:
 def test_floor_and_ceiling_are_flagged() -> None:
     runs = outcome_table(outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)}), 100)
     assert flags(runs, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
+    at_the_ends = outcome_table(outcomes({"plain": (0.2,), "residual": (0.95,)}), 100)
+    assert flags(at_the_ends, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
 
 
 def test_effects_of_conditions_are_read_by_their_own_column() -> None:
