@@ -49,10 +49,14 @@ def test_maps_halve_and_channels_double_between_stages(channels: int, classes: i
 def test_a_branch_is_its_towers_concatenated_expanded_and_scaled() -> None:
     """Block B, layer by layer in functions: 1x1 | 1x1, 1x7, 7x1; then 1x1, without activation, times 0.2."""
     branch, x = inception_branch(4, TOWERS[1], 0.2).double().eval(), torch.randn(2, 4, 5, 5, dtype=FLOAT64)
+    for norm in branch.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.constant_(norm.bias, 0.1)  # so that a border of zeros is seen
     left, *rest, expand, bias = [p for p in branch.parameters() if p.dim() == 4 or p.shape == (4,)]
 
     def layer(x: Tensor, weight: Tensor, padding: tuple[int, int] = (0, 0)) -> Tensor:
-        return (F.conv2d(x, weight, padding=padding) / (1 + 1e-5) ** 0.5).relu()  # BatchNorm's statistics at 0 and 1
+        y = F.conv2d(x, weight, padding=padding) / (1 + 1e-5) ** 0.5  # BatchNorm's statistics at 0 and 1
+        return (y + 0.1).relu()
 
     right = layer(layer(layer(x, rest[0]), rest[1], (0, 3)), rest[2], (3, 0))
     assert [tuple(p.shape[2:]) for p in rest] == [(1, 1), (1, 7), (7, 1)]

@@ -24,6 +24,12 @@ def test_path_lengths_on_paper() -> None:
     assert found[found["quantity"] == "norm"]["value"].tolist() == [1, 10, 31, 30]
 
 
+def test_sizes_on_paper() -> None:
+    """Of 2 -> 64, one block 64 -> 64, and 64 -> 10, with biases."""
+    size = sum(parameter.numel() for parameter in residual_mlp(3, in_features=2).parameters())
+    assert size == (2 + 1) * 64 + (64 + 1) * 64 + (64 + 1) * 10
+
+
 def test_a_plain_layer_is_a_linear_layer() -> None:
     """At forward weight 0 the shortcut adds exactly nothing."""
     model, x = residual_mlp(6, in_features=12, width=8, flow=PLAIN).double(), torch.randn(5, 8, dtype=FLOAT64)

@@ -100,6 +100,7 @@ def test_fixup_s_numbers_stand_where_the_paper_has_them() -> None:
 @pytest.mark.parametrize(("channels_in", "channels_out", "stride"), [(4, 4, 1), (4, 8, 2), (4, 4, 2)])
 def test_a_dirac_convolution_without_w_is_the_identity(channels_in: int, channels_out: int, stride: int) -> None:
     layer, x = DiracConv2d(channels_in, channels_out, stride=stride).double(), stream()
+    assert layer.beta.tolist() == pytest.approx([0.1] * channels_out)  # the paper's first weight of W
     nn.init.zeros_(layer.weight)
     y = layer(x)
     assert torch.equal(y[:, :channels_in], x[:, :, ::stride, ::stride])

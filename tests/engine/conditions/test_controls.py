@@ -196,12 +196,17 @@ def test_random_feedback_on_paper() -> None:
     assert (y.item(), x.grad.item(), convolution.weight.grad[0, 0, 1, 1].item()) == (6, 35, 21)  # type: ignore[union-attr]
 
 
+def test_controls_are_values() -> None:
+    assert len({Control(), Control(Cut()), Control(Cut()), Control(Cut(stage=1))}) == 3
+
+
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
         (lambda: Cut(chance=1.5), "a chance of 1.5: give 0 to 1"),
         (lambda: Cut(chance=1.0, unbiased=True), "less than 1 if it is to be unbiased"),
         (lambda: Cut(begin=3, end=3), "such a cut is nowhere"),
+        (lambda: Cut(end=0), "such a cut is nowhere"),
         (lambda: Control(rule="both"), "rule 'both', frozen 0.0: give one of"),  # type: ignore[arg-type]
         (lambda: Control(frozen=2), "give one of"),
         (lambda: random_feedback(residual_mlp(4, in_features=2), torch.Generator()), "needs convolutions inside"),

@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.engine.statistics.equivalence import compare, comparison_table, read, smallest_sufficient
+from experiments.engine.statistics.equivalence import (
+    MARGINS,
+    WORSE,
+    Comparison,
+    compare,
+    comparison_table,
+    read,
+    smallest_sufficient,
+)
 from experiments.engine.statistics.estimates import Estimate
 
 
@@ -41,8 +49,21 @@ def test_two_seeds_decide_nothing_and_no_ordinary_training_neither() -> None:
     table = runs(arm=[(0.0, 0.0)] * 3)
     assert compare(table[table["seed"] < 2], "arm", 3).reading == "undecided"
     alone = compare(table[table["arm"] == "arm"], "arm", 3)
-    assert (alone.reading, alone.pairs, alone.mean_is_ordinary) == ("undecided", 0, False)
+    assert alone == Comparison("arm", 3, {}, "undecided")
+    assert (alone.pairs, alone.mean_is_ordinary) == (0, False)
     assert read(Estimate((0.0,), 0.0, math.nan, math.nan), "test accuracy") == "undecided"
+
+
+def test_only_accuracies_have_a_scale_that_ends() -> None:
+    """Changes of the log loss by 2, and of the accuracy by -0.6 with a half width of 1.3."""
+    found = compare(runs(arm=[(2.0, -0.9), (2.0, 0.0), (2.0, -0.9)]), "arm", 3).changes
+    assert found["log train loss"].low == pytest.approx(2)
+    assert math.isnan(found["test accuracy"].low)
+
+
+def test_a_mean_at_the_margin_is_ordinary() -> None:
+    at_margins = {outcome: Estimate((), WORSE[outcome] * MARGINS[outcome], math.nan, math.nan) for outcome in MARGINS}
+    assert Comparison("arm", 3, at_margins, "undecided").mean_is_ordinary
 
 
 def test_the_interval_is_the_paired_t_interval() -> None:

@@ -68,6 +68,18 @@ def test_intervals_are_paired_t_intervals() -> None:
     assert found.mean == pytest.approx(np.subtract(ACCURACY["residual"], ACCURACY["stop-gradient"]).mean())
 
 
+def test_only_accuracies_have_a_scale_that_ends() -> None:
+    """An accuracy's effect lies within +-1, an interaction within +-2: whole shortcut (0.9, 0.5, 0.5) with an upper
+    end of 1.2, interaction (0.9, 1.1, 1.1) with one of 1.3. A log loss ends nowhere."""
+    low = (0.1, 0.1, 0.2)
+    arms = {"residual": (1.0, 0.9, 1.0), "stop-gradient": low, "gradient-only": low, "plain": (0.1, 0.4, 0.5)}
+    runs = outcome_table(outcomes(arms), 100)
+    found, losses = effects(runs, 20, "test accuracy"), effects(runs, 20, "log train loss")
+    assert math.isnan(found["whole shortcut"].high)
+    assert found["interaction / gradient mismatch"].high == pytest.approx(1.0333 + 4.3027 / 15, abs=1e-4)
+    assert losses["whole shortcut"].low < -1
+
+
 def test_seeds_without_all_four_arms_are_left_out() -> None:
     lost = outcomes().query("not (arm == 'plain' and seed == 1)")
     assert len(effects(outcome_table(lost, 100), 20, "test accuracy")["forward, backward on"].values) == 2
@@ -86,6 +98,8 @@ def test_effects_balance() -> None:
 def test_floor_and_ceiling_are_flagged() -> None:
     runs = outcome_table(outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)}), 100)
     assert flags(runs, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
+    at_the_ends = outcome_table(outcomes({"plain": (0.2,), "residual": (0.95,)}), 100)
+    assert flags(at_the_ends, 20, classes=10) == {"plain": "floor", "residual": "ceiling"}
 
 
 def test_effects_of_conditions_are_read_by_their_own_column() -> None:
