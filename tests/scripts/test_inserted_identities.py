@@ -198,10 +198,7 @@ def insertion_tables() -> dict[str, pd.DataFrame]:
         for split in ("train", "validation", "test"):
             accuracy = 0.9 + 0.01 * seed - 0.1 * (deep and arm == "plain")
             row = {**cell, "split": split}
-            outcomes += [
-                {**row, "quantity": "accuracy", "value": accuracy},
-                {**row, "quantity": "loss", "value": 0.1},
-            ]
+            outcomes += [{**row, "quantity": "accuracy", "value": accuracy}, {**row, "quantity": "loss", "value": 0.1}]
         for epoch in (0, 3) if deep else ():
             name, value = ("ratio", 0.02 * epoch + 0.001 * seed) if arm == "residual" else ("distance", 0.5)
             row = {**cell, "epoch": epoch, "block": "layer1.1", "depth": 1}

@@ -26,16 +26,7 @@ from probes import (
     record,
     scale_gradient,
 )
-from tests.support.networks import (
-    FLOAT64,
-    Apply,
-    Residual,
-    chain,
-    left_as_it_was,
-    linear,
-    network,
-    relative_error,
-)
+from tests.support.networks import FLOAT64, Apply, Residual, chain, left_as_it_was, linear, network, relative_error
 
 # Blocks x + w x with w = 2, 3, 5: under gate (s, b) the gradient at the first fork is (s + 2b)(s + 3b)(s + 5b).
 FACTORS = (2.0, 3.0, 5.0)

@@ -11,17 +11,7 @@ from torch import Tensor, nn
 
 from models import ARMS, cifar_resnet
 from probes import Recording, gradient_norms, record
-from tests.support.networks import (
-    FLOAT64,
-    Apply,
-    Residual,
-    chain,
-    gradients_at,
-    images,
-    linear,
-    perceptron,
-    values,
-)
+from tests.support.networks import FLOAT64, Apply, Residual, chain, gradients_at, images, linear, perceptron, values
 
 PARTS = ("shortcut", "branch", "other")
 
