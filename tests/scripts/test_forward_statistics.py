@@ -24,7 +24,7 @@ from experiments.engine.training.train_run import make_network
 from experiments.forward_statistics import Settings, count_recovering, decisions, is_dead, reading, report
 from tests.support.conditions import is_best
 from tests.support.drawings import pick
-from tests.support.scripts import run
+from tests.support.scripts import drawn, toy_run
 
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))
 SAME = ("resnet", "norm-after-sum", "preactivation")
@@ -157,8 +157,7 @@ def test_what_diverged_is_named(runner: ConditionRunner, tmp_path: Path, capsys:
     report(tables, [lost], ALIVE, [], rates, runner.dataset, settings, Output(tmp_path))
     shown = " ".join(capsys.readouterr().out.split())
     assert "Diverged, and left out of means and differences: resnet, stop-gradient at depth 8 (1 seed)." in shown
-    drawn = {file.stem for file in (tmp_path / "figures").iterdir()}
-    assert drawn == {"forward_statistics", "gap_closed"}
+    assert drawn(tmp_path) == {"forward_statistics", "gap_closed"}
 
 
 def test_the_mlp_is_asked_at_a_depth_at_which_it_stays_finite() -> None:
@@ -171,9 +170,7 @@ def test_the_mlp_is_asked_at_a_depth_at_which_it_stays_finite() -> None:
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
     arguments = ["--networks", "fixup", "resnet", "--depth", 8, "--seeds", 0, 1, 2, "--tuning-seeds", 100]
     arguments += ["--epochs", 1, "--width", 2, "--train-limit", 256]
-    done = run("forward_statistics", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "forward_statistics"
+    folder, shown = toy_run("forward_statistics", *arguments, cwd=tmp_path)
     found = pd.read_csv(folder / "outcomes.csv")
     trained = {(str(network), str(arm)) for network, arm in found[["network", "arm"]].to_numpy()}
     assert trained == set(product(("fixup", "resnet"), FACTORIAL)) - DEAD
@@ -183,5 +180,5 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     accuracies = tuned[tuned["quantity"] == "accuracy"]
     for control, rate in found.groupby("control")["learning_rate"].first().items():
         assert is_best(rate, pick(accuracies, control=control))  # one tuning seed
-    assert {file.suffix for file in (folder / "figures").glob("forward_statistics.*")} == {".csv", ".pdf", ".png"}
-    assert "fixup: stop-gradient -" in " ".join(done.stdout.split())
+    assert "forward_statistics" in drawn(folder)
+    assert "fixup: stop-gradient -" in " ".join(shown.split())

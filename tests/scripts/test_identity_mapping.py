@@ -30,7 +30,7 @@ from experiments.identity_mapping import (
 from experiments.inserted_identities import pass_on, silence
 from experiments.questions.distance_from_identity import BRANCHES, block_changes, mean_changes, some_images
 from models import ARMS, ResidualBlock
-from tests.support.scripts import run
+from tests.support.scripts import drawn, toy_run
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +220,7 @@ TOY += ["--blocks", 1, 2]
 
 @pytest.mark.slow
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
-    done = run("identity_mapping", *TOY, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "identity_mapping"
+    folder, shown = toy_run("identity_mapping", *TOY, cwd=tmp_path)
     assert len(pd.read_csv(folder / "starts.csv")) == 2 * 2 * 2 * 3 * 3  # rates, blocks, arms, seeds, splits
     outcomes = pd.read_csv(folder / "outcomes.csv").query("quantity == 'error' and split == 'test'")
     copied = outcomes.set_index(["arm", "depth_total", "seed", "learning_rate"])["value"]
@@ -232,16 +230,15 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     assert len(ends)
     assert copied.loc[ends.index].tolist() == pytest.approx(ends.tolist())
     assert len(table) == 2 * 2 * 2 * 3  # first and last, blocks, arms, seeds
-    assert {file.suffix for file in (folder / "figures").glob("copying.*")} == {".csv", ".pdf", ".png"}
-    assert "1 block " in done.stdout[done.stdout.index("Decisions") :]
+    assert "copying" in drawn(folder)
+    assert "1 block " in shown[shown.index("Decisions") :]
 
 
 def test_without_plain_stacks_nothing_is_compared_and_a_rate_that_diverges_is_named(tmp_path: Path) -> None:
     few = ["--seeds", 0, "--arms", "residual", "--epochs", 2, "--width", 2, "--train-limit", 128, "--blocks", 1]
-    done = run("identity_mapping", *few, "--rates", 0.1, 1e30, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "diverged: identity_mapping, residual, depth 2, seed 0, learning_rate 1e+30" in done.stdout
-    assert "No comparison: it needs the arms plain and residual" in done.stdout
+    _, shown = toy_run("identity_mapping", *few, "--rates", 0.1, 1e30, cwd=tmp_path)
+    assert "diverged: identity_mapping, residual, depth 2, seed 0, learning_rate 1e+30" in shown
+    assert "No comparison: it needs the arms plain and residual" in shown
     found = pd.read_csv(tmp_path / "results" / "identity_mapping" / "copying.csv")
     assert set(found["learning_rate"]) == {0.1}
 

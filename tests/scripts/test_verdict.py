@@ -216,8 +216,3 @@ def test_experiments_that_disagree_are_refused(results: Path) -> None:
     rows.to_csv(file, index=False)
     with pytest.raises(BadInput, match="disagree on 'plain', depth 20, seed 0: they ran with other settings"):
         verdict.main(Settings(out=results))
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="there is no such folder; run the experiments first"):
-        verdict.main(Settings(out=tmp_path / "none"))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
+from probes import Recording, record
+
 FLOAT64 = torch.float64
 
 
@@ -52,6 +54,28 @@ def perceptron(width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Sequential
 
 def chain(depth: int, width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Sequential:
     return nn.Sequential(*(Residual(perceptron(width, dtype=dtype)) for _ in range(depth)))
+
+
+def scalars(*weights: float) -> nn.Sequential:
+    """Blocks x + w x, without an activation; by default of weights 2, 3, 5."""
+    return nn.Sequential(*(Residual(linear(weight)) for weight in weights or (2.0, 3.0, 5.0)))
+
+
+def one() -> Tensor:
+    return torch.ones(1, 1, dtype=FLOAT64)
+
+
+def squares(outputs: Tensor) -> Tensor:
+    return outputs.square().sum()
+
+
+def recorded(
+    model: nn.Module, x: Tensor, loss: Callable[[Any], Tensor] = torch.sum, *, keep: bool = False
+) -> Recording:
+    """Of a forward and the backward of a loss of its outputs; the graph is kept."""
+    with record(model, keep=keep) as recording:
+        loss(model(x)).backward(retain_graph=True)
+    return recording
 
 
 def dense(out: int = 4) -> nn.Linear:

@@ -47,6 +47,21 @@ def run(script: str, *arguments: object, cwd: Path) -> CompletedProcess[str]:
     return CompletedProcess(given, status, out.getvalue(), err.getvalue())
 
 
+def toy_run(script: str, *arguments: object, cwd: Path) -> tuple[Path, str]:
+    """Of a run that ends well: its folder, and what it printed."""
+    done = run(script, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "results" / script, done.stdout
+
+
+def drawn(folder: Path) -> set[str]:
+    """The figures that a script has written: each is a PDF and a PNG beside the CSV that it was drawn from."""
+    files = {file.name for file in (folder / "figures").iterdir()}
+    names = {name.partition(".")[0] for name in files}
+    assert files == {f"{name}.{ending}" for name in names for ending in ("csv", "pdf", "png")}
+    return names
+
+
 def travelled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of arguments that went through a pickle, and its result likewise."""
 

@@ -34,11 +34,8 @@ def read(folder: Path, image_size: int | None = None) -> dict[str, tuple[np.ndar
 def test_digits_are_split_once_and_for_all_by_class() -> None:
     first, second = load(Data()), load(Data())
     assert first.digest == second.digest
-    assert {name: len(labels) for name, (_, labels) in first.splits.items()} == {
-        "train": 1077,
-        "validation": 360,
-        "test": 360,
-    }
+    sizes = {name: len(labels) for name, (_, labels) in first.splits.items()}
+    assert sizes == {"train": 1077, "validation": 360, "test": 360}
     rows = [image.tobytes() for images, _ in first.splits.values() for image in np.asarray(images)]
     assert len(set(rows)) == 1797  # every digit is distinct, so no image is in two splits
     for _, labels in first.splits.values():
@@ -112,11 +109,8 @@ def test_folder_without_validation_splits_it_off_train(tmp_path: Path, held_out:
 def test_folder_with_val_and_test_keeps_them_apart(tmp_path: Path) -> None:
     parts = {"train": {"a": 3, "b": 5}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 2}}
     splits = read(make_folder(tmp_path, parts))
-    assert [np.bincount(splits[name][1]).tolist() for name in ("train", "validation", "test")] == [
-        [3, 5],
-        [2, 2],
-        [1, 2],
-    ]
+    counts = [np.bincount(splits[name][1]).tolist() for name in ("train", "validation", "test")]
+    assert counts == [[3, 5], [2, 2], [1, 2]]
     pixel = np.asarray(Image.open(tmp_path / "val" / "a" / "0.png"))[0, 0]
     assert (splits["validation"][0][0, :, 0, 0] == pixel).all()
 
