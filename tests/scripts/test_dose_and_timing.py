@@ -28,11 +28,8 @@ EPOCHS = 10
 EVERY = (*ARMS, *DOSES, *COINS, *timing(EPOCHS), *PLACES)
 ORDINARY, WORSE = (0.09, 0.10, 0.11), (0.29, 0.30, 0.31)
 SCATTERED = (0.02, 0.10, 0.18)
-WEIGHT, CUT, COIN = (
-    "smallest weight that suffices",
-    "late cut - early cut, 5 of 10 epochs",
-    "unbiased coin - biased coin, chance 0.9",
-)
+WEIGHT, CUT = "smallest weight that suffices", "late cut - early cut, 5 of 10 epochs"
+COIN = "unbiased coin - biased coin, chance 0.9"
 
 
 def decided(**errors: Sequence[float]) -> dict[str, tuple[str, str, str]]:
@@ -107,10 +104,8 @@ def test_a_condition_s_treatment_and_amount_are_columns() -> None:
     found = with_treatments(outcomes({c.name: ORDINARY for c in EVERY}), EVERY)
     by_name = found.drop_duplicates("control").set_index("control")
     assert by_name.loc[[arm.name for arm in ARMS], ["treatment", "amount"]].isna().all(axis=None)
-    rows = {
-        str(name): (row["treatment"], row["amount"])
-        for name, row in by_name.drop([arm.name for arm in ARMS]).iterrows()
-    }
+    treated = by_name.drop([arm.name for arm in ARMS])[["treatment", "amount"]]
+    rows = dict(zip(treated.index, treated.itertuples(index=False, name=None), strict=True))
     wanted = {f"weight {w:g}": ("weight", w) for w in (0.1, 0.25, 0.5, 0.75)}
     wanted |= {f"{kind} coin, {c}": (f"{kind} coin", c) for c in (0.5, 0.9) for kind in ("biased", "unbiased")}
     wanted |= {f"{when} epoch {e}": (f"{when} epoch", e) for e in (2, 5, 8) for when in ("until", "from")}

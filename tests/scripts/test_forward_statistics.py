@@ -141,12 +141,8 @@ def test_where_plain_is_dead_there_is_no_r() -> None:
 
 def test_conditions_of_a_network_are_named_and_share_the_arms_runs(runner: ConditionRunner) -> None:
     assert [c.name for c in ALIVE] == [f"resnet, {arm}" for arm in FACTORIAL]
-    names = {
-        runner.run_of(replace(c, name="x", network=network), 8, 0, 0.1).name
-        for c in ALIVE
-        for network in (None, "resnet")
-    }
-    assert len(names) == 4
+    given = [replace(c, name="x", network=network) for c in ALIVE for network in (None, "resnet")]
+    assert len({runner.run_of(c, 8, 0, 0.1).name for c in given}) == 4
 
 
 def test_what_diverged_is_named(runner: ConditionRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,10 +99,8 @@ def test_without_normalisation_residual_stacks_begin_as_copies_and_plain_ones_op
     errors = {arm: copy_error(stack(arm, batches, network="skipinit"), batches, "test")["error"] for arm in ARMS}
     assert errors["residual"] == errors["stop-gradient"] == errors["shortest-path"] == 0
     assert errors["plain"] == errors["gradient-only"] > 0.1
-    scales = [
-        value for name, value in stack("plain", batches, network="skipinit").named_parameters() if "alpha" in name
-    ]
-    assert [scale.item() for scale in scales] == [1, 1]
+    parameters = stack("plain", batches, network="skipinit").named_parameters()
+    assert [scale.item() for name, scale in parameters if "alpha" in name] == [1, 1]
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
@@ -128,25 +126,16 @@ def copying_tables(depths: tuple[int, ...] = (2, 8)) -> dict[str, pd.DataFrame]:
     tables: dict[str, list[dict[str, object]]] = {"outcomes": [], "starts": [], "curves": [], "blocks": []}
     for depth, ((arm, rate), errors) in product(depths, ERRORS.items()):
         for seed, error in enumerate(errors):
-            cell = {
-                "experiment": "identity_mapping",
-                "arm": arm,
-                "depth_total": depth,
-                "seed": seed,
-                "learning_rate": rate,
-            }
+            about = {"arm": arm, "depth_total": depth, "seed": seed, "learning_rate": rate}
+            row = about | {"quantity": "error", "value": error}
             for split in ("train", "validation", "test"):
-                row = {**cell, "split": split, "quantity": "error"}
-                tables["outcomes"].append({**row, "value": error})
-                tables["starts"].append({**row, "epoch": 0, "value": 10 * error})
-            for epoch in (1, 2):
-                row = {**cell, "epoch": epoch, "split": "validation", "quantity": "error"}
-                tables["curves"].append({**row, "value": error})
+                tables["outcomes"].append(row | {"split": split})
+                tables["starts"].append(row | {"split": split, "epoch": 0, "value": 10 * error})
+            tables["curves"] += [row | {"split": "validation", "epoch": epoch} for epoch in (1, 2)]
             for epoch, block in product((0, 2), range(depth // 2)):
-                row = {**cell, "epoch": epoch, "block": f"blocks.{block}", "depth": block}
-                tables["blocks"].append({**row, "quantity": "distance", "value": 0.1 + block})
-                if arm == "residual":
-                    tables["blocks"].append({**row, "quantity": "ratio", "value": 0.2 + epoch})
+                row = about | {"epoch": epoch, "block": f"blocks.{block}", "depth": block}
+                tables["blocks"].append(row | {"quantity": "distance", "value": 0.1 + block})
+                tables["blocks"] += [row | {"quantity": "ratio", "value": 0.2 + epoch}] * (arm == "residual")
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 
@@ -204,9 +193,8 @@ def test_an_error_of_exactly_0_is_the_smallest_that_is_compared() -> None:
 
 
 def test_mean_changes_take_the_residual_where_there_is_one() -> None:
-    found = mean_changes(copying_tables((8,))["blocks"], by="learning_rate").set_index(["arm", "epoch", "seed"])[
-        "value"
-    ]
+    changes = mean_changes(copying_tables((8,))["blocks"], by="learning_rate")
+    found = changes.set_index(["arm", "epoch", "seed"])["value"]
     assert found["plain", 0, 0].iloc[0] == pytest.approx(1.6)  # 0.1, 1.1, 2.1, 3.1
     assert found["residual", 0, 0].iloc[0] == pytest.approx(0.2)
     assert found["residual", 2, 0].iloc[0] == pytest.approx(2.2)

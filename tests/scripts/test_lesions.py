@@ -30,9 +30,7 @@ def test_every_lesion_is_there_with_both_statistics(toy: tuple[Path, str]) -> No
     """Six blocks, of which two change the shape: a plain network cannot go without those."""
     folder, shown = toy
     rows = pd.read_csv(folder / "lesions.csv").query("quantity == 'error'")
-    counted = {
-        arm: of_arm.groupby(["lesion", "count"]).size() / 4 for arm, of_arm in rows.groupby("arm")
-    }  # per network
+    counted = {arm: own.groupby(["lesion", "count"]).size() / 4 for arm, own in rows.groupby("arm")}  # per network
     assert counted["residual"].to_dict() == {
         ("none", 0): 1, ("delete", 1): 6, ("swap", 1): 1, ("delete at random", 1): 2, ("delete at random", 2): 2,
         ("permute", 1): 2, ("permute", 2): 2,
@@ -61,13 +59,9 @@ def test_all_arms_of_a_seed_have_the_same_draws(toy: tuple[Path, str]) -> None:
 def test_weights_of_a_public_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = cifar_resnet(8, width=2, in_channels=1)
-    public = {
-        name.replace("stem.0", "conv1")
-        .replace("stem.1", "bn1")
-        .replace("classifier", "linear")
-        .replace(".branch", ""): v
-        for name, v in model.state_dict().items()
-    }
+    public = model.state_dict()
+    for ours, theirs in {"stem.0": "conv1", "stem.1": "bn1", "classifier": "linear", ".branch": ""}.items():
+        public = {name.replace(ours, theirs): value for name, value in public.items()}
     torch.save(public, tmp_path / "weights.pt")
     few = ["--depth", "8", "--width", "2", "--counts", "1", "--draws", "1"]
     toy_run("lesions", *few, "--weights", "weights.pt", cwd=tmp_path)

@@ -65,7 +65,7 @@ def sampled(epochs: tuple[int, ...] = (0, 1, 3), depths: tuple[int, ...] = (8, 2
     k, alone = rows["path_length"], rows["arm"].map(SINGLE)
     norm = (1 + rows["seed"]) * 10.0 ** (-k * (1 + rows["epoch"]) / 4) * (alone.isna() | (alone == k))
     paths = {"path_norm": norm, "path_norm_low": 0.8 * norm, "path_norm_high": 1.2 * norm, "samples": 7}
-    paths |= {"mass": norm * k.map(lambda branches: math.comb(BLOCKS, branches))}
+    paths |= {"mass": norm * [math.comb(BLOCKS, branches) for branches in k.tolist()]}
     paths |= {"cancellation": pd.Series(0.5, rows.index).where(norm > 0)}
     runs = long(**about)
     bands = by_quantity(runs, {"mass_low": 1 + runs["seed"], "mass_high": 3})

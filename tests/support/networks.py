@@ -1,6 +1,7 @@
 """Small networks, and the few measures, that several tests share."""
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -137,6 +138,19 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     assert visible(model) == before
     assert _get_current_function_mode_stack() == []
     assert torch.is_grad_enabled()
+
+
+class Tag(nn.Module):
+    """The identity, which keeps a weak eye on the newest graph that went through it."""
+
+    newest: weakref.ref[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        node: Any = x.grad_fn
+        node.metadata["tag"] = token = nn.Module()  # dies with the node
+        self.newest = weakref.ref(token)
+        return x
 
 
 class Raising(nn.Module):

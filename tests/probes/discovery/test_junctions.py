@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from models import ARMS, cifar_resnet
+from models.projections import Projection
 from probes import find_junctions, record, residual_magnitudes, scale_gradient
 from tests.support.networks import FLOAT64, Apply, Residual, block_of, chain, dense, perceptron, rows, values
 
@@ -177,11 +179,6 @@ def test_a_module_that_adds_again_counts_its_adds() -> None:
     assert [(name, depth) for name, depth, _ in found(model)] == [("h", 0), ("h#1", 1), ("h@1", 2), ("h@1#1", 3)]
 
 
-def test_a_second_look_begins_to_count_anew() -> None:
-    model = chain(3)
-    assert found(model) == found(model)
-
-
 def test_a_junction_around_junctions_is_found_after_them() -> None:
     assert found(Residual(chain(2))) == [
         ("branch.0", 0, "identity"), ("branch.1", 1, "identity"), ("(model)", 2, "identity"),
@@ -311,3 +308,23 @@ def test_a_block_in_another_thread_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match="'block' runs in a thread of its own"):
         find_junctions(Apply(forward, block=Residual(nn.Linear(3, 3))), torch.randn(2, 3))
+
+
+# Our networks.
+
+
+@pytest.mark.parametrize("projection", ["A", "B", "C"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_of_ours_has_the_same_junctions(arm: str, projection: Projection) -> None:
+    model = cifar_resnet(20, flow=ARMS[arm], width=4, projection=projection)
+    junctions = find_junctions(model, torch.randn(2, 3, 8, 8))
+    names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
+    assert [junction.name for junction in junctions] == names
+    assert [junction.depth for junction in junctions] == list(range(9))
+    projections = set(names) if projection == "C" else {"layer2.0", "layer3.0"}
+    assert {junction.name for junction in junctions if junction.shortcut == "projection"} == projections
+
+
+def test_bottlenecks_change_their_channels_in_the_first_block_too() -> None:
+    junctions = find_junctions(cifar_resnet(29, block="bottleneck", width=4), torch.randn(2, 3, 8, 8))
+    assert [j.shortcut for j in junctions] == ["projection", "identity", "identity"] * 3

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models import PLAIN, cifar_resnet
 from probes import branch_attribution, find_junctions
 from tests.support.networks import FLOAT64, Apply, Residual, chain, dense, images, linear, perceptron, rows
+from tests.support.zoo import GPT
 
 
 def parts(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,9 +84,7 @@ def test_a_plain_network_s_shortcut_has_no_part() -> None:
 
 def test_foreign_networks() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=5, img_size=32)
-    gpt = hf.GPT2LMHeadModel(
-        hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=1)
-    )
+    gpt = hf.GPT2LMHeadModel(hf.GPT2Config(**GPT))
     pixels, words = torch.randn(2, 3, 32, 32), torch.randint(1, 50, (2, 8))
     resnet = timm.create_model("resnet10t", num_classes=5)
     for model, x, read in (
