@@ -101,8 +101,7 @@ def test_a_backward_that_enters_inside_a_branch_is_not_added_to_the_one_before()
 @pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "junctions"])
 def test_a_recorded_gradient_is_not_the_tensor_that_the_user_may_change(blocks: bool) -> None:
     model, x = scalars(2.0, 3.0), one().requires_grad_()
-    with record(model, blocks=list(model) if blocks else None) as recording:
-        model(x).sum().backward()
+    recording = recorded(model, x, blocks=list(model) if blocks else None)
     assert x.grad is not None
     x.grad.zero_()
     assert values(gradient_norms(recording), "total") == [12, 4]
@@ -156,9 +155,7 @@ def test_a_forward_that_is_computed_again_in_the_backward_is_recorded_once() -> 
 
 
 def test_the_model_s_input_stays_without_a_gradient() -> None:
-    model, x = scalars(2.0, 3.0), one()
-    with record(model):
-        model(x).sum().backward()
+    recorded(scalars(2.0, 3.0), x := one())
     assert not x.requires_grad
     assert x.grad is None
 
@@ -238,8 +235,7 @@ def test_no_backward_inside_the_context(probe: Callable[[Recording], object]) ->
 @every_probe
 def test_blocks_named_by_hand(probe: Callable[[Recording], object]) -> None:
     model = perceptron(1)
-    with record(model, blocks=[model[0], model[2]]) as recording:
-        model(one()).sum().backward(retain_graph=True)
+    recording = recorded(model, one(), blocks=[model[0], model[2]])
     if probe is gradient_norms:
         assert len(gradient_norms(recording)) == 2
     else:

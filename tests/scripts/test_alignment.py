@@ -154,9 +154,6 @@ def test_which_arms_are_trained_and_go_on() -> None:
     assert settings.then("residual") == Continuation(("residual", STOP), 3)
     assert settings.then("plain") == Continuation(("plain", "gradient-only"), 3)
     assert Settings().then("residual").arms == ("residual", STOP, "shortest-path")
-
-
-def test_the_true_arm_of_every_arm() -> None:
     wanted = {"gradient-only": "plain", "plain": "plain"}
     assert {arm: true_arm(arm) for arm in ARMS} == {arm: wanted.get(arm, "residual") for arm in ARMS}
 

@@ -211,7 +211,11 @@ def test_where_every_run_diverged_that_is_said(script: str, tmp_path: Path) -> N
     assert not {"insertion.csv", "errors.csv", "figures"} & {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("script", TOY)
+LONG = {"alignment", "budget", "dose_and_timing", "forward_statistics", "inserted_identities", "layer_use"}
+LONG |= {"learning_rates", "lesions", "stopgrad_shortcut"}
+
+
+@pytest.mark.parametrize("script", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in TOY])
 def test_a_second_call_repeats_no_run_and_prints_the_same(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

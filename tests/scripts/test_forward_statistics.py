@@ -4,7 +4,6 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 
 from experiments.engine.conditions.catalogue import FORWARDS, on_networks
 from experiments.engine.conditions.conditions import Condition, ConditionSettings
-from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, gap_closed, gaps_closed
+from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, gaps_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
@@ -21,7 +20,7 @@ from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import train
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import make_network
-from experiments.forward_statistics import Settings, count_recovering, decisions, is_dead, reading, report
+from experiments.forward_statistics import Settings, count_recovering, decisions, is_dead, report
 from tests.support.conditions import is_best
 from tests.support.drawings import pick
 from tests.support.scripts import drawn, toy_run
@@ -114,14 +113,6 @@ def test_decisions_by_whole_intervals() -> None:
     assert alike["R of resnet, stop-gradient"] == ("no degradation", "0.5", NO_GAP)
     two, _ = decided({arm: errors[:2] for arm, errors in ERRORS.items()})
     assert two["R of resnet, stop-gradient"] == ("fewer than three seeds", "0.5", "undecided")
-
-
-def test_readings() -> None:
-    plain, residual = np.array([0.90, 0.92, 0.91]), np.array([0.10, 0.11, 0.12])
-    halfway = np.array([0.45, 0.55, 0.50])
-    readings = [reading(gap_closed(plain, arm, residual)) for arm in (halfway, plain, residual)]
-    assert readings == ["undecided", "less than half", "more than half"]
-    assert reading(gap_closed(residual, residual, residual)) == NO_GAP
 
 
 def test_where_plain_is_dead_there_is_no_r() -> None:

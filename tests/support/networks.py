@@ -70,11 +70,9 @@ def squares(outputs: Tensor) -> Tensor:
     return outputs.square().sum()
 
 
-def recorded(
-    model: nn.Module, x: Tensor, loss: Callable[[Any], Tensor] = torch.sum, *, keep: bool = False
-) -> Recording:
-    """Of a forward and the backward of a loss of its outputs; the graph is kept."""
-    with record(model, keep=keep) as recording:
+def recorded(model: nn.Module, x: Tensor, loss: Callable[[Any], Tensor] = torch.sum, **options: Any) -> Recording:
+    """Of a forward and the backward of a loss of its outputs, under `record`'s options; the graph is kept."""
+    with record(model, **options) as recording:
         loss(model(x)).backward(retain_graph=True)
     return recording
 

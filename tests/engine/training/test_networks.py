@@ -18,6 +18,8 @@ from tests.support.scripts import toy_run
 
 DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
 SHAPE = (1, 8, 8)
+# The others are `models`' own, whose tests ask the same of them.
+every_rescaled = pytest.mark.parametrize("name", ["halved-shortcut", "halved-sum", "rescaled-sum", "depth-scaled"])
 
 
 def network(name: str, arm: str) -> torch.nn.Module:
@@ -26,7 +28,7 @@ def network(name: str, arm: str) -> torch.nn.Module:
     return make(name, DEPTHS.get(name, 8), flow=ARMS[arm], width=width, shape=SHAPE, num_classes=10)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@every_rescaled
 def test_arms_share_weights_junctions_and_parameters_with_gradients(name: str) -> None:
     images = torch.randn(4, *SHAPE)
     weights = network(name, "residual").state_dict()
@@ -38,7 +40,7 @@ def test_arms_share_weights_junctions_and_parameters_with_gradients(name: str) -
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["halved-shortcut", "halved-sum", "rescaled-sum", "depth-scaled"])
+@every_rescaled
 def test_stop_gradient_is_the_gated_residual_network(name: str) -> None:
     images, gradients = torch.randn(4, *SHAPE), []
     for arm, weight in (("stop-gradient", 1.0), ("residual", 0.0)):

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from models import ARMS, cifar_resnet
 from models.projections import Projection
 from probes import find_junctions, record, residual_magnitudes, scale_gradient
-from tests.support.networks import FLOAT64, Apply, Residual, block_of, chain, dense, perceptron, rows, values
+from tests.support.networks import FLOAT64, Apply, Residual, block_of, chain, dense, perceptron, recorded, rows, values
 
 
 class Host(nn.Module):
@@ -145,10 +145,7 @@ def test_the_first_fork_may_be_the_model_s_raw_input() -> None:
 
 
 def test_the_raw_input_may_lie_in_a_list_or_a_dictionary() -> None:
-    model, x = (
-        Apply(lambda self, inputs: self.get_submodule("f")(inputs[0]["x"]), f=chain(2)),
-        torch.randn(2, 3).double(),
-    )
+    model, x = Apply(lambda self, inputs: self.f(inputs[0]["x"]), f=chain(2)), torch.randn(2, 3).double()
     assert [junction.name for junction in find_junctions(model, [{"x": x}])] == ["f.0", "f.1"]
 
 
@@ -268,9 +265,7 @@ def test_unfreezing_changes_no_junction() -> None:
     def seen(frozen: int) -> list[str]:
         for index, module in enumerate(model):
             module.requires_grad_(index != frozen)
-        with record(model) as recording:
-            model(rows()).sum().backward()
-        return [site.name for site in recording.sites]
+        return [site.name for site in recorded(model, rows()).sites]
 
     assert seen(0) == seen(4) == seen(0) == ["1", "2", "3"]
 
@@ -281,9 +276,7 @@ def test_frozen_pruned_weights_are_parameters() -> None:
         residual.get_submodule("f").register_parameter("bias", None)
         prune.l1_unstructured(residual.get_submodule("f"), "weight", amount=0.3)  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    with record(model) as recording:
-        model(rows().requires_grad_()).sum().backward()
-    assert [site.name for site in recording.junctions] == ["0", "1"]
+    assert [site.name for site in recorded(model, rows().requires_grad_()).junctions] == ["0", "1"]
 
 
 def test_a_constant_that_is_added_to_the_shortcut_leaves_it_an_identity() -> None:

@@ -293,9 +293,7 @@ def gated_step(model: nn.Module, x: Tensor) -> None:
 
 
 def recorded_step(model: nn.Module, x: Tensor) -> None:
-    with record(model) as recording:
-        model(x).sum().backward()
-    gradient_norms(recording)
+    gradient_norms(recorded(model, x))
 
 
 def limited_step(model: nn.Module, x: Tensor) -> None:

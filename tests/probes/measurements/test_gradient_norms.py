@@ -171,8 +171,7 @@ def vgg_like() -> nn.Sequential:
 def test_blocks_named_by_hand_give_autograd_s_total_and_nothing_else() -> None:
     model, x = vgg_like(), images()
     wanted = gradients_at(model, ["0", "3", "7"], x, loss)
-    with record(model, blocks=[model[0], model[3], model[7]], keep=True) as recording:
-        loss(model(x)).backward()
+    recording = recorded(model, x, loss, blocks=[model[0], model[3], model[7]], keep=True)
     table = gradient_norms(recording)
     assert table["block"].tolist() == ["0", "3", "7"]
     assert table["depth"].tolist() == [0, 1, 2]
@@ -183,23 +182,18 @@ def test_blocks_named_by_hand_give_autograd_s_total_and_nothing_else() -> None:
 
 def test_blocks_come_in_the_order_in_which_they_run() -> None:
     model = vgg_like()
-    with record(model, blocks=[model[7], model[0]]) as recording:
-        model(images()).sum().backward()
+    recording = recorded(model, images(), blocks=[model[7], model[0]])
     assert gradient_norms(recording)["block"].tolist() == ["0", "7"]
 
 
 def test_a_block_named_by_hand_counts_its_calls() -> None:
     block = linear(2.0)
     model = nn.Sequential(block, nn.Tanh(), block, block)
-    with record(model, blocks=[block]) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
+    recording = recorded(model, one(), blocks=[block])
     assert gradient_norms(recording)["block"].tolist() == ["0", "0@1", "0@2"]
 
 
 @pytest.mark.parametrize("blocks", [[nn.Linear(1, 1)], []], ids=["another model's", "none"])
 def test_blocks_that_are_no_part_of_the_model_are_refused(blocks: list[nn.Module]) -> None:
-    with (
-        pytest.raises(ValueError, match="record: blocks must be modules of the model"),
-        record(vgg_like(), blocks=blocks),
-    ):
-        pass
+    with pytest.raises(ValueError, match="record: blocks must be modules of the model"):
+        recorded(vgg_like(), images(), blocks=blocks)

@@ -129,8 +129,7 @@ class Between(nn.Module):
 def test_routes_that_begin_between_junctions_are_refused(tap: int) -> None:
     torch.manual_seed(0)
     model = Between(tap=tap, weight=1e-3)
-    with record(model) as recording:
-        model(rows()).backward(retain_graph=True)
+    recording = recorded(model, rows())
     for probe in (
         lambda: path_gradients(recording),
         lambda: path_gradients(recording, max_length=1),
@@ -145,8 +144,7 @@ def test_routes_that_begin_between_junctions_are_refused(tap: int) -> None:
 
 def test_routes_that_begin_before_the_first_fork_matter_to_parameters() -> None:
     model = Between(tap=0, weight=1.0)
-    with record(model) as recording:
-        model(rows()).backward(retain_graph=True)
+    recording = recorded(model, rows())
     lengths = path_gradients(recording)
     assert relative_error(lengths.sum(0), recording.gradient(recording.sites[0], "total")) < 1e-12
     with pytest.raises(ValueError, match="also used by a route around"):

@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock
 
 from models import GRADIENT_ONLY, PLAIN, Flow, ResidualBlock, cifar_resnet
 from probes import record, residual_magnitudes
-from tests.support.networks import FLOAT64, Apply, Residual, images, linear, values
+from tests.support.networks import FLOAT64, Apply, Residual, images, linear, one, recorded, values
 
 
 def magnitudes(model: nn.Module, x: Tensor) -> pd.DataFrame:
@@ -127,10 +127,8 @@ def test_an_addend_that_is_overwritten_later_was_measured_before(overwritten: st
         return total
 
     model = Apply(forward, stem=linear(2.0), f=linear(3.0))
-    assert magnitudes(model, torch.ones(1, 1, dtype=FLOAT64))["value"].tolist() == [6, 2, 3, 1]
-    with record(model, keep=True) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64))
-    (site,) = recording.junctions
+    assert magnitudes(model, one())["value"].tolist() == [6, 2, 3, 1]
+    (site,) = recorded(model, one(), keep=True).junctions
     assert (site.shortcut.item(), site.branch.item()) == (2, 6)
 
 
