@@ -1,7 +1,7 @@
 """The alignment experiment: its effects and decisions on paper, what its runs do, and a run at toy size."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from experiments.engine.training.recipe import Recipe
 from models import ARMS, RESIDUAL, STOP_GRADIENT, cifar_resnet, set_flows
 from tests.support.conditions import short_search
 from tests.support.drawings import pick
-from tests.support.scripts import drawn, toy_run
+from tests.support.scripts import drawn, each_field_counts, toy_run
 
 STOP, SEEDS = "stop-gradient", (0, 1, 2)
 LOSSES = {  # of networks that end in the first arm and go on in the second
@@ -189,14 +189,11 @@ def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
 
 
 def test_every_field_of_the_treatment_changes_the_name_and_what_is_done(digits: Dataset) -> None:
-    base = Continuation(("residual",), 1)
-    changed = {"arms": replace(base, arms=(STOP,)), "epochs": replace(base, epochs=2)}
-    assert set(changed) == {field.name for field in fields(Continuation)}
-    runs = [made_run(digits, treatment) for treatment in (base, *changed.values())]
-    assert len({run.name for run in runs}) == 3
-    ends = [train_and_go_on(run, dataset=digits).tables["continued"].query("then == then") for run in runs]
-    losses = [pick(end, split="train", quantity="loss")["value"].item() for end in ends]
-    assert len(set(losses)) == 3
+    def end(run: Run) -> float:
+        ends = train_and_go_on(run, dataset=digits).tables["continued"].query("then == then")
+        return pick(ends, split="train", quantity="loss")["value"].item()
+
+    each_field_counts(made_run(digits, Continuation(("residual",), 1)), end, {"arms": (STOP,), "epochs": 2})
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,7 @@ ERRORS = {  # of copies by arm and rate, a seed each
 
 def copying_tables(depths: tuple[int, ...] = (2, 8)) -> dict[str, pd.DataFrame]:
     """What the runs write: validation and test alike at the end, ten times as much at the start."""
-    tables: dict[str, list[dict[str, object]]] = {"outcomes": [], "starts": [], "curves": [], "blocks": []}
+    tables: dict[str, list[dict[str, Any]]] = {"outcomes": [], "starts": [], "curves": [], "blocks": []}
     for depth, ((arm, rate), errors) in product(depths, ERRORS.items()):
         for seed, error in enumerate(errors):
             about = {"arm": arm, "depth_total": depth, "seed": seed, "learning_rate": rate}

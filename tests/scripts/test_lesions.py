@@ -1,7 +1,6 @@
 """Lesions: what the script writes at toy size, and what each lesion does."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.engine.running.run import Run
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
 from experiments.lesions import Lesions, damage_network, damaged, weights_fingerprint
 from models import PLAIN, CifarResNet, cifar_resnet
-from tests.support.scripts import drawn, toy_run
+from tests.support.scripts import drawn, each_field_counts, toy_run
 
 TOY = ["--depth", "14", "--seeds", "0", "1", "--epochs", "1", "--width", "2", "--counts", "1", "2", "--draws", "2"]
 TOY += ["--train-limit", "256"]
@@ -57,7 +57,6 @@ def test_all_arms_of_a_seed_have_the_same_draws(toy: tuple[Path, str]) -> None:
 
 
 def test_weights_of_a_public_network(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     model = cifar_resnet(8, width=2, in_channels=1)
     public = model.state_dict()
     for ours, theirs in {"stem.0": "conv1", "stem.1": "bn1", "classifier": "linear", ".branch": ""}.items():
@@ -72,18 +71,17 @@ def test_weights_of_a_public_network(tmp_path: Path) -> None:
     assert whole["value"].item() == pytest.approx(1 - evaluate(model, batches, "test")["accuracy"])
 
 
-@pytest.mark.parametrize("change", [{"counts": (2,)}, {"draws": 2}, {"weights": "given"}])
-def test_each_field_of_lesions_changes_the_runs_name_and_what_it_does(change: dict[str, Any], tmp_path: Path) -> None:
+def test_each_field_of_lesions_changes_the_runs_name_and_what_it_does(tmp_path: Path) -> None:
     dataset, file = load(Data(train_limit=128)), tmp_path / "weights.pt"
     torch.save(cifar_resnet(14, width=2, in_channels=1).state_dict(), file)
-    change = {"weights": weights_fingerprint(file)} if "weights" in change else change
     small = NetworkSettings(seeds=(0,), width=2, training=Training(epochs=1, batch_size=64))
-    lesions = [Lesions(counts=(1,), draws=1), replace(Lesions(counts=(1,), draws=1), **change)]
-    options: dict[str, Any] = {"arms": ("residual",), "depths": (14,), "outputs": ("lesions",)}
-    runs = [made for treatment in lesions for made in small.runs("x", dataset, treatment=treatment, **options)]
-    assert runs[0].name != runs[1].name
-    tables = [damage_network(made, dataset=dataset, weights=file).tables["lesions"] for made in runs]
-    assert not tables[0].equals(tables[1])
+    about: dict[str, Any] = {"arms": ("residual",), "depths": (14,), "outputs": ("lesions",)}
+    (made,) = small.runs("lesions", dataset, treatment=Lesions(counts=(1,), draws=1), **about)
+
+    def damage(run: Run) -> str:
+        return damage_network(run, dataset=dataset, weights=file).tables["lesions"].to_csv()
+
+    each_field_counts(made, damage, {"counts": (2,), "draws": 2, "weights": weights_fingerprint(file)})
 
 
 def test_other_weights_than_the_recipes_are_refused(tmp_path: Path) -> None:
@@ -109,7 +107,6 @@ def test_a_first_block_that_changes_the_shape_cannot_be_skipped() -> None:
 
 def test_a_lesion_that_cannot_hurt_does_not() -> None:
     """Where every branch gives zeros, nothing is lost with one; a plain network so becomes the same constant."""
-    torch.manual_seed(0)
     model = cifar_resnet(14, width=2, in_channels=1).eval()
     for block in model.blocks:
         norm = list(block.branch.modules())[-1]

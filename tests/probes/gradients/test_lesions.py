@@ -49,7 +49,6 @@ def test_without_its_branch_a_sum_is_the_shortcut(body: object) -> None:
 @pytest.mark.parametrize("flow", [RESIDUAL, STOP_GRADIENT], ids=["residual", "stop-gradient"])
 def test_our_blocks_without_their_branches(flow: object) -> None:
     """Silencing the branch's last normalisation by hand does the same."""
-    torch.manual_seed(0)
     model = cifar_resnet(14, width=4, flow=flow).double().eval()  # type: ignore[arg-type]
     x = images()
     junctions = find_junctions(model, x)
@@ -98,7 +97,6 @@ def test_foreign_networks(name: str) -> None:
 
 @pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY], ids=["plain", "gradient-only"])
 def test_plain_blocks_are_skipped(flow: object) -> None:
-    torch.manual_seed(0)
     model = cifar_resnet(14, width=4, flow=flow).double().eval()  # type: ignore[arg-type]
     x, block = images(), "layer1.1"
     assert block in dict(model.named_modules())

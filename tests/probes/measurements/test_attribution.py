@@ -35,7 +35,6 @@ def test_on_paper() -> None:
 
 def test_a_slow_obvious_twin() -> None:
     """The integral as a sum of 2,000 gradients of the rest of the network, done by hand."""
-    torch.manual_seed(0)
     block, rest = Residual(perceptron()), nn.Sequential(nn.Tanh(), nn.Linear(3, 2, dtype=FLOAT64))
     x, model = torch.randn(5, 3, dtype=FLOAT64), nn.Sequential(block, rest).eval()
     got = parts(branch_attribution(model, find_junctions(model, x), x, target=1, steps=50))
@@ -54,7 +53,6 @@ def test_a_slow_obvious_twin() -> None:
 
 @pytest.mark.parametrize("target", [2, torch.tensor([0, 1, 2, 2])], ids=["one class", "a class each"])
 def test_the_parts_sum_to_the_score(target: int | Tensor) -> None:
-    torch.manual_seed(0)
     model = cifar_resnet(8, width=4, num_classes=3).double().eval()
     x = images()
     got = parts(branch_attribution(model, find_junctions(model, x), x, target=target, steps=100))
@@ -69,7 +67,6 @@ def test_the_parts_sum_to_the_score(target: int | Tensor) -> None:
 
 
 def test_more_steps_come_closer() -> None:
-    torch.manual_seed(0)
     model, x = chain(3).eval(), torch.randn(4, 3, dtype=FLOAT64)
     coarse, fine = (parts(branch_attribution(model, find_junctions(model, x), x, target=0, steps=n)) for n in (2, 20))
     assert (fine["delta"] < 1e-3 * coarse["delta"] + 1e-8).all()  # captum's steps are float32

@@ -127,7 +127,6 @@ class Between(nn.Module):
 
 @pytest.mark.parametrize("tap", [1, 2])
 def test_routes_that_begin_between_junctions_are_refused(tap: int) -> None:
-    torch.manual_seed(0)
     model = Between(tap=tap, weight=1e-3)
     recording = recorded(model, rows())
     for probe in (

@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock
 
 from models import GRADIENT_ONLY, PLAIN, Flow, ResidualBlock, cifar_resnet
 from probes import record, residual_magnitudes
-from tests.support.networks import FLOAT64, Apply, Residual, images, linear, one, recorded, values
+from tests.support.networks import FLOAT64, Apply, Residual, images, linear, one, values
 
 
 def magnitudes(model: nn.Module, x: Tensor) -> pd.DataFrame:
@@ -128,7 +128,9 @@ def test_an_addend_that_is_overwritten_later_was_measured_before(overwritten: st
 
     model = Apply(forward, stem=linear(2.0), f=linear(3.0))
     assert magnitudes(model, one())["value"].tolist() == [6, 2, 3, 1]
-    (site,) = recorded(model, one(), keep=True).junctions
+    with record(model, keep=True) as recording:
+        model(one())
+    (site,) = recording.junctions
     assert (site.shortcut.item(), site.branch.item()) == (2, 6)
 
 
