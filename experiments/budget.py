@@ -20,13 +20,13 @@ from experiments.engine.conditions.gap_closed import GapClosed, gap_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note
 from experiments.engine.reporting.console import (
+    Decision,
     all_diverged,
+    conclude,
     format_estimate,
     format_steps,
     mean_sd,
     save_figure,
-    show_decisions,
-    show_files,
     show_table,
     terminal,
 )
@@ -37,6 +37,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import MARGIN, Estimate, classify, estimate, exceeds
 from experiments.engine.statistics.factorial import FITTED
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.statistics.steps_to_loss import steps_to_loss
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
@@ -87,7 +88,7 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
     console, dataset = terminal(), runner.dataset
     if all_diverged(console, tables, output, advice=SEARCHED):
         return
-    window = settings.training.steps_per_epoch(len(dataset.splits["train"][1]))
+    window = settings.training.steps_per_epoch(dataset.size("train"))
     steps = steps_to_loss(tables["losses"], settings.targets, window=window)
     ends = final_accuracies(tables["outcomes"])
     output.table("steps", steps)
@@ -97,12 +98,11 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
     show_accuracies(console, ends)
     show_steps(console, steps, len(settings.seeds))
     show_steps_gaps(console, steps)
-    show_files(console, output)
     depth, budget = max(settings.depths), max(settings.budgets)
-    n = ends[(ends["depth_total"] == depth) & (ends["budget"] == budget)]["seed"].nunique()
+    n = select(ends, depth_total=depth, budget=budget)["seed"].nunique()
     title = f"{dataset.title}, depth {depth}, {budget} times the steps, n = {n}"
-    show_decisions(console, decide(ends, depth, budget), title=title)
-    console.print(f"One data set, learning rates that are best at once the steps.{diverged_note(diverged)}")
+    remark = f"One data set, learning rates that are best at once the steps.{diverged_note(diverged)}"
+    conclude(console, output, decide(ends, depth, budget), title=title, remark=remark)
 
 
 # Final accuracies
@@ -110,23 +110,19 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
 
 def final_accuracies(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Final accuracies on training and test data, and the gap between them: a row for each depth, budget, arm, seed."""
-    accuracy = outcomes[outcomes["quantity"] == "accuracy"]
-    wide = accuracy.pivot(index=KEYS, columns="split", values="value")[["train", "test"]]
+    wide = select(outcomes, quantity="accuracy").pivot(index=KEYS, columns="split", values="value")[["train", "test"]]
     return wide.assign(gap=wide["train"] - wide["test"]).reset_index()
 
 
 def by_budget(rows: pd.DataFrame) -> Iterator[tuple[int, int, pd.DataFrame]]:
     """The rows of each depth and budget."""
-    for depth in sorted(rows["depth_total"].unique().tolist()):
-        at_depth = rows[rows["depth_total"] == depth]
-        for budget in sorted(at_depth["budget"].unique().tolist()):
-            yield depth, budget, at_depth[at_depth["budget"] == budget]
+    for depth, budget in sorted(set(zip(rows["depth_total"].tolist(), rows["budget"].tolist(), strict=True))):
+        yield depth, budget, select(rows, depth_total=depth, budget=budget)
 
 
 def by_seed(ends: pd.DataFrame, depth: int, budget: int, arm: str) -> pd.DataFrame:
     """An arm's final accuracies at a depth and budget, by seed."""
-    rows = ends[(ends["depth_total"] == depth) & (ends["budget"] == budget) & (ends["arm"] == arm)]
-    return rows.set_index("seed")
+    return select(ends, depth_total=depth, budget=budget, arm=arm).set_index("seed")
 
 
 def fitting(ends: pd.DataFrame, depth: int, budget: int, arm: str) -> tuple[Estimate, str]:
@@ -156,7 +152,7 @@ def comparison_table(ends: pd.DataFrame) -> pd.DataFrame:
     return table(rows)
 
 
-def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, tuple[str, str, str]]:
+def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, Decision]:
     """Which arms fit, and of those that fit, which generalise as ordinary training of the same budget does."""
     decisions = {}
     for arm in ARM_NAMES:
@@ -174,7 +170,7 @@ def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, tuple[str, 
 def steps_gap(steps: pd.DataFrame, arm: str, target: float) -> GapClosed | None:
     """The gap closed in the first step at a training loss, paired by seed, of one depth and budget; None where a seed
     of the arm, of plain or of residual does not get there: a censored step has no mean."""
-    of_target = steps[steps["target"] == target].pivot(index="seed", columns="arm", values="value")
+    of_target = select(steps, target=target).pivot(index="seed", columns="arm", values="value")
     needed = [PLAIN, arm, RESIDUAL]
     if not set(needed) <= set(of_target.columns) or of_target[needed].isna().any(axis=None):
         return None
@@ -210,7 +206,7 @@ def show_accuracies(console: Console, ends: pd.DataFrame) -> None:
     rows = {}
     for depth, budget, part in by_budget(ends):
         for arm in ARM_NAMES:
-            of_arm = part[part["arm"] == arm]
+            of_arm = select(part, arm=arm)
             against, _ = generalising(ends, depth, budget, arm)
             rows[f"depth {depth}, x {budget}", arm] = {
                 "train": mean_sd(of_arm["train"]),
@@ -231,7 +227,7 @@ def show_steps(console: Console, steps: pd.DataFrame, seeds: int) -> None:
     """Depth x budget x arm: the first step at each training loss; where a seed does not get there, how many do."""
     rows = {
         (f"depth {depth}, x {budget}", arm): {
-            f"loss {target:g}": format_steps(part[(part["arm"] == arm) & (part["target"] == target)]["value"], seeds)
+            f"loss {target:g}": format_steps(select(part, arm=arm, target=target)["value"], seeds)
             for target in steps["target"].unique()
         }
         for depth, budget, part in by_budget(steps)

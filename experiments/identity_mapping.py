@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 import figures
 from experiments.engine.reporting.console import (
+    Decision,
     all_diverged,
+    conclude,
     mean_sd,
     save_figure,
-    show_decisions,
     show_diverged,
     show_files,
     show_table,
@@ -37,6 +38,7 @@ from experiments.engine.running.messages import BadInput, check_at_least, check_
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -172,7 +174,7 @@ def copy_error(stack: nn.Module, batches: Batches, split: str) -> dict[str, floa
 
 
 def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
-    """Train a stack of half as many blocks as the run has layers to give back its input."""
+    """Train a stack on the task of `CopyInput`."""
     device = torch.device(run.recipe.device)
     torch.manual_seed(run.seed)
     stack = Stack(
@@ -197,7 +199,7 @@ def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
 
     The mean over seeds is that of the logarithms. Where a seed diverged, a rate is left to those with more seeds.
     """
-    rows = outcomes[(outcomes["split"] == "validation") & (outcomes["quantity"] == "error")]
+    rows = select(outcomes, split="validation", quantity="error")
     logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
     by_rate = logs.groupby(KEYS)["value"].agg(["mean", "count"]).reset_index()
     ordered = by_rate.sort_values(["count", "mean"], ascending=[False, True])
@@ -220,7 +222,8 @@ def copying_table(tables: Tables) -> pd.DataFrame:
 
 def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estimate]:
     """By depth: log10 of the plain stack's test error over that of another arm at the end, paired by seed."""
-    rows = copying[(copying["quantity"] == "error") & (copying["split"] == "test") & (copying["epoch"] > 0)]
+    rows = select(copying, quantity="error", split="test")
+    rows = rows[rows["epoch"] > 0]
     logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
     wide = logs.pivot_table(index=["depth_total", "seed"], columns="arm", values="value")
     paired = wide.reindex(columns=["plain", than]).dropna()
@@ -230,7 +233,7 @@ def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estima
     }
 
 
-def decisions(found: dict[int, Estimate]) -> dict[str, tuple[str, str, str]]:
+def decisions(found: dict[int, Estimate]) -> dict[str, Decision]:
     """For which numbers of blocks the identity is harder for plain stacks than for residual ones."""
     words = {"yes": "harder", "no": "not harder", "undecided": "undecided"}
     return {
@@ -252,11 +255,11 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[st
     output.table("copying", copying)
     save_figure(output, figures.copying(copying), copying, "copying")
     show_copying(console, copying, arms)
-    show_files(console, output)
     if found := harder(copying):
-        show_decisions(console, decisions(found), title=f"{dataset.title}, error of plain / residual")
-        console.print("One data set, one budget.")
+        title = f"{dataset.title}, error of plain / residual"
+        conclude(console, output, decisions(found), title=title, remark="One data set, one budget.")
     else:
+        show_files(console, output)
         console.print("No comparison: it needs the arms plain and residual, and a seed that both have finished.")
 
 
@@ -264,13 +267,11 @@ def show_copying(console: Console, copying: pd.DataFrame, arms: tuple[str, ...])
     """Of each arm and number of blocks: test error and what a block changes, first and last; the rate."""
     last, rows = copying["epoch"].max(), {}
     for arm in arms:
-        for depth in sorted(copying.loc[copying["arm"] == arm, "depth_total"].unique()):
-            stacks = copying[(copying["arm"] == arm) & (copying["depth_total"] == depth)]
-            errors = stacks[(stacks["quantity"] == "error") & (stacks["split"] == "test")]
-            changes = stacks[stacks["quantity"] == "change"]
+        for depth in sorted(select(copying, arm=arm)["depth_total"].unique()):
+            stacks = select(copying, arm=arm, depth_total=depth)
             numbers = {
-                f"{quantity} {word}": mean_sd(part.loc[part["epoch"] == epoch, "value"])
-                for quantity, part in (("error", errors), ("change", changes))
+                f"{quantity} {word}": mean_sd(select(stacks, quantity=quantity, epoch=epoch, **of)["value"])
+                for quantity, of in (("error", {"split": "test"}), ("change", {}))
                 for word, epoch in (("first", 0), ("last", last))
             }
             rate, n = stacks["learning_rate"].iloc[0], stacks["seed"].nunique()

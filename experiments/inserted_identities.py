@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 import figures
 from experiments.engine.reporting.console import (
+    Decision,
     all_diverged,
+    decision,
     format_estimate,
     save_figure,
     show_decisions,
@@ -34,7 +36,7 @@ from experiments.engine.running.messages import BadInput, check_choice
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.equivalence import MARGINS, Comparison, compare, comparison_table
-from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
+from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import Diverged, evaluate, recompute_bn_statistics, train
@@ -61,8 +63,8 @@ DEFINITION = (
     f"lower by {MARGINS['test accuracy']}, or a seed diverged; keeps up: both lie within"
 )
 CLOSED = (
-    "stop-gradient, identity: at first no gradient passes a block whose branch gives zeros, so that what lies below it "
-    "stands still while the shallow network goes on learning.\n"
+    "stop-gradient, identity: initially no gradient passes a block whose branch gives zeros, so that the layers below "
+    "it do not learn, while those of the shallow network do.\n"
 )
 Inserted = tuple[str, str, int]
 """Arm, kind, layers with the inserted blocks."""
@@ -282,15 +284,13 @@ def seeds(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.
     return table({**about, "draw": draw, "value": value} for draw, value in enumerate(found.values))
 
 
-def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, tuple[str, str, str]]:
+def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, Decision]:
     """Whether the residuals of inserted blocks end near zero, in networks with shortcuts."""
-    words = {"yes": "not near zero", "no": "near zero", "undecided": "undecided"}
-    ends = {
-        f"‖F(x)‖/‖x‖, {kind}, {depth}": last for (arm, kind, depth), (_, last) in changes.items() if arm == "residual"
-    }
+    words = {"above": "not near zero", "within": "near zero"}
     return {
-        effect: (format_estimate(last, sign=False), f"{NEAR_ZERO}", words[exceeds(last, NEAR_ZERO)])
-        for effect, last in ends.items()
+        f"‖F(x)‖/‖x‖, {kind}, {depth}": decision(last, NEAR_ZERO, words, one_sided=True, digits=2, sign=False)
+        for (arm, kind, depth), (_, last) in changes.items()
+        if arm == "residual"
     }
 
 
@@ -303,7 +303,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, output: Output
     show_diverged(console, diverged)
     if all_diverged(console, tables, output):
         return
-    found = insertions(tables["outcomes"], len(dataset.splits["test"][1]))
+    found = insertions(tables["outcomes"], dataset.size("test"))
     changes = inserted_changes(tables["blocks"]) if "blocks" in tables else {}
     rows = insertion_table(found, changes)
     if len(rows):

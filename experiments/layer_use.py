@@ -21,11 +21,12 @@ from torch import nn
 
 import figures
 from experiments.engine.reporting.console import (
+    Decision,
     all_diverged,
+    conclude,
+    decision,
     format_estimate,
     save_figure,
-    show_decisions,
-    show_files,
     show_table,
     terminal,
 )
@@ -35,8 +36,9 @@ from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
-from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
-from experiments.engine.statistics.factorial import FLOOR, flags, outcome_table
+from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.factorial import FLOOR, outcome_table
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -102,14 +104,9 @@ def main(settings: Settings) -> None:
     settings.check()
     dataset = load(settings.data)
     output = settings.output(EXPERIMENT)
-    runs = settings.runs(
-        EXPERIMENT,
-        dataset,
-        arms=settings.arms,
-        depths=(settings.depth,),
-        outputs=OUTPUTS,
-        treatment=Attribution(settings.attributed, settings.steps),
-    )
+    attribution = Attribution(settings.attributed, settings.steps)
+    given = {"arms": settings.arms, "depths": (settings.depth,), "outputs": OUTPUTS}
+    runs = settings.runs(EXPERIMENT, dataset, **given, treatment=attribution)
     task = partial(train_and_measure, dataset=dataset)
     tables, diverged = run_grid(runs, task, output, execution=settings.execution)
     report(tables, [run for run in runs if run not in diverged], diverged, dataset, settings, output)
@@ -189,9 +186,8 @@ def used(rows: pd.DataFrame, measure: Measure, *, classes: int) -> "pd.Series[fl
     """One network's quantity by depth, in which more is more use; empty where it has none."""
     if measure.needs_skill and _whole(rows, "kept") >= 1 - 1 / classes - FLOOR:
         return pd.Series(dtype=float)
-    found = rows[rows["quantity"] == measure.quantity]
-    if measure.statistics:
-        found = found[found["statistics"] == measure.statistics]
+    wanted = {"statistics": measure.statistics} if measure.statistics else {}
+    found = select(rows, quantity=measure.quantity, **wanted)
     start = found["epoch"] == 0
     found = found[start if measure.at_start else ~start].set_index("depth")["value"].sort_index()
     if measure.quantity == "read-out":
@@ -200,7 +196,7 @@ def used(rows: pd.DataFrame, measure: Measure, *, classes: int) -> "pd.Series[fl
 
 
 def _whole(rows: pd.DataFrame, statistics: str) -> float:
-    found = rows[(rows["quantity"] == "whole") & (rows["statistics"] == statistics)]["value"]
+    found = select(rows, quantity="whole", statistics=statistics)["value"]
     return float(found.iloc[0]) if len(found) else math.inf
 
 
@@ -235,12 +231,12 @@ def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.Dat
     )
 
 
-def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
-    """On which blocks the given arms lean, by each measure (costs with BatchNorm estimated anew)."""
-    words = {"yes": "deep", "no": "shallow", "undecided": "undecided"}
+def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, Decision]:
+    """Which blocks the given arms use most, by each measure (costs with re-estimated BatchNorm statistics)."""
+    words = {"above": "deep", "within": "shallow"}
     names = [measure.name for measure in MEASURES if measure.statistics != "kept"]
     return {
-        f"{arm}, {name}": (format_estimate(centre, sign=False), f"{EVEN}", words[exceeds(centre, EVEN)])
+        f"{arm}, {name}": decision(centre, EVEN, words, one_sided=True, digits=2, sign=False)
         for arm in arms
         for name in names
         if (centre := found.get((arm, name)))
@@ -268,16 +264,14 @@ def report(
     save_figure(output, figures.depth_centres(both), both, "depth_centres")
     arrays = saliency_arrays(finished, dataset, output)
     save_figure(output, figures.saliency_maps(arrays), arrays, "saliency_maps")
-    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
-    marks = {settings.depth: flags(runs, settings.depth, classes)}
-    show_outcomes(console, outcomes, settings.arms, [(run.arm, run.depth) for run in diverged], marks)
+    runs = outcome_table(outcomes, dataset.size("test"))
+    show_outcomes(console, outcomes, runs, settings.arms, diverged, classes)
     show_centres(console, found, settings.arms)
     show_completeness(console, blocks)
-    show_files(console, output)
     arms = tuple(arm for arm in ("residual", "stop-gradient") if arm in settings.arms) or settings.arms
     title = f"{dataset.title}, depth {settings.depth}, centres of mass"
-    show_decisions(console, decisions(found, arms), title=title)
-    console.print("Fewer than three seeds decide nothing. One data set, one learning rate, one budget.")
+    remark = "Fewer than three seeds decide nothing. One data set, one learning rate, one budget."
+    conclude(console, output, decisions(found, arms), title=title, remark=remark)
 
 
 def saliency_arrays(finished: list[Run], dataset: Dataset, output: Output) -> dict[str, np.ndarray]:

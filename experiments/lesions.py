@@ -3,7 +3,7 @@
 Trains CIFAR ResNets (or takes --weights) and damages them, as Veit et al. (2016) did: one block deleted; several, at
 random; pairs of blocks of one shape permuted at random; neighbours swapped. To delete a block is to leave its shortcut
 alone; in the arms whose shortcut carries no signal (plain, gradient-only) the whole block is skipped. Every lesion is
-measured twice: with the BatchNorm statistics of the whole network, and with statistics estimated anew.
+measured twice: with the BatchNorm statistics of the whole network, and with re-estimated statistics.
 
 Writes tables, figures and every run's run.json to OUT/lesions; finished runs are not repeated.
 """
@@ -36,6 +36,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.running.store import fingerprint
 from experiments.engine.statistics.estimates import estimate
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -96,9 +97,9 @@ def main(settings: Settings) -> None:
     runs = given.runs(
         EXPERIMENT, dataset, arms=given.arms, depths=(given.depth,), outputs=("lesions",), treatment=lesions
     )
-    task = partial(damage_network, dataset=dataset, weights=settings.weights)
+    task = partial(train_and_damage, dataset=dataset, weights=settings.weights)
     tables, _ = run_grid(runs, task, output, execution=settings.execution)
-    report(tables, len(dataset.splits["test"][1]), output)
+    report(tables, dataset.size("test"), output)
 
 
 def weights_fingerprint(file: Path | None) -> str | None:
@@ -112,7 +113,7 @@ def weights_fingerprint(file: Path | None) -> str | None:
 # What a run does
 
 
-def damage_network(
+def train_and_damage(
     run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset, weights: Path | None = None
 ) -> Outcome:
     """Train a network, or load the weights that its recipe names, and damage it in every way."""
@@ -211,15 +212,15 @@ def report(tables: Tables, images: int, output: Output) -> None:
 
 def show_lesions(console: Console, found: pd.DataFrame, images: int) -> None:
     """Test error by arm and lesion: mean over seeds and interval; of one network, mean over its lesions and range."""
-    errors = found[found["quantity"] == "error"]
+    errors = select(found, quantity="error")
     networks = int(errors["seed"].nunique())
     spread = f"[95 % t interval] over {networks} seeds" if networks > 1 else "(range) over one network's lesions"
     rows = {}
     for (arm, kind, count), of_lesion in errors.groupby(["arm", "lesion", "count"], sort=False):
-        kept, anew = (of_lesion[of_lesion["statistics"] == name] for name in ("kept", "re-estimated"))
+        kept, estimated = (select(of_lesion, statistics=name) for name in ("kept", "re-estimated"))
         rows[str(arm), f"{kind} {count}" if kind != "none" else "none"] = {
             "BatchNorm kept": format_errors(kept, by_seed=networks > 1),
-            "estimated anew": format_errors(anew, by_seed=networks > 1),
+            "re-estimated": format_errors(estimated, by_seed=networks > 1),
             "lesions": str(len(kept) // kept["seed"].nunique()),
         }
     show_table(console, rows, title=f"Test error in % of {images} images: mean {spread}")

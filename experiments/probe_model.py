@@ -51,7 +51,7 @@ class Settings:
     train: bool = False
     """Run in train mode (batch statistics, dropout) instead of eval mode."""
     paths: int = 30
-    """Take the gradient apart by path length up to this many junctions; 0 never."""
+    """Decompose the gradient by path length in networks of up to this many junctions; 0: never."""
     samples: int = 0
     """Walk this many random single paths of each length as well."""
     seed: int = 0

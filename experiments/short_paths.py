@@ -29,7 +29,7 @@ from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.equivalence import Comparison, compare, comparison_table, smallest_sufficient
-from experiments.engine.statistics.factorial import flags, outcome_table
+from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.networks import outline
 from experiments.engine.training.optimisation import Training
@@ -58,7 +58,7 @@ class Limit:
         return f"{self.paths}-{self.branches}"
 
     def context(self, model: nn.Module, *, generator: torch.Generator) -> AbstractContextManager[object]:
-        """Under which forwards and backwards are limited."""
+        """A context in which forwards and backwards are limited."""
         given: dict[str, Any] = {self.paths.replace("-", "_"): self.branches}
         return limit_paths(model, **given, generator=generator)
 
@@ -156,7 +156,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         return
     outcomes = tables["outcomes"]
     limits = sorted(settings.limits(), key=lambda limit: (PATHS.index(limit.paths), limit.branches))
-    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
+    runs = outcome_table(outcomes, dataset.size("test"))
     comparisons = {limit: compare(runs, limit.arm, limit.branches) for limit in limits}
     changes = comparison_table(list(comparisons.values()), settings.depth)
     if len(changes):
@@ -166,8 +166,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     if len(changes):
         save_figure(output, figures.short_path_changes(changes), changes, "short_path_changes")
     arms = [*REFERENCES, *(limit.arm for limit in limits)]
-    gone = [(run.arm, run.depth) for run in diverged]
-    show_outcomes(console, outcomes, arms, gone, {settings.depth: flags(runs, settings.depth, len(dataset.classes))})
+    show_outcomes(console, outcomes, runs, arms, diverged, len(dataset.classes))
     show_changes(console, list(comparisons.values()))
     show_files(console, output)
     at_most = [found for limit, found in comparisons.items() if limit.paths == "at-most"]

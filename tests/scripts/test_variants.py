@@ -12,7 +12,7 @@ from torchvision.ops import StochasticDepth
 
 from experiments.engine.running.output import Output
 from experiments.engine.statistics.estimates import MARGIN
-from experiments.engine.statistics.factorial import errors_and_losses
+from experiments.engine.statistics.long_tables import errors_and_losses
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import recompute_bn_statistics, train
 from experiments.engine.training.networks import make, nearest_depth

@@ -7,31 +7,15 @@ import pandas as pd
 from rich.console import Console
 
 from experiments.engine.reporting.console import format_estimate, show_table
-from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import Estimate
-from experiments.engine.statistics.factorial import flags
+from experiments.engine.statistics.long_tables import select
 
 EXPLAINED = (
     "R, the gap closed = (plain - condition) / (plain - residual), of the same optimiser: 0 as bad as plain, 1 as good "
     "as residual; Fieller's 95 % interval. Not corrected for their number"
 )
 SEARCHED = "Learning rates are the best of the search (in tuning/): change another setting."
-
-
-def show_conditions(
-    console: Console,
-    outcomes: pd.DataFrame,
-    runs: pd.DataFrame,
-    names: Sequence[str],
-    diverged: Sequence[Run],
-    classes: int,
-) -> None:
-    """Depth x condition: its outcomes. runs: as `gap_closed.condition_table` gives them."""
-    gone = [(str(run.labels["control"]), run.depth) for run in diverged]
-    depths = {*outcomes["depth_total"].tolist(), *(run.depth for run in diverged)}
-    marks = {depth: flags(runs, depth, classes, by="control") for depth in sorted(depths)}
-    show_outcomes(console, outcomes, names, gone, marks, by="control")
 
 
 def show_gaps_closed(console: Console, gaps: pd.DataFrame, rates: Mapping[tuple[str, int], float]) -> None:
@@ -69,13 +53,12 @@ def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[
 
 def show_alignment(console: Console, alignment: pd.DataFrame, names: Sequence[str], depth: int) -> None:
     """Cosine and norm ratio of updates and true gradients, on one batch: the range over blocks of means over seeds."""
-    at_depth = alignment[alignment["depth_total"] == depth]
+    at_depth = select(alignment, depth_total=depth)
     moments = {"first": at_depth["epoch"].min(), "last": at_depth["epoch"].max()}
     rows = {}
     for name in names:
-        own = at_depth[at_depth["control"] == name]
         rows["", name] = {
-            f"{quantity}, {word}": block_range(own[(own["epoch"] == epoch) & (own["quantity"] == quantity)])
+            f"{quantity}, {word}": block_range(select(at_depth, control=name, epoch=epoch, quantity=quantity))
             for word, epoch in moments.items()
             for quantity in ("cosine", "norm ratio")
         }

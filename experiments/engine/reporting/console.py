@@ -1,5 +1,6 @@
 """The terminal: data frames as tables, numbers as text, and the files that were written."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,17 @@ import figures
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.equivalence import DEFINITION, MARGINS, Comparison
-from experiments.engine.statistics.estimates import Estimate
+from experiments.engine.statistics.estimates import Estimate, classify
 
+Decision = tuple[str, str, str]
+"""An estimate as text, its margin, and the reading."""
 RULE = "The whole 95 % interval is compared with the margin; intervals are not corrected for their number."
 Rows = Mapping[tuple[str, str], Mapping[str, str]]
 """Text by (heading, row), then by column."""
 
 
 def terminal() -> Console:
-    """A console wide enough for the tables where the output is a file."""
+    """The terminal, or a console wide enough for the tables where the output is a file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
 
@@ -39,8 +42,9 @@ def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", *columns):
-        shown.add_column(column, no_wrap=column not in ("", "note", "reading"))  # numbers are never cut off
+    for column in ("", *columns):  # names and remarks are wrapped where a table is too wide, and nothing is cut off
+        words = column in ("", "note", "reading")
+        shown.add_column(column, no_wrap=not words, overflow="fold" if words else "ellipsis")
     for index, (heading, name) in enumerate(rows):
         if heading and heading not in [before for before, _ in list(rows)[:index]]:
             shown.add_section()
@@ -50,8 +54,41 @@ def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -
     console.print(f"{caption}\n" if caption else "", markup=False)
 
 
-def show_decisions(console: Console, decisions: Mapping[str, tuple[str, str, str]], *, title: str) -> None:
-    """What was decided, by rules that were fixed before any run: by effect, its estimate, the margin, the reading."""
+def decision(
+    found: Estimate,
+    margin: float,
+    readings: Mapping[str, str],
+    *,
+    one_sided: bool = False,
+    digits: int = 3,
+    sign: bool = True,
+    missing: str = "undecided",
+) -> Decision:
+    """What an estimate decides, by a rule that was fixed before any run.
+
+    Args:
+        found: The estimate.
+        margin: With which its whole interval is compared.
+        readings: The words for an interval "above", "below" and "within" the margin; else it is "undecided".
+        one_sided: Whatever is not above the margin is within it.
+        digits: Of the estimate as text, after the point.
+        sign: Whether positive numbers have one.
+        missing: The reading where no seed has a value.
+    """
+    side = classify(found, margin, low=-math.inf if one_sided else None)
+    reading = readings.get(side, "undecided") if found.values else missing
+    return format_estimate(found, digits=digits, sign=sign), f"{margin:.3g}", reading
+
+
+def conclude(console: Console, output: Output, decisions: Mapping[str, Decision], *, title: str, remark: str) -> None:
+    """End a report: the files that were written, what was decided (by effect), and its limits in a sentence."""
+    show_files(console, output)
+    show_decisions(console, decisions, title=title)
+    console.print(remark)
+
+
+def show_decisions(console: Console, decisions: Mapping[str, Decision], *, title: str) -> None:
+    """Each effect's estimate, margin and reading."""
     rows = {
         ("", effect): {"estimate [95 % interval]": found, "margin": margin, "reading": reading}
         for effect, (found, margin, reading) in decisions.items()
@@ -65,7 +102,7 @@ def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np
 
 
 def show_files(console: Console, output: Output) -> None:
-    """Where everything was written."""
+    """Print where the files are."""
     console.print(f"Written to {output.folder}:", soft_wrap=True)
     endings: dict[str, list[str]] = {}
     for file in sorted(output.files, key=lambda file: (len(file.parts), file)):
@@ -83,7 +120,7 @@ def all_diverged(
     *,
     advice: str = "A lower --learning-rate may help.",
 ) -> bool:
-    """Whether every run diverged, which is then printed."""
+    """Whether every run diverged; if so, say it."""
     if "outcomes" in tables:
         return False
     show_files(console, output)

@@ -27,18 +27,6 @@ FITTED = 0.99
 """Of the training set: a network that classifies more of it right has fitted it."""
 
 
-def errors_on_test(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Each run's error on test images (from 0 to 1), in the end: the outcomes' columns."""
-    rows = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
-    return rows.assign(quantity="error", value=1 - rows["value"])
-
-
-def errors_and_losses(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Each run's error on test images (from 0 to 1), and its training loss."""
-    train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
-    return pd.concat([errors_on_test(outcomes), train], ignore_index=True)
-
-
 def outcome_table(outcomes: pd.DataFrame, test_size: int, *, by: str = "arm") -> pd.DataFrame:
     """One row a run (depth_total, seed, and `by`, which tells what is compared): the outcomes on which effects are
     measured, as columns.

@@ -64,6 +64,10 @@ class Dataset:
         _, channels, height, width = self.splits["train"][0].shape
         return channels, height, width
 
+    def size(self, split: str) -> int:
+        """How many images the split has."""
+        return len(self.splits[split][1])
+
     @cached_property
     def digest(self) -> str:
         """A fingerprint of every image, label and split; of images in files by the files' names and lengths."""

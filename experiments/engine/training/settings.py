@@ -1,9 +1,9 @@
 """The settings that experiments on trained networks share, their checks, and the runs that follow from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -63,6 +63,10 @@ class NetworkSettings:
     def output(self, experiment: str) -> Output:
         """The experiment's folder of tables and figures."""
         return Output(self.out / experiment, dry_run=self.execution.dry_run)
+
+    def on(self, network: str | None) -> Self:
+        """The same settings for another network; None: for their own."""
+        return replace(self, network=network or self.network)
 
     def recipe(self, dataset: Dataset, treatment: object = None) -> Recipe:
         """How each network is trained."""
@@ -136,6 +140,13 @@ def check_seeds(flag: str, seeds: Sequence[int]) -> None:
     check_unique(flag, seeds)
     if min(seeds) < 0 or max(seeds) >= 2**32:
         raise BadInput(f"{flag} {' '.join(map(str, seeds))}: give numbers from 0 to {2**32 - 1}")
+
+
+def check_networks(networks: Sequence[str]) -> None:
+    """Raise BadInput unless all are networks, none twice."""
+    check_unique("--networks", networks)
+    for network in networks:
+        check_choice("--networks", network, tuple(NETWORKS))
 
 
 def check_arms(arms: Sequence[str]) -> None:
