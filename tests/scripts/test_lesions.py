@@ -13,7 +13,7 @@ from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
-from experiments.lesions import Lesions, damage_network, damaged, weights_fingerprint
+from experiments.lesions import Lesions, damaged, train_and_damage, weights_fingerprint
 from models import PLAIN, CifarResNet, cifar_resnet
 from tests.support.scripts import run
 
@@ -105,7 +105,7 @@ def test_each_field_of_lesions_changes_the_runs_name_and_what_it_does(change: di
         )
     ]
     assert runs[0].name != runs[1].name
-    tables = [damage_network(made, dataset=dataset, weights=file).tables["lesions"] for made in runs]
+    tables = [train_and_damage(made, dataset=dataset, weights=file).tables["lesions"] for made in runs]
     assert not tables[0].equals(tables[1])
 
 
@@ -115,7 +115,7 @@ def test_other_weights_than_the_recipes_are_refused(tmp_path: Path) -> None:
     treatment = Lesions(counts=(1,), draws=1, weights="0123456789abcdef")
     (made,) = NetworkSettings(seeds=(0,)).runs("lesions", dataset, arms=("residual",), depths=(8,), treatment=treatment)
     with pytest.raises(ValueError, match=r"its recipe asks for weights 0123456789abcdef, which .* does not hold"):
-        damage_network(made, dataset=dataset, weights=file)
+        train_and_damage(made, dataset=dataset, weights=file)
 
 
 def errors(model: CifarResNet) -> pd.DataFrame:

@@ -41,7 +41,7 @@ def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -
         caption: One paragraph below it.
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("", *columns):  # names and remarks are wrapped where a table is too wide, and nothing is cut off
         words = column in ("", "note", "reading")
         shown.add_column(column, no_wrap=not words, overflow="fold" if words else "ellipsis")
