@@ -29,15 +29,7 @@ from experiments.engine.conditions.conditions import Condition, ConditionSetting
 from experiments.engine.conditions.controls import NO_CONTROL
 from experiments.engine.conditions.gradient_alignment import NETWORK, measure_alignment
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
-from experiments.engine.reporting.console import (
-    Decision,
-    conclude,
-    decision,
-    format_estimate,
-    save_figure,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import outcome_row
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, run_grid
@@ -264,13 +256,13 @@ def effect_table(found: Effects) -> pd.DataFrame:
     )
 
 
-def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, Decision]:
+def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, show.Decision]:
     """What each arm's gradient does, and what it costs."""
     turns = {"above": "turns towards the true gradient", "below": "turns away from it", "within": "keeps its angle"}
     often = {"above": "uphill more often than the true gradient", "within": "no more often than the true gradient"}
     further = {"above": "the true gradient goes further than its own", "within": "the true gradient goes no further"}
     stays = {"above": "it does not stay", "within": "it stays"}
-    decisions: dict[str, Decision] = {}
+    decisions: dict[str, show.Decision] = {}
     for arm in arms:
         for name, effect, margin, words in (
             ("cosine, last - first", "cosine, last - first", TURN, turns),
@@ -279,7 +271,7 @@ def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, Decisio
             ("loss from the true end", "log train loss from the true end, own - true", DOUBLED, stays),
         ):
             rule = {"one_sided": words is not turns, "digits": 2, "missing": "no seed has finished"}
-            decisions[f"{arm}: {name}"] = decision(found[arm, depth, effect], margin, words, **rule)
+            decisions[f"{arm}: {name}"] = show.decision(found[arm, depth, effect], margin, words, **rule)
     return decisions
 
 
@@ -288,13 +280,13 @@ def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, Decisio
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write the effects, draw the figures, and print the results."""
-    console, depths = terminal(), sorted(settings.depths)
+    console, depths = show.terminal(), sorted(settings.depths)
     own = tables["alignment"][tables["alignment"]["arm"].isin(settings.arms)]
     course = over_epochs(own, tables["steps"])
     found = effects_of(tables, settings.arms, depths)
     output.table("effects", effect_table(found))
-    save_figure(output, figures.alignment(own), own, "alignment")
-    save_figure(output, figures.alignment_over_epochs(course), course, "alignment_over_epochs")
+    show.save_figure(output, figures.alignment(own), own, "alignment")
+    show.save_figure(output, figures.alignment_over_epochs(course), course, "alignment_over_epochs")
     if "continued" in tables:
         show_continued(console, tables["continued"], settings.trained())
     show_effects(console, found, diverged)
@@ -305,14 +297,14 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         "Uphill share, and loss (log train loss after the further epochs): the arm's minus the true gradient's. "
         f"{len(decisions)} decisions; one data set, one budget, each arm's best rate."
     )
-    conclude(console, output, decisions, title=title, remark=remark)
+    show.conclusion(console, output, decisions, title=title, remark=remark)
 
 
 def show_effects(console: Console, found: Effects, diverged: Sequence[Run]) -> None:
     """Depth x effect: every arm's."""
     arms = dict.fromkeys(arm for arm, _, _ in found)
     rows = {
-        (f"depth {depth}", effect): {arm: format_estimate(found[arm, depth, effect]) for arm in arms}
+        (f"depth {depth}", effect): {arm: show.estimate(found[arm, depth, effect]) for arm in arms}
         for depth in dict.fromkeys(depth for _, depth, _ in found)
         for effect in EFFECTS
     }
@@ -322,7 +314,7 @@ def show_effects(console: Console, found: Effects, diverged: Sequence[Run]) -> N
         "that learns from the true gradient of the same function. Mean [95 % t interval], (seeds' values) where there "
         f"is none; not corrected for their number, {len(found)}{lost}"
     )
-    show_table(console, rows, title="The arm's gradient against the true one", caption=caption)
+    show.table(console, rows, title="The arm's gradient against the true one", caption=caption)
 
 
 def show_continued(console: Console, continued: pd.DataFrame, arms: Sequence[str]) -> None:
@@ -334,7 +326,7 @@ def show_continued(console: Console, continued: pd.DataFrame, arms: Sequence[str
             for then, ended in at.groupby("then", dropna=False, sort=False):
                 name = arm if pd.isna(then) else f"{arm}, then {then}"
                 rows[f"depth {depth}", name] = outcome_row(ended, SHOWN)
-    show_table(console, rows, title="At the end of training, and of the continued training: mean ± sd over n seeds")
+    show.table(console, rows, title="At the end of training, and of the continued training: mean ± sd over n seeds")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,8 @@ from experiments.engine.conditions.catalogue import PLAIN, RESIDUAL, UNMODIFIED_
 from experiments.engine.conditions.conditions import ConditionSettings
 from experiments.engine.conditions.gap_closed import GapClosed, gap_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    format_estimate,
-    format_steps,
-    mean_sd,
-    save_figure,
-    show_table,
-    terminal,
-)
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
 from experiments.engine.running.messages import BadInput, check_unique
@@ -85,8 +75,8 @@ def main(settings: Settings) -> None:
 
 def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, settings: Settings, output: Output) -> None:
     """Write steps, gaps and comparisons, draw the figure, and print the results."""
-    console, dataset = terminal(), runner.dataset
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    console, dataset = show.terminal(), runner.dataset
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     window = settings.training.steps_per_epoch(dataset.size("train"))
     steps = steps_to_loss(tables["losses"], settings.targets, window=window)
@@ -94,7 +84,7 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
     output.table("steps", steps)
     output.table("steps_scores", steps_gap_table(steps))
     output.table("verdicts", comparison_table(ends))
-    save_figure(output, figures.budget(tables["outcomes"]), tables["outcomes"], EXPERIMENT)
+    show.save_figure(output, figures.budget(tables["outcomes"]), tables["outcomes"], EXPERIMENT)
     show_accuracies(console, ends)
     show_steps(console, steps, len(settings.seeds))
     show_steps_gaps(console, steps)
@@ -102,7 +92,7 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
     n = select(ends, depth_total=depth, budget=budget)["seed"].nunique()
     title = f"{dataset.title}, depth {depth}, {budget} times the steps, n = {n}"
     remark = f"One data set, learning rates that are best at once the steps.{diverged_note(diverged)}"
-    conclude(console, output, decide(ends, depth, budget), title=title, remark=remark)
+    show.conclusion(console, output, decide(ends, depth, budget), title=title, remark=remark)
 
 
 # Final accuracies
@@ -152,15 +142,15 @@ def comparison_table(ends: pd.DataFrame) -> pd.DataFrame:
     return table(rows)
 
 
-def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, Decision]:
+def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, show.Decision]:
     """Which arms fit, and of those that fit, which generalise as ordinary training of the same budget does."""
     decisions = {}
     for arm in ARM_NAMES:
         found, reading = fitting(ends, depth, budget, arm)
-        decisions[f"{arm}: training accuracy"] = (format_estimate(found, digits=3, sign=False), f"{FITTED}", reading)
+        decisions[f"{arm}: training accuracy"] = (show.estimate(found, digits=3, sign=False), f"{FITTED}", reading)
         if reading == "fits" and arm != RESIDUAL:
             found, reading = generalising(ends, depth, budget, arm)
-            decisions[f"{arm}: test accuracy - residual's"] = (format_estimate(found, digits=3), f"{MARGIN}", reading)
+            decisions[f"{arm}: test accuracy - residual's"] = (show.estimate(found, digits=3), f"{MARGIN}", reading)
     return decisions
 
 
@@ -209,32 +199,32 @@ def show_accuracies(console: Console, ends: pd.DataFrame) -> None:
             of_arm = select(part, arm=arm)
             against, _ = generalising(ends, depth, budget, arm)
             rows[f"depth {depth}, x {budget}", arm] = {
-                "train": mean_sd(of_arm["train"]),
-                "test": mean_sd(of_arm["test"]),
+                "train": show.mean_sd(of_arm["train"]),
+                "test": show.mean_sd(of_arm["test"]),
                 "gap": f"{of_arm['gap'].mean():.3f}" if len(of_arm) else "-",
                 "n": str(len(of_arm)),
                 "fits?": fitting(ends, depth, budget, arm)[1],
-                "test - residual's": "" if arm == RESIDUAL else format_estimate(against, digits=3),
+                "test - residual's": "" if arm == RESIDUAL else show.estimate(against, digits=3),
             }
     caption = (
         f"fits: the whole 95 % t interval of training accuracy lies above {FITTED}; differences: mean [95 % t "
         "interval], paired by seed, not corrected for their number"
     )
-    show_table(console, rows, title="At the end of each budget: mean ± sd over n seeds", caption=caption)
+    show.table(console, rows, title="At the end of each budget: mean ± sd over n seeds", caption=caption)
 
 
 def show_steps(console: Console, steps: pd.DataFrame, seeds: int) -> None:
     """Depth x budget x arm: the first step at each training loss; where a seed does not get there, how many do."""
     rows = {
         (f"depth {depth}, x {budget}", arm): {
-            f"loss {target:g}": format_steps(select(part, arm=arm, target=target)["value"], seeds)
+            f"loss {target:g}": show.steps(select(part, arm=arm, target=target)["value"], seeds)
             for target in steps["target"].unique()
         }
         for depth, budget, part in by_budget(steps)
         for arm in ARM_NAMES
     }
     caption = f"k of {seeds}: so many seeds got there before the end (censored); no mean is taken of them alone"
-    show_table(console, rows, title="First step at a training loss: mean ± sd", caption=caption)
+    show.table(console, rows, title="First step at a training loss: mean ± sd", caption=caption)
 
 
 def show_steps_gaps(console: Console, steps: pd.DataFrame) -> None:
@@ -247,7 +237,7 @@ def show_steps_gaps(console: Console, steps: pd.DataFrame) -> None:
         "R = (plain - arm) / (plain - residual), paired by seed; Fieller's 95 % interval; censored: a seed of the arm, "
         f"of plain or of residual does not get there. Not corrected for their number, {sum(map(len, rows.values()))}"
     )
-    show_table(console, rows, title="How much of the gap in steps is closed", caption=caption)
+    show.table(console, rows, title="How much of the gap in steps is closed", caption=caption)
 
 
 def format_gap(found: GapClosed | None) -> str:

@@ -15,17 +15,7 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    decision,
-    format_estimate,
-    save_figure,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
@@ -105,25 +95,25 @@ def responding(model: nn.Module) -> Sequence[nn.Module]:
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write the changes with depth, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     outcomes, errors, responses = tables["outcomes"], tables["errors"], tables["responses"]
     by_depth, by_arm = changes(outcomes), gaps(outcomes)
     output.table("changes", change_table(by_depth))
     output.table("gaps", change_table(by_arm))
-    save_figure(output, figures.degradation(errors), errors, "degradation")
-    save_figure(output, figures.layer_responses(responses), responses, "layer_responses")
+    show.save_figure(output, figures.degradation(errors), errors, "degradation")
+    show.save_figure(output, figures.layer_responses(responses), responses, "layer_responses")
     runs = outcome_table(outcomes, dataset.size("test"))
     show_outcomes(console, outcomes, runs, settings.arms, diverged, len(dataset.classes))
     show_responses(console, responses)
     if not by_depth:
-        show_files(console, output)
+        show.files(console, output)
         console.print(f"{dataset.title}: one depth alone says nothing of degradation; give two or more --depths.")
         return
     remark = "An arm degrades if its training error grows with depth. One learning rate, one budget."
     title = f"{dataset.title}, errors by depth"
-    conclude(console, output, decide(by_depth, by_arm), title=title, remark=remark)
+    show.conclusion(console, output, decide(by_depth, by_arm), title=title, remark=remark)
 
 
 def errors_by_depth(outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -166,27 +156,29 @@ def change_table(found: Changes) -> pd.DataFrame:
     )
 
 
-def decide(by_depth: Changes, by_arm: Changes) -> dict[str, Decision]:
+def decide(by_depth: Changes, by_arm: Changes) -> dict[str, show.Decision]:
     """Whether each arm's training error grows up to the deepest networks, and whether plain and residual networks of
     the smallest depth are comparable by their test errors, as He et al. 2015 say; the other errors beside them."""
-    decisions: dict[str, Decision] = {}
+    decisions: dict[str, show.Decision] = {}
     deepest, shallow = max(depth for _, depth, _ in by_depth), min((depth for _, depth, _ in by_arm), default=0)
     grows = {"above": "degrades", "within": "does not degrade"}
     for (arm, depth, split), change in by_depth.items():
         if depth == deepest and split != "validation":
             effect = f"{arm}, {split} error, growth to depth {depth}, n = {len(change.values)}"
-            decisions[effect] = decision(change, MARGIN, grows, one_sided=True) if split == "train" else beside(change)
+            decisions[effect] = (
+                show.decision(change, MARGIN, grows, one_sided=True) if split == "train" else beside(change)
+            )
     differs = {"within": "comparable", "above": "plain is worse", "below": "plain is better"}
     for (_, depth, split), gap in by_arm.items():
         if depth == shallow and split != "validation":
             effect = f"plain - residual, {split} error, depth {depth}, n = {len(gap.values)}"
-            decisions[effect] = decision(gap, MARGIN, differs) if split == "test" else beside(gap)
+            decisions[effect] = show.decision(gap, MARGIN, differs) if split == "test" else beside(gap)
     return decisions
 
 
-def beside(change: Estimate) -> Decision:
+def beside(change: Estimate) -> show.Decision:
     """A change that is shown and decides nothing."""
-    return format_estimate(change, digits=3), "", ""
+    return show.estimate(change, digits=3), "", ""
 
 
 def show_responses(console: Console, responses: pd.DataFrame) -> None:
@@ -196,7 +188,7 @@ def show_responses(console: Console, responses: pd.DataFrame) -> None:
     for (arm, depth), part in medians.groupby(["arm", "depth_total"], sort=False):
         low, high = part["value"].min(), part["value"].max()
         rows.setdefault(("", str(arm)), {})[f"depth {depth}"] = f"{low:.2f} to {high:.2f}"
-    show_table(console, rows, title="Response (standard deviation) of the median layer: range over seeds")
+    show.table(console, rows, title="Response (standard deviation) of the median layer: range over seeds")
 
 
 if __name__ == "__main__":

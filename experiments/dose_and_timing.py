@@ -22,16 +22,8 @@ from experiments.engine.conditions.conditions import Condition, ConditionSetting
 from experiments.engine.conditions.controls import Cut
 from experiments.engine.conditions.gap_closed import condition_table, difference, differences, gap_table, gaps_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_differences, show_gaps_closed
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    decision,
-    save_figure,
-    show_changes,
-    terminal,
-)
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, ordered
@@ -93,9 +85,9 @@ def report(
     output: Output,
 ) -> None:
     """Write the gaps closed, draw the figures, and print the results."""
-    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
     epochs = runner.settings.training.epochs
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in conditions]
     runs = condition_table(outcomes, dataset.size("test"))
@@ -103,20 +95,20 @@ def report(
     drawn = with_treatments(outcomes, conditions)
     for depth in sorted(drawn["depth_total"].unique()):
         at_depth = select(drawn, depth_total=depth)
-        save_figure(output, figures.dose_and_timing(at_depth), at_depth, f"{EXPERIMENT}_{depth}")
-    save_figure(output, figures.gap_closed(scores), scores, "gap_closed")
+        show.save_figure(output, figures.dose_and_timing(at_depth), at_depth, f"{EXPERIMENT}_{depth}")
+    show.save_figure(output, figures.gap_closed(scores), scores, "gap_closed")
     show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_gaps_closed(console, scores, rates)
     comparisons = {depth: against_residual(runs, conditions, depth) for depth in depths}
     for depth in depths:
-        show_changes(console, list(comparisons[depth].values()), where=f" at depth {depth}")
+        show.changes(console, list(comparisons[depth].values()), where=f" at depth {depth}")
     show_differences(console, differences(runs, depths, subtractions(conditions, epochs)))
     deepest = comparisons[depths[-1]]
     n = max((comparison.pairs for comparison in deepest.values()), default=0)
     decided = decisions(runs, deepest, conditions, depth=depths[-1], epochs=epochs)
     remark = "Differences are of test accuracy. One data set, one budget, each condition's best learning rate."
     title = f"{dataset.title}, depth {depths[-1]}, n = {n}"
-    conclude(console, output, decided, title=title, remark=remark + diverged_note(diverged))
+    show.conclusion(console, output, decided, title=title, remark=remark + diverged_note(diverged))
 
 
 def treatment(cut: Cut | None) -> tuple[str | None, float]:
@@ -194,7 +186,7 @@ def decisions(
     *,
     depth: int,
     epochs: int,
-) -> dict[str, Decision]:
+) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin and its reading: the smallest weight from which on all recover, a late cut
     against an early one of the same length (the one nearest to half of training), and unbiased coins against biased."""
     readings = {weight: comparisons[name].reading for weight, name in by_treatment(conditions)["weight"].items()}
@@ -204,16 +196,16 @@ def decisions(
         early, late = cuts[length]
         words = {"above": "the early cut costs more", "below": "the late cut costs more", "within": "the same cost"}
         effect = f"late cut - early cut, {length:g} of {epochs} epochs"
-        found[effect] = decision(difference(runs, depth, late, early), MARGIN, words)
+        found[effect] = show.decision(difference(runs, depth, late, early), MARGIN, words)
     words = {"above": "unbiased is better", "below": "unbiased is worse", "within": "unbiased is as good"}
     for chance, (biased, unbiased) in pairs_of_coins(conditions).items():
-        text, margin, reading = decision(difference(runs, depth, unbiased, biased), MARGIN, words)
+        text, margin, reading = show.decision(difference(runs, depth, unbiased, biased), MARGIN, words)
         effect = f"unbiased coin - biased coin, chance {chance:g}"
         found[effect] = text, margin, f"{reading}; unbiased: {comparisons[unbiased].reading}"
     return found
 
 
-def smallest_weight(readings: Mapping[float, str]) -> Decision:
+def smallest_weight(readings: Mapping[float, str]) -> show.Decision:
     """From which weight on, up to 1, ordinary training is recovered; the weights at which it is not."""
     first = smallest_sufficient(list(readings), [reading == "recovered" for reading in readings.values()])
     parts = [] if first is not None else ["none below 1 is shown to recover from there on"]

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import format_estimate, mean_sd, save_figure, show_files, show_table, terminal
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_choice
@@ -128,11 +128,11 @@ def differences(found: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Estima
 
 def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Dataset, output: Output) -> None:
     """Write the errors, draw them, and print the results. A seed of which a member has diverged has no ensemble."""
-    console = terminal()
+    console = show.terminal()
     lost = {run.seed for run in diverged}
     whole = [run for run in runs if run.seed not in lost]
     if not whole:
-        show_files(console, output)
+        show.files(console, output)
         console.print("Of every seed a network diverged: there is no ensemble. A lower --learning-rate may help.")
         return
     members = {
@@ -141,17 +141,17 @@ def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Datase
     }
     found = errors(members, dataset.splits["test"][1], runs[0].arm)
     output.table("errors", found)
-    save_figure(output, figures.ensemble(found), found, "ensemble")
+    show.save_figure(output, figures.ensemble(found), found, "ensemble")
     show_errors(console, found)
     if lost:
         console.print(f"Without seeds {', '.join(map(str, sorted(lost)))}, of which a network diverged\n")
-    show_files(console, output)
+    show.files(console, output)
     changes = {
-        ("", name): {"mean [95 % t interval]": format_estimate(change, digits=3), "n": str(len(change.values))}
+        ("", name): {"mean [95 % t interval]": show.estimate(change, digits=3), "n": str(len(change.values))}
         for name, change in differences(found, tables["outcomes"]).items()
     }
     title = f"{dataset.title}: the ensemble's top-1 error minus that of"
-    show_table(console, changes, title=title, caption="Paired by seed. One data set, one budget.")
+    show.table(console, changes, title=title, caption="Paired by seed. One data set, one budget.")
 
 
 def show_errors(console: Console, found: pd.DataFrame) -> None:
@@ -160,9 +160,9 @@ def show_errors(console: Console, found: pd.DataFrame) -> None:
     for depth in [*sorted(found["depth_total"].dropna().unique()), None]:
         part = found[found["depth_total"].isna() if depth is None else found["depth_total"] == depth]
         name = f"ensemble of {part['count'].iloc[0]}" if depth is None else f"depth {int(depth)}"
-        by_quantity = {name: mean_sd(select(part, quantity=name)["value"]) for name in found["quantity"].unique()}
+        by_quantity = {name: show.mean_sd(select(part, quantity=name)["value"]) for name in found["quantity"].unique()}
         rows["", name] = {**by_quantity, "n": str(part["seed"].nunique())}
-    show_table(console, rows, title="Test error: mean ± sd over n seeds")
+    show.table(console, rows, title="Test error: mean ± sd over n seeds")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ from experiments.engine.conditions.gap_closed import (
     gaps_closed,
 )
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, format_gap, show_gaps_closed
-from experiments.engine.reporting.console import Decision, all_diverged, conclude, decision, save_figure, terminal
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
@@ -147,18 +147,18 @@ def report(
     output: Output,
 ) -> None:
     """Write the gaps closed, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in alive]
     runs = condition_table(outcomes, dataset.size("test"))
     gaps = gaps_of_networks(runs, alive, settings)
     output.table("scores", scores := gap_table(gaps, alive))
     drawn = errors_and_losses(outcomes)
-    save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
+    show.save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
     of_mixed = scores[scores["arm"].isin(MIXED)]
     if of_mixed[of_mixed["quantity"] == "R"]["value"].notna().any():
-        save_figure(output, figures.gap_closed(of_mixed), of_mixed, "gap_closed")
+        show.save_figure(output, figures.gap_closed(of_mixed), of_mixed, "gap_closed")
     show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_gaps_closed(console, scores, rates)
     depths = {network: settings.depth_of(network) for network in settings.networks}
@@ -166,7 +166,7 @@ def report(
         f"R: the gap in {OUTCOME} that is closed; more than half of it {count_recovering(gaps, alive)}. Differences "
         f"are of {OUTCOME}. One data set, one budget, each condition's best rate.{diverged_note(diverged)}"
     )
-    conclude(console, output, decisions(runs, gaps, depths, dead), title=dataset.title, remark=remark)
+    show.conclusion(console, output, decisions(runs, gaps, depths, dead), title=dataset.title, remark=remark)
 
 
 def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: Settings) -> dict[Key, GapClosed]:
@@ -182,13 +182,13 @@ def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: S
 # On how many networks does an arm close more than half of the gap? The rules were fixed before any result was seen.
 def decisions(
     runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depths: Mapping[str, int], dead: Sequence[Condition]
-) -> dict[str, Decision]:
+) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin and its reading.
 
     The gap that each arm closes on every network; where the plain network is dead there is no gap, and stop-gradient is
     compared with residual. depths: each network's. dead: conditions that were not trained.
     """
-    found: dict[str, Decision] = {}
+    found: dict[str, show.Decision] = {}
     lost = {network: [c.arm for c in dead if c.network == network] for network in depths}
     names = {(c.network, c.arm): c.name for c in on_networks(tuple(depths))}
     for arm in MIXED:
@@ -201,7 +201,7 @@ def decisions(
     for network in depths:
         if PLAIN in lost[network]:
             worse = difference(runs, depths[network], names[network, STOP_GRADIENT], names[network, RESIDUAL], OUTCOME)
-            text, margin, word = decision(worse, MARGIN, words, missing="no seed has both")
+            text, margin, word = show.decision(worse, MARGIN, words, missing="no seed has both")
             word += f"; {' and '.join(lost[network])} dead by construction: no R"
             found[f"{network}: stop-gradient - residual"] = text, margin, word
     return found

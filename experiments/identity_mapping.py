@@ -21,17 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    mean_sd,
-    save_figure,
-    show_diverged,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_at_least, check_choice, check_unique
@@ -233,7 +223,7 @@ def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estima
     }
 
 
-def decisions(found: dict[int, Estimate]) -> dict[str, Decision]:
+def decisions(found: dict[int, Estimate]) -> dict[str, show.Decision]:
     """For which numbers of blocks the identity is harder for plain stacks than for residual ones."""
     words = {"yes": "harder", "no": "not harder", "undecided": "undecided"}
     return {
@@ -247,19 +237,19 @@ def decisions(found: dict[int, Estimate]) -> dict[str, Decision]:
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[str, ...], output: Output) -> None:
     """Write the table of copies, draw it, and print the results."""
-    console = terminal()
-    show_diverged(console, diverged)
-    if all_diverged(console, tables, output, advice="Lower --rates may help."):
+    console = show.terminal()
+    show.diverged(console, diverged)
+    if show.all_diverged(console, tables, output, advice="Lower --rates may help."):
         return
     copying = copying_table(tables)
     output.table("copying", copying)
-    save_figure(output, figures.copying(copying), copying, "copying")
+    show.save_figure(output, figures.copying(copying), copying, "copying")
     show_copying(console, copying, arms)
     if found := harder(copying):
         title = f"{dataset.title}, error of plain / residual"
-        conclude(console, output, decisions(found), title=title, remark="One data set, one budget.")
+        show.conclusion(console, output, decisions(found), title=title, remark="One data set, one budget.")
     else:
-        show_files(console, output)
+        show.files(console, output)
         console.print("No comparison: it needs the arms plain and residual, and a seed that both have finished.")
 
 
@@ -270,13 +260,13 @@ def show_copying(console: Console, copying: pd.DataFrame, arms: tuple[str, ...])
         for depth in sorted(select(copying, arm=arm)["depth_total"].unique()):
             stacks = select(copying, arm=arm, depth_total=depth)
             numbers = {
-                f"{quantity} {word}": mean_sd(select(stacks, quantity=quantity, epoch=epoch, **of)["value"])
+                f"{quantity} {word}": show.mean_sd(select(stacks, quantity=quantity, epoch=epoch, **of)["value"])
                 for quantity, of in (("error", {"split": "test"}), ("change", {}))
                 for word, epoch in (("first", 0), ("last", last))
             }
             rate, n = stacks["learning_rate"].iloc[0], stacks["seed"].nunique()
             rows[arm, count(depth)] = {**numbers, "rate": f"{rate:g}", "n": str(n)}
-    show_table(
+    show.table(
         console,
         rows,
         title="Copying the input: mean ± sd over n seeds",

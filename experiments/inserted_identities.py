@@ -18,18 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    decision,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_diverged,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_choice
@@ -284,11 +273,11 @@ def seeds(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.
     return table({**about, "draw": draw, "value": value} for draw, value in enumerate(found.values))
 
 
-def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, Decision]:
+def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, show.Decision]:
     """Whether the residuals of inserted blocks end near zero, in networks with shortcuts."""
     words = {"above": "not near zero", "within": "near zero"}
     return {
-        f"‖F(x)‖/‖x‖, {kind}, {depth}": decision(last, NEAR_ZERO, words, one_sided=True, digits=2, sign=False)
+        f"‖F(x)‖/‖x‖, {kind}, {depth}": show.decision(last, NEAR_ZERO, words, one_sided=True, digits=2, sign=False)
         for (arm, kind, depth), (_, last) in changes.items()
         if arm == "residual"
     }
@@ -299,20 +288,20 @@ def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, D
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, output: Output) -> None:
     """Write the table of insertions, draw it, and print the results."""
-    console = terminal()
-    show_diverged(console, diverged)
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    show.diverged(console, diverged)
+    if show.all_diverged(console, tables, output):
         return
     found = insertions(tables["outcomes"], dataset.size("test"))
     changes = inserted_changes(tables["blocks"]) if "blocks" in tables else {}
     rows = insertion_table(found, changes)
     if len(rows):
         output.table("insertion", rows)
-        save_figure(output, figures.insertion(rows), rows, "insertion")
+        show.save_figure(output, figures.insertion(rows), rows, "insertion")
     show_insertions(console, found, changes)
-    show_files(console, output)
+    show.files(console, output)
     if residual := decisions(changes):
-        show_decisions(console, residual, title=f"{dataset.title}, inserted blocks of residual networks")
+        show.decisions(console, residual, title=f"{dataset.title}, inserted blocks of residual networks")
     console.print("One data set, one budget.")
 
 
@@ -324,13 +313,13 @@ def show_insertions(
     for (arm, kind, depth), comparison in found.items():
         both = changes.get((arm, kind, depth))
         rows[arm, f"{kind}, {depth}"] = {
-            **{outcome: format_estimate(comparison.changes.get(outcome)) for outcome in MARGINS},
+            **{outcome: show.estimate(comparison.changes.get(outcome)) for outcome in MARGINS},
             "n": str(comparison.pairs),
             "it": READINGS[comparison.reading],
             "a block changes": f"{both[0].mean:.3f} to {both[1].mean:.3f}" if both else "-",
         }
     note = CLOSED if ("stop-gradient", "identity") in {(arm, kind) for arm, kind, _ in found} else ""
-    show_table(
+    show.table(
         console,
         rows,
         title="Change from the shallow network that was trained further: mean [95 % t interval], paired by seed",

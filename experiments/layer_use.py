@@ -20,16 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    decision,
-    format_estimate,
-    save_figure,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
@@ -231,12 +222,12 @@ def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.Dat
     )
 
 
-def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, Decision]:
+def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, show.Decision]:
     """Which blocks the given arms use most, by each measure (costs with re-estimated BatchNorm statistics)."""
     words = {"above": "deep", "within": "shallow"}
     names = [measure.name for measure in MEASURES if measure.statistics != "kept"]
     return {
-        f"{arm}, {name}": decision(centre, EVEN, words, one_sided=True, digits=2, sign=False)
+        f"{arm}, {name}": show.decision(centre, EVEN, words, one_sided=True, digits=2, sign=False)
         for arm in arms
         for name in names
         if (centre := found.get((arm, name)))
@@ -250,8 +241,8 @@ def report(
     tables: Tables, finished: list[Run], diverged: list[Run], dataset: Dataset, settings: Settings, output: Output
 ) -> None:
     """Write the centres of mass, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     blocks, outcomes, classes = tables["blocks"], tables["outcomes"], len(dataset.classes)
     pairs = {(run.arm, run.seed) for run in finished}
@@ -260,10 +251,10 @@ def report(
     found = estimates(by_seed)
     both = pd.concat([by_seed, estimate_table(found, settings.depth)], ignore_index=True)
     output.table("centres", both)
-    save_figure(output, figures.layer_use(blocks), blocks, "layer_use")
-    save_figure(output, figures.depth_centres(both), both, "depth_centres")
+    show.save_figure(output, figures.layer_use(blocks), blocks, "layer_use")
+    show.save_figure(output, figures.depth_centres(both), both, "depth_centres")
     arrays = saliency_arrays(finished, dataset, output)
-    save_figure(output, figures.saliency_maps(arrays), arrays, "saliency_maps")
+    show.save_figure(output, figures.saliency_maps(arrays), arrays, "saliency_maps")
     runs = outcome_table(outcomes, dataset.size("test"))
     show_outcomes(console, outcomes, runs, settings.arms, diverged, classes)
     show_centres(console, found, settings.arms)
@@ -271,7 +262,7 @@ def report(
     arms = tuple(arm for arm in ("residual", "stop-gradient") if arm in settings.arms) or settings.arms
     title = f"{dataset.title}, depth {settings.depth}, centres of mass"
     remark = "Fewer than three seeds decide nothing. One data set, one learning rate, one budget."
-    conclude(console, output, decisions(found, arms), title=title, remark=remark)
+    show.conclusion(console, output, decisions(found, arms), title=title, remark=remark)
 
 
 def saliency_arrays(finished: list[Run], dataset: Dataset, output: Output) -> dict[str, np.ndarray]:
@@ -297,12 +288,12 @@ def show_centres(console: Console, found: dict[tuple[str, str], Estimate], arms:
         ("", measure.name): {arm: format_centre(found.get((arm, measure.name))) for arm in arms} for measure in MEASURES
     }
     caption = f"{DEFINITION}.\nIntervals are cut at 0 and 1, and not corrected for their number"
-    show_table(console, rows, title="Centre of mass over depth: mean (n) [95 % t interval]", caption=caption)
+    show.table(console, rows, title="Centre of mass over depth: mean (n) [95 % t interval]", caption=caption)
 
 
 def format_centre(found: Estimate | None) -> str:
     """`0.45 (3)`, and the interval or the seeds' values below it."""
-    mean, *interval = format_estimate(found, sign=False).split(" ", 1)
+    mean, *interval = show.estimate(found, sign=False).split(" ", 1)
     return f"{mean} ({len(found.values)})\n{''.join(interval)}" if found else mean
 
 

@@ -18,8 +18,8 @@ from experiments.engine.conditions.catalogue import UNMODIFIED_ARMS
 from experiments.engine.conditions.conditions import ConditionSettings
 from experiments.engine.conditions.gap_closed import condition_table, gap_table, gaps_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_gaps_closed
-from experiments.engine.reporting.console import all_diverged, save_figure, show_files, show_table, terminal
 from experiments.engine.reporting.factorial import decide_factorial, show_effects, show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
@@ -55,23 +55,23 @@ def main(settings: Settings) -> None:
 
 def report(tables: Tables, diverged: list[Run], rates: Rates, runner: ConditionRunner, output: Output) -> None:
     """Write gaps and effects, draw the figures, and print the results."""
-    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
     search = pd.read_csv(output.folder / "tuning" / "tuning.csv")
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in UNMODIFIED_ARMS]
     runs = condition_table(outcomes, dataset.size("test"))
     gaps = gap_table(gaps_closed(runs, UNMODIFIED_ARMS, depths), UNMODIFIED_ARMS)
     output.table("scores", gaps)
     output.table("effects", effect_table(runs, by="control"))
-    save_figure(output, figures.learning_rates(search), search, EXPERIMENT)
-    save_figure(output, figures.accuracy_by_depth(outcomes), outcomes, "accuracy_by_depth")
+    show.save_figure(output, figures.learning_rates(search), search, EXPERIMENT)
+    show.save_figure(output, figures.accuracy_by_depth(outcomes), outcomes, "accuracy_by_depth")
     show_search(console, search, rates)
     show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_gaps_closed(console, gaps, rates)
     for depth in depths:
         show_effects(console, runs, depth, by="control")
-    show_files(console, output)
+    show.files(console, output)
     decide_factorial(console, runs, depths[-1], title=dataset.title, classes=len(dataset.classes), by="control")
     console.print(f"Each arm at its own best learning rate. {span(search, depths[-1])}{diverged_note(diverged)}")
 
@@ -96,7 +96,7 @@ def show_search(console: Console, search: pd.DataFrame, rates: Rates) -> None:
         for arm, curve in curves(search, depth).reindex(columns=sorted(search["learning_rate"].unique())).iterrows()
     }
     caption = f"[best], by the mean over n = {search['seed'].nunique()} tuning seeds, never reported; 0: diverged"
-    show_table(console, rows, title="Validation accuracy by learning rate, tuning seeds", caption=caption)
+    show.table(console, rows, title="Validation accuracy by learning rate, tuning seeds", caption=caption)
 
 
 def span(search: pd.DataFrame, depth: int) -> str:

@@ -21,14 +21,7 @@ from scipy.stats import kendalltau
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
@@ -193,8 +186,8 @@ def reorder(names: Sequence[str], order: Sequence[int]) -> Damage:
 
 def report(tables: Tables, images: int, output: Output) -> None:
     """Draw the figures, and print the errors."""
-    console = terminal()
-    if "lesions" not in tables and all_diverged(console, tables, output):
+    console = show.terminal()
+    if "lesions" not in tables and show.all_diverged(console, tables, output):
         return
     found = tables["lesions"]
     for name, lesion, draw in (
@@ -205,9 +198,9 @@ def report(tables: Tables, images: int, output: Output) -> None:
     ):
         rows = found[found["lesion"].isin(["none", lesion])]
         if lesion in set(rows["lesion"]):
-            save_figure(output, draw(rows), rows, name)
+            show.save_figure(output, draw(rows), rows, name)
     show_lesions(console, found, images)
-    show_files(console, output)
+    show.files(console, output)
 
 
 def show_lesions(console: Console, found: pd.DataFrame, images: int) -> None:
@@ -223,7 +216,7 @@ def show_lesions(console: Console, found: pd.DataFrame, images: int) -> None:
             "re-estimated": format_errors(estimated, by_seed=networks > 1),
             "lesions": str(len(kept) // kept["seed"].nunique()),
         }
-    show_table(console, rows, title=f"Test error in % of {images} images: mean {spread}")
+    show.table(console, rows, title=f"Test error in % of {images} images: mean {spread}")
 
 
 def format_errors(part: pd.DataFrame, *, by_seed: bool) -> str:
@@ -233,7 +226,7 @@ def format_errors(part: pd.DataFrame, *, by_seed: bool) -> str:
         found = estimate(100 * part.groupby("seed")["value"].mean().to_numpy(), max_abs=100)
         if found.low < 0:  # an interval that leaves the scale says too much
             found = replace(found, low=math.nan, high=math.nan)
-        return format_estimate(found, digits=1, sign=False)
+        return show.estimate(found, digits=1, sign=False)
     return f"{errors.mean():.1f}" + (f" ({errors.min():.1f}–{errors.max():.1f})" if len(errors) > 1 else "")
 
 

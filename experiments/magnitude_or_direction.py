@@ -36,6 +36,7 @@ from experiments.engine.conditions.gap_closed import (
     gaps_closed,
 )
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import (
     SEARCHED,
     diverged_note,
@@ -44,7 +45,6 @@ from experiments.engine.reporting.conditions import (
     show_differences,
     show_gaps_closed,
 )
-from experiments.engine.reporting.console import Decision, all_diverged, conclude, decision, save_figure, terminal
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
@@ -110,15 +110,15 @@ def report(
     output: Output,
 ) -> None:
     """Write the gaps closed, draw the figures, and print the results."""
-    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in conditions]
     runs = condition_table(outcomes, dataset.size("test"))
     gaps = gaps_closed(runs, conditions, depths)
     output.table("scores", scores := gap_table(gaps, conditions))
-    save_figure(output, figures.conditions(outcomes, groups=GROUPS), outcomes, EXPERIMENT)
-    save_figure(output, figures.gap_closed(scores, groups=GROUPS), scores, "gap_closed")
+    show.save_figure(output, figures.conditions(outcomes, groups=GROUPS), outcomes, EXPERIMENT)
+    show.save_figure(output, figures.gap_closed(scores, groups=GROUPS), scores, "gap_closed")
     show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_alignment(console, tables["alignment"], names, depths[-1])
     show_gaps_closed(console, scores, rates)
@@ -129,7 +129,7 @@ def report(
         "R: the gap in test error that is closed; differences are of test accuracy. One data set, one budget, each "
         f"condition's best learning rate.{diverged_note(diverged)}"
     )
-    conclude(console, output, decisions(runs, gaps, depths[-1]), title=title, remark=remark)
+    show.conclusion(console, output, decisions(runs, gaps, depths[-1]), title=title, remark=remark)
 
 
 def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
@@ -144,9 +144,9 @@ def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
 
 
 # Which explanation the numbers leave. The rules and their margins were fixed before any result was seen.
-def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, Decision]:
+def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin, and what it decides about size or direction, bias, and early blocks."""
-    found: dict[str, Decision] = {}
+    found: dict[str, show.Decision] = {}
     words = {"yes": "more than half", "no": "less than half"}
     for name in (STOP_GRADIENT, TRUE_NORMS, TRUE_DIRECTION):
         if closed := gaps.get((name, depth, "test error")):
@@ -159,7 +159,7 @@ def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> 
         ("stop-gradient - frozen early blocks", STOP_GRADIENT, FROZEN, early),
     ):
         change = difference(runs, depth, more, less)
-        found[effect] = decision(change, MARGIN, words, one_sided=True, missing="no seed has both")
+        found[effect] = show.decision(change, MARGIN, words, one_sided=True, missing="no seed has both")
     return found
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import save_figure, show_diverged, show_files, show_table, terminal
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import check_at_least
@@ -104,14 +104,14 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool, *, run: 
 
 def report(tables: Tables, diverged: list[Run], settings: Settings, output: Output) -> None:
     """Draw the figures, and print the bands. A run that diverged has no end, but its beginning counts."""
-    console = terminal()
-    save_figure(output, figures.path_lengths(tables["paths"]), tables["paths"], "path_lengths")
+    console = show.terminal()
+    show.save_figure(output, figures.path_lengths(tables["paths"]), tables["paths"], "path_lengths")
     sampled = pd.concat([tables["sampled"], tables["bands"]], ignore_index=True)
-    save_figure(output, figures.sampled_paths(sampled), sampled, "sampled_paths")
+    show.save_figure(output, figures.sampled_paths(sampled), sampled, "sampled_paths")
     for depth in sorted(settings.depths):
         show_bands(console, tables, settings.arms, depth)
-    show_diverged(console, diverged)
-    show_files(console, output)
+    show.diverged(console, diverged)
+    show.files(console, output)
     console.print(f"For comparison: {VEIT}; another network and data set, no target.")
 
 
@@ -131,7 +131,7 @@ def show_bands(console: Console, tables: Tables, arms: Sequence[str], depth: int
         "branch"
     )
     title = f"Path lengths that hold 95 % at depth {depth}: ends of the central band, mean over n seeds"
-    show_table(console, rows, title=title, caption=caption)
+    show.table(console, rows, title=title, caption=caption)
 
 
 def band_row(bands: pd.DataFrame) -> dict[str, str]:

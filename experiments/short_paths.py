@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import all_diverged, save_figure, show_changes, show_files, terminal
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
@@ -151,8 +151,8 @@ def train_limited(run: Run, checkpoint_file: Path | None = None, *, dataset: Dat
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Compare every limit with ordinary training, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     outcomes = tables["outcomes"]
     limits = sorted(settings.limits(), key=lambda limit: (PATHS.index(limit.paths), limit.branches))
@@ -162,13 +162,13 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     if len(changes):
         changes.insert(1, "treatment", changes["arm"].map({limit.arm: limit.paths for limit in limits}))
         output.table("changes", changes)
-    save_figure(output, figures.short_paths(outcomes), outcomes, "short_paths")
+    show.save_figure(output, figures.short_paths(outcomes), outcomes, "short_paths")
     if len(changes):
-        save_figure(output, figures.short_path_changes(changes), changes, "short_path_changes")
+        show.save_figure(output, figures.short_path_changes(changes), changes, "short_path_changes")
     arms = [*REFERENCES, *(limit.arm for limit in limits)]
     show_outcomes(console, outcomes, runs, arms, diverged, len(dataset.classes))
-    show_changes(console, list(comparisons.values()))
-    show_files(console, output)
+    show.changes(console, list(comparisons.values()))
+    show.files(console, output)
     at_most = [found for limit, found in comparisons.items() if limit.paths == "at-most"]
     console.print(f"{dataset.title}, depth {settings.depth} ({settings.blocks} blocks): {conclusion(at_most)}")
 

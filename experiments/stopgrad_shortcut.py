@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import all_diverged, save_figure, show_files, terminal
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import decide_factorial, show_effects, show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
@@ -72,7 +72,7 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write the effects, draw the figures, and print the results."""
-    console, classes = terminal(), len(dataset.classes)
+    console, classes = show.terminal(), len(dataset.classes)
     finished = "outcomes" in tables
     runs = outcome_table(tables["outcomes"], dataset.size("test")) if finished else pd.DataFrame()
     if finished:
@@ -87,13 +87,13 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         (figures.residual_magnitudes, "magnitudes"),
     ):
         if name in tables:
-            save_figure(output, draw(tables[name]), tables[name], draw.__name__)
-    if all_diverged(console, tables, output):
+            show.save_figure(output, draw(tables[name]), tables[name], draw.__name__)
+    if show.all_diverged(console, tables, output):
         return
     show_outcomes(console, tables["outcomes"], runs, settings.arms, diverged, classes)
     for depth in sorted(settings.depths):
         show_effects(console, runs, depth)
-    show_files(console, output)
+    show.files(console, output)
     for depth in sorted(settings.depths):
         decide_factorial(console, runs, depth, title=dataset.title, classes=classes)
 

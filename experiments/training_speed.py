@@ -18,20 +18,7 @@ import tyro
 from rich.console import Console
 
 import figures
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    decision,
-    format_estimate,
-    format_steps,
-    mean_sd,
-    save_figure,
-    show_diverged,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, ordered, run_grid
 from experiments.engine.running.messages import BadInput, check_unique
@@ -111,8 +98,8 @@ def main(settings: Settings) -> None:
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write steps and comparisons, draw the figure, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     window = settings.training.steps_per_epoch(dataset.size("train"))
     steps = ordered(steps_to_loss(tables["losses"], settings.losses, window=window))
@@ -121,15 +108,15 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     output.table("steps", steps)
     output.table("comparisons", comparison_table(compared, settings.depth))
     drawn = ordered(pd.concat([trailing_means(tables["losses"], window=window), errors, steps], ignore_index=True))
-    save_figure(output, figures.training_speed(drawn), drawn, EXPERIMENT)
+    show.save_figure(output, figures.training_speed(drawn), drawn, EXPERIMENT)
     show_speed(console, steps, errors, networks=settings.networks, arms=settings.arms, seeds=len(settings.seeds))
-    show_diverged(console, diverged)
+    show.diverged(console, diverged)
     show_comparisons(console, compared)
     title = f"{dataset.title}, depth {settings.depth}, n = {len(settings.seeds)}"
     if decisions := decide(compared, errors):
-        conclude(console, output, decisions, title=title, remark=f"{CLAIM}. {RULE}")
+        show.conclusion(console, output, decisions, title=title, remark=f"{CLAIM}. {RULE}")
     else:
-        show_files(console, output)
+        show.files(console, output)
         console.print(f"{title}: nothing can be said of {CLAIM}, since the plain arm was left out.")
 
 
@@ -204,19 +191,19 @@ def judge(ratio: Estimate, error: Estimate) -> str:
     return "does not hold" if slower == "within" or differs in ("above", "below") else "undecided"
 
 
-def decide(comparisons: Sequence[Comparison], errors: pd.DataFrame) -> dict[str, Decision]:
+def decide(comparisons: Sequence[Comparison], errors: pd.DataFrame) -> dict[str, show.Decision]:
     """What the numbers say of Szegedy et al.'s claim, network by network; nothing where plain was left out."""
     words = {"above": "slower", "within": "not slower"}
     alike = {"above": "worse", "below": "better", "within": "alike"}
-    decisions: dict[str, Decision] = {}
+    decisions: dict[str, show.Decision] = {}
     for compared in comparisons:
         if compared.arm == "plain":
             target, of = compared.lowest, compared.network
             steps = NO_ESTIMATE if target is None else compared.ratios[target]
             missing = "no loss asked for is reached by all seeds of both"
             name = f"{of}: steps, plain / residual" + (f", to loss {target:g}" if target else "")
-            decisions[name] = decision(steps, FASTER, words, one_sided=True, digits=2, sign=False, missing=missing)
-            text, margin, reading = decision(compared.error, MARGIN, alike, missing="not every run has one")
+            decisions[name] = show.decision(steps, FASTER, words, one_sided=True, digits=2, sign=False, missing=missing)
+            text, margin, reading = show.decision(compared.error, MARGIN, alike, missing="not every run has one")
             reading += ceiling(errors, compared) if compared.error.values else ""
             decisions[f"{of}: test error, plain - residual"] = text, margin, reading
             decisions[f"{of}: the claim"] = "", "", judge(steps, compared.error)
@@ -245,12 +232,12 @@ def show_speed(
         for arm in arms:
             own, own_errors = (select(part, network=network, arm=arm) for part in (steps, errors))
             rows[network, arm] = {
-                f"loss {target:g}": format_steps(select(own, target=target)["value"], seeds)
+                f"loss {target:g}": show.steps(select(own, target=target)["value"], seeds)
                 for target in steps["target"].unique()
-            } | {"test error": mean_sd(own_errors["value"]), "n": str(len(own_errors))}
+            } | {"test error": show.mean_sd(own_errors["value"]), "n": str(len(own_errors))}
     title = "First step at a training loss, test error: mean ± sd over n seeds"
     caption = f"k of {seeds}: so many seeds reached that loss before the end; no mean is taken of them alone"
-    show_table(console, rows, title=title, caption=caption)
+    show.table(console, rows, title=title, caption=caption)
 
 
 def show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
@@ -260,14 +247,14 @@ def show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> Non
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for compared in comparisons:
         shown = {
-            f"steps to loss {target:g}, ratio": format_estimate(found, sign=False)
+            f"steps to loss {target:g}, ratio": show.estimate(found, sign=False)
             for target, found in compared.ratios.items()
         }
-        for outcome, text in (shown | {"test error, difference": format_estimate(compared.error, digits=3)}).items():
+        for outcome, text in (shown | {"test error, difference": show.estimate(compared.error, digits=3)}).items():
             rows.setdefault((compared.network, outcome), {})[compared.arm] = text
     title = f"Against {REFERENCE}, paired by seed: mean [95 % t interval]; ratios: geometric mean"
     caption = "-: not every seed of both has a value; intervals are not corrected for their number"
-    show_table(console, rows, title=title, caption=caption)
+    show.table(console, rows, title=title, caption=caption)
 
 
 if __name__ == "__main__":

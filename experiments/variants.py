@@ -18,17 +18,7 @@ import tyro
 from rich.console import Console
 
 import figures
-from experiments.engine.reporting.console import (
-    Decision,
-    all_diverged,
-    conclude,
-    decision,
-    format_estimate,
-    save_figure,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, run_grid
 from experiments.engine.running.messages import check_at_least
@@ -120,20 +110,20 @@ def report(
     title: str,
 ) -> None:
     """Write the differences, draw the figure, and print the results. depths: of the networks, by name."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     drawn, errors = errors_and_losses(tables["outcomes"]), error_table(tables["outcomes"])
     found, against = between_arms(errors), from_reference(errors)
     output.table("differences", difference_table(found | against, depths))
-    save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
+    show.save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
     show_errors(console, drawn, arms, depths, diverged)
     show_against_paper(console, against)
     if decided := decisions(found, against):
         remark = "Yes: above the margin; no: below it. One learning rate and one budget for all."
-        conclude(console, output, decided, title=f"{title}, differences in test error", remark=remark)
+        show.conclusion(console, output, decided, title=f"{title}, differences in test error", remark=remark)
     else:
-        show_files(console, output)
+        show.files(console, output)
         console.print(f"{title}: nothing to compare; give two or more of residual, stop-gradient and plain.")
 
 
@@ -175,14 +165,14 @@ def difference_table(found: Differences, depths: Mapping[str, int]) -> pd.DataFr
     )
 
 
-def decisions(found: Differences, against: Differences) -> dict[str, Decision]:
+def decisions(found: Differences, against: Differences) -> dict[str, show.Decision]:
     """By network and question: the difference, the margin, and whether it lies above; also whether other shortcuts
     harm, as all did in He et al. 2016."""
     questions = {f"{more} - {less}": question for (more, less), question in QUESTIONS.items()}
     questions[f"residual - {REFERENCE}"] = "worse than the identity"
     of_paper = {key: difference for key, difference in against.items() if key[0] in FIRST_TABLE}
     return {
-        f"{network}: {questions[effect]}": decision(
+        f"{network}: {questions[effect]}": show.decision(
             difference, MARGIN, {"above": "yes", "within": "no"}, one_sided=True
         )
         for (network, effect), difference in (found | of_paper).items()
@@ -198,7 +188,7 @@ def show_errors(
         lost = sum(run.labels["network"] == network for run in diverged)
         shown = {arm: error_and_loss(select(drawn, network=network, arm=arm)) for arm in arms}
         rows["", network] = {"depth": str(depth), **shown, "note": f"{lost} diverged" * bool(lost)}
-    show_table(console, rows, title="Test error, %: mean ± sd over seeds (mean training loss)")
+    show.table(console, rows, title="Test error, %: mean ± sd over seeds (mean training loss)")
 
 
 def error_and_loss(rows: pd.DataFrame) -> str:
@@ -214,13 +204,13 @@ def show_against_paper(console: Console, against: Differences) -> None:
     """The shortcuts of He et al. 2016, Table 1, against the identity: here and there."""
     theirs = f"He et al. 2016: error, % ({REFERENCE}: {FIRST_TABLE[REFERENCE]})"
     rows = {
-        ("", network): {"difference of test error": format_estimate(difference), theirs: FIRST_TABLE[network]}
+        ("", network): {"difference of test error": show.estimate(difference), theirs: FIRST_TABLE[network]}
         for (network, _), difference in against.items()
         if network in FIRST_TABLE
     }
     if rows:
         caption = "Theirs: 110 layers, CIFAR-10, 64,000 steps. Gates begin with bias 0, there and here."
-        show_table(console, rows, title=f"Residual networks against {REFERENCE}", caption=caption)
+        show.table(console, rows, title=f"Residual networks against {REFERENCE}", caption=caption)
 
 
 if __name__ == "__main__":

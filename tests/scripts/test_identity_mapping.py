@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.engine.reporting.console import terminal
+from experiments.engine.reporting import show
 from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import train
@@ -189,7 +189,7 @@ def test_what_an_interval_decides(found: Estimate, reading: str) -> None:
 
 
 def test_the_table_is_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    show_copying(terminal(), copying_table(copying_tables()), ("residual", "plain"))
+    show_copying(show.terminal(), copying_table(copying_tables()), ("residual", "plain"))
     shown = capsys.readouterr().out
     assert "…" not in shown  # cut
     for text in ("0.567 ± 0.404", "0.0567 ± 0.0404", "1.600 ± 0.000", "4 blocks", "0.01"):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.engine.reporting.console import terminal
+from experiments.engine.reporting import show
 from experiments.engine.statistics.estimates import Estimate
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import evaluate, recompute_bn_statistics, train
@@ -244,13 +244,13 @@ def test_the_written_table_holds_changes_margins_and_seeds() -> None:
 def test_the_table_is_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     tables = insertion_tables()
     found = insertions(tables["outcomes"], 100)
-    show_insertions(terminal(), found, inserted_changes(tables["blocks"]))
+    show_insertions(show.terminal(), found, inserted_changes(tables["blocks"]))
     shown = capsys.readouterr().out
     assert "…" not in shown  # cut
     for text in ("identity, 20", "0.001 to 0.061", "keeps up", "is worse"):
         assert text in shown
     assert CLOSED.split(",")[0] not in shown  # an arm that was not run
-    show_insertions(terminal(), {("stop-gradient", "identity", 20): found["plain", "identity", 20]}, {})
+    show_insertions(show.terminal(), {("stop-gradient", "identity", 20): found["plain", "identity", 20]}, {})
     assert "no gradient passes a block whose branch gives zeros" in capsys.readouterr().out.replace("\n", " ")
 
 

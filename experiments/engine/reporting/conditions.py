@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from experiments.engine.reporting.console import format_estimate, show_table
+from experiments.engine.reporting import show
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import Estimate
 from experiments.engine.statistics.long_tables import select
@@ -25,7 +25,7 @@ def show_gaps_closed(console: Console, gaps: pd.DataFrame, rates: Mapping[tuple[
     for depth, name, outcome in gaps[["depth_total", "control", "outcome"]].drop_duplicates().itertuples(index=False):
         row = rows.setdefault((f"depth {depth}", name), {"rate": f"{rates[name, depth]:g}"})
         row[f"R, {outcome}"] = format_gap(wide[depth, name, outcome])
-    show_table(console, rows, title="How much of the gap between plain and residual is closed", caption=EXPLAINED)
+    show.table(console, rows, title="How much of the gap between plain and residual is closed", caption=EXPLAINED)
 
 
 def format_gap(numbers: Mapping[Any, float]) -> str:
@@ -38,7 +38,7 @@ def format_gap(numbers: Mapping[Any, float]) -> str:
 def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[str, Estimate]]]) -> None:
     """Differences in test accuracy, by depth, condition and what is subtracted."""
     rows = {
-        (f"depth {depth}", name): {title: format_estimate(change, digits=3) for title, change in changes.items()}
+        (f"depth {depth}", name): {title: show.estimate(change, digits=3) for title, change in changes.items()}
         for depth, by_name in found.items()
         for name, changes in by_name.items()
     }
@@ -48,7 +48,7 @@ def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[
         bool(change.values) for by_name in found.values() for row in by_name.values() for change in row.values()
     )
     caption = f"mean [95 % t interval], (seeds' values) where there is none; not corrected for their number, {count}"
-    show_table(console, rows, title="Differences in test accuracy, paired by seed", caption=caption)
+    show.table(console, rows, title="Differences in test accuracy, paired by seed", caption=caption)
 
 
 def show_alignment(console: Console, alignment: pd.DataFrame, names: Sequence[str], depth: int) -> None:
@@ -62,7 +62,7 @@ def show_alignment(console: Console, alignment: pd.DataFrame, names: Sequence[st
             for word, epoch in moments.items()
             for quantity in ("cosine", "norm ratio")
         }
-    show_table(
+    show.table(
         console,
         rows,
         title=f"Update against true gradient at depth {depth}: from block to block",

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from experiments.engine.reporting.console import decision, show_table
+from experiments.engine.reporting import show
 from experiments.engine.statistics.estimates import NO_ESTIMATE, Estimate
 
 NAME = "true_direction_with_the_norms_of_stop-gradient_in_every_block_of_the_network"
@@ -14,7 +14,7 @@ NUMBERS = {f"outcome {i}": f"+0.{i}00 [-0.{i}00, +0.{i}00]" for i in range(1, 4)
 
 def test_long_names_and_readings_are_folded_and_numbers_whole() -> None:
     console = Console(file=(text := StringIO()), width=100)
-    show_table(console, {("", NAME): {**NUMBERS, "reading": "undecided " * 6}}, title="toy")
+    show.table(console, {("", NAME): {**NUMBERS, "reading": "undecided " * 6}}, title="toy")
     shown = text.getvalue()
     assert "…" not in shown
     assert all(number in shown for number in NUMBERS.values())
@@ -36,5 +36,5 @@ def test_a_decision(ends: tuple[float, float], one_sided: bool, reading: str) ->
     words = {"above": "more", "below": "less", "within": "alike"}
     found = Estimate((0.0,) * 3, 0.0, *ends)
     text = f"+0.000 [{ends[0]:+.3f}, {ends[1]:+.3f}]"
-    assert decision(found, 0.02, words, one_sided=one_sided) == (text, "0.02", reading)
-    assert decision(NO_ESTIMATE, 0.02, words, missing="no seed") == ("-", "0.02", "no seed")
+    assert show.decision(found, 0.02, words, one_sided=one_sided) == (text, "0.02", reading)
+    assert show.decision(NO_ESTIMATE, 0.02, words, missing="no seed") == ("-", "0.02", "no seed")

@@ -30,7 +30,7 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=100)
 
 
-def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
+def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
     """Print rows of text as a table.
 
     Args:
@@ -77,23 +77,23 @@ def decision(
     """
     side = classify(found, margin, low=-math.inf if one_sided else None)
     reading = readings.get(side, "undecided") if found.values else missing
-    return format_estimate(found, digits=digits, sign=sign), f"{margin:.3g}", reading
+    return estimate(found, digits=digits, sign=sign), f"{margin:.3g}", reading
 
 
-def conclude(console: Console, output: Output, decisions: Mapping[str, Decision], *, title: str, remark: str) -> None:
+def conclusion(console: Console, output: Output, made: Mapping[str, Decision], *, title: str, remark: str) -> None:
     """End a report: the files that were written, what was decided (by effect), and its limits in a sentence."""
-    show_files(console, output)
-    show_decisions(console, decisions, title=title)
+    files(console, output)
+    decisions(console, made, title=title)
     console.print(remark)
 
 
-def show_decisions(console: Console, decisions: Mapping[str, Decision], *, title: str) -> None:
+def decisions(console: Console, made: Mapping[str, Decision], *, title: str) -> None:
     """Each effect's estimate, margin and reading."""
     rows = {
         ("", effect): {"estimate [95 % interval]": found, "margin": margin, "reading": reading}
-        for effect, (found, margin, reading) in decisions.items()
+        for effect, (found, margin, reading) in made.items()
     }
-    show_table(console, rows, title=f"Decisions: {title}", caption=RULE)
+    table(console, rows, title=f"Decisions: {title}", caption=RULE)
 
 
 def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], name: str) -> None:
@@ -101,7 +101,7 @@ def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np
     output.add(figures.save(axes, table, output.folder / "figures", name))
 
 
-def show_files(console: Console, output: Output) -> None:
+def files(console: Console, output: Output) -> None:
     """Print where the files are."""
     console.print(f"Written to {output.folder}:", soft_wrap=True)
     endings: dict[str, list[str]] = {}
@@ -123,29 +123,29 @@ def all_diverged(
     """Whether every run diverged; if so, say it."""
     if "outcomes" in tables:
         return False
-    show_files(console, output)
+    files(console, output)
     console.print(f"Every run diverged: there is nothing to compare. {advice}")
     return True
 
 
-def show_diverged(console: Console, diverged: Sequence[Run]) -> None:
+def diverged(console: Console, runs: Sequence[Run]) -> None:
     """The runs that diverged, and so have no outcomes."""
-    for run in diverged:
+    for run in runs:
         labels = "".join(f", {name} {value}" for name, value in run.labels.items())
         console.print(f"diverged: {run.experiment}, {run.arm}, depth {run.depth}, seed {run.seed}{labels}")
 
 
-def show_changes(console: Console, comparisons: Sequence[Comparison], *, where: str = "") -> None:
+def changes(console: Console, comparisons: Sequence[Comparison], *, where: str = "") -> None:
     """Comparisons with ordinary training. where: of the title, as " at depth 56"."""
     rows = {
         ("", found.arm): {
-            outcome: format_estimate(found.changes[outcome], digits=3) if found.changes else "-" for outcome in MARGINS
+            outcome: estimate(found.changes[outcome], digits=3) if found.changes else "-" for outcome in MARGINS
         }
         | {"n": str(found.pairs), "ordinary training is": found.reading}
         for found in comparisons
     }
     title = f"Change from ordinary training{where}: mean [95 % t interval], paired by seed"
-    show_table(console, rows, title=title, caption=f"{DEFINITION}.\nIntervals are not corrected for their number")
+    table(console, rows, title=title, caption=f"{DEFINITION}.\nIntervals are not corrected for their number")
 
 
 def mean_sd(values: pd.Series) -> str:
@@ -156,15 +156,15 @@ def mean_sd(values: pd.Series) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
-def format_steps(steps: pd.Series, seeds: int) -> str:
+def steps(found: pd.Series, seeds: int) -> str:
     """`57 ± 3`, mean and deviation over seeds; `2 of 3` where a seed has not reached the target."""
-    reached = steps.dropna()
+    reached = found.dropna()
     if len(reached) < seeds:
         return f"{len(reached)} of {seeds}"
     return f"{reached.mean():.0f}" + (f" ± {reached.std():.0f}" if seeds > 1 else "")
 
 
-def format_estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
+def estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
     """`-0.38 [-0.50, -0.26]`, the seeds' own values where there is no interval, `-` where there is no value."""
     if found is None or not found.values:
         return "-"
