@@ -160,7 +160,7 @@ def compare(
 
 
 def ratio(steps: "pd.Series[float]", reference: "pd.Series[float]") -> Estimate:
-    """steps / reference, paired by seed: geometric mean, and the t interval of the logarithm, taken back."""
+    """steps / reference, paired by seed: geometric mean, and the exponentiated t interval of the logarithm."""
     logs = np.log((steps / reference).to_numpy())
     if np.isnan(logs).any():
         return NO_ESTIMATE

@@ -1,4 +1,4 @@
-"""Does an update point where the true gradient does, and how long is it beside it? Block by block."""
+"""Cosine and norm ratio between an update and the true gradient, block by block."""
 
 import copy
 
@@ -63,9 +63,9 @@ def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradient
 
 
 def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment) -> Gradients:
-    """What a control leaves in `.grad`, by the model's own parameters; zeros where it leaves nothing.
+    """The gradient that a control writes into `.grad`, by the model's own parameters; zeros where it writes none.
 
-    The network has the control's random feedback already, if there is any: it is not drawn anew.
+    The network has the control's random feedback already, if there is any: it is not drawn again.
     """
     twin = copy.deepcopy(model)
     twin.zero_grad()

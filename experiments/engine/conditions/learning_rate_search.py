@@ -34,7 +34,7 @@ Rates = dict[tuple[str, int], float]
 
 @dataclass(frozen=True)
 class ConditionRunner:
-    """What trains conditions: the settings and the data of one experiment."""
+    """Trains conditions with the settings and the data of one experiment."""
 
     settings: ConditionSettings
     dataset: Dataset
@@ -141,7 +141,7 @@ def train_condition(run: Run, checkpoint: Path | None = None, *, dataset: Datase
 
 
 def first_exponents(condition: Condition) -> range:
-    """The exponents of the learning rates that are tried at first."""
+    """The exponents of the learning rates that are tried first."""
     return LR_EXPONENTS if condition.is_arm else LR_EXPONENTS_SHORT[condition.optimiser]
 
 
@@ -156,7 +156,7 @@ def exponent_of(rate: float) -> int:
 
 
 def next_exponent(tried: set[int], best: int, first: range) -> int | None:
-    """What to try next: beyond the end at which the best lies, unless that is too far from the first ones."""
+    """The exponent to try next: beyond the end at which the best is, unless that is too far from the first ones."""
     if best not in (min(tried), max(tried)):
         return None
     exponent = best + 1 if best == max(tried) else best - 1

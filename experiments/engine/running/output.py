@@ -27,7 +27,7 @@ class Output:
             make_folder(folder)
 
     def clear(self) -> None:
-        """Delete what an earlier call wrote here, with other settings perhaps; whatever else lies here stays."""
+        """Delete the files that an earlier call wrote, with other settings perhaps, and no others."""
         self.files = []
         if self.dry_run:
             return

@@ -93,17 +93,10 @@ class NetworkSettings:
         labels: Mapping[str, Any] | None = None,
         treatment: object = None,
     ) -> list[Run]:
-        """A run for each depth, arm and seed.
+        """A run for each depth (in layers), arm and seed (by default those of the settings).
 
-        Args:
-            experiment: Its name.
-            dataset: What is learned.
-            arms: By name.
-            depths: In layers.
-            seeds: Those of the settings if not given.
-            outputs: The tables and arrays that each run must give, beside those of every training.
-            labels: Further columns of the runs' tables.
-            treatment: What is done beside ordinary training.
+        outputs: the tables and arrays that each run must give, beside those of every training. labels: further columns
+        of the runs' tables. treatment: what is done beside ordinary training.
         """
         recipe = self.recipe(dataset, treatment)
         pace = f"{self.network}, width {self.width}, batch {self.training.batch_size}, {self.device}, {recipe.data}"
