@@ -19,7 +19,7 @@ from experiments.engine.conditions.conditions import ConditionSettings
 from experiments.engine.conditions.gap_closed import GapClosed, gap_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
 from experiments.engine.reporting import show
-from experiments.engine.reporting.conditions import SEARCHED, diverged_note
+from experiments.engine.reporting.conditions import SEARCHED, diverged_note, format_gap
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
 from experiments.engine.running.messages import BadInput, check_unique
@@ -232,19 +232,12 @@ def show_steps_gaps(console: Console, steps: pd.DataFrame) -> None:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for depth, budget, arm, target, found in steps_gaps(steps):
         row = rows.setdefault((f"depth {depth}, x {budget}", arm), {})
-        row[f"R, steps to loss {target:g}"] = format_gap(found)
+        row[f"R, steps to loss {target:g}"] = format_gap(found.numbers) if found else "censored"
     caption = (
         "R = (plain - arm) / (plain - residual), paired by seed; Fieller's 95 % interval; censored: a seed of the arm, "
         f"of plain or of residual does not get there. Not corrected for their number, {sum(map(len, rows.values()))}"
     )
     show.table(console, rows, title="How much of the gap in steps is closed", caption=caption)
-
-
-def format_gap(found: GapClosed | None) -> str:
-    """`0.55 [0.40, 0.70]`, or why there is none."""
-    if found is None:
-        return "censored"
-    return found.note.removesuffix(" to explain") or f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate
 from experiments.engine.statistics.factorial import outcome_table
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
@@ -118,7 +119,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
 
 def errors_by_depth(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Final errors: a row for each arm, split and seed, a column for each depth."""
-    accuracy = outcomes[outcomes["quantity"] == "accuracy"]
+    accuracy = select(outcomes, quantity="accuracy")
     return 1 - accuracy.pivot_table(index=["arm", "split", "seed"], columns="depth_total", values="value")
 
 

@@ -105,7 +105,7 @@ def report(
     show_differences(console, differences(runs, depths, subtractions(conditions, epochs)))
     deepest = comparisons[depths[-1]]
     n = max((comparison.pairs for comparison in deepest.values()), default=0)
-    decided = decisions(runs, deepest, conditions, depth=depths[-1], epochs=epochs)
+    decided = decide(runs, deepest, conditions, depth=depths[-1], epochs=epochs)
     remark = "Differences are of test accuracy. One data set, one budget, each condition's best learning rate."
     title = f"{dataset.title}, depth {depths[-1]}, n = {n}"
     show.conclusion(console, output, decided, title=title, remark=remark + diverged_note(diverged))
@@ -179,7 +179,7 @@ def subtractions(conditions: Sequence[Condition], epochs: int) -> dict[str, dict
 
 
 # How much, when, and how surely. The rules and their margins were fixed before any result was seen.
-def decisions(
+def decide(
     runs: pd.DataFrame,
     comparisons: Mapping[str, Comparison],
     conditions: Sequence[Condition],

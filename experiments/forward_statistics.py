@@ -166,7 +166,7 @@ def report(
         f"R: the gap in {OUTCOME} that is closed; more than half of it {count_recovering(gaps, alive)}. Differences "
         f"are of {OUTCOME}. One data set, one budget, each condition's best rate.{diverged_note(diverged)}"
     )
-    show.conclusion(console, output, decisions(runs, gaps, depths, dead), title=dataset.title, remark=remark)
+    show.conclusion(console, output, decide(runs, gaps, depths, dead), title=dataset.title, remark=remark)
 
 
 def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: Settings) -> dict[Key, GapClosed]:
@@ -180,7 +180,7 @@ def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: S
 
 
 # On how many networks does an arm close more than half of the gap? The rules were fixed before any result was seen.
-def decisions(
+def decide(
     runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depths: Mapping[str, int], dead: Sequence[Condition]
 ) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin and its reading.

@@ -223,7 +223,7 @@ def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estima
     }
 
 
-def decisions(found: dict[int, Estimate]) -> dict[str, show.Decision]:
+def decide(found: dict[int, Estimate]) -> dict[str, show.Decision]:
     """For which numbers of blocks the identity is harder for plain stacks than for residual ones."""
     words = {"yes": "harder", "no": "not harder", "undecided": "undecided"}
     return {
@@ -247,7 +247,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[st
     show_copying(console, copying, arms)
     if found := harder(copying):
         title = f"{dataset.title}, error of plain / residual"
-        show.conclusion(console, output, decisions(found), title=title, remark="One data set, one budget.")
+        show.conclusion(console, output, decide(found), title=title, remark="One data set, one budget.")
     else:
         show.files(console, output)
         console.print("No comparison: it needs the arms plain and residual, and a seed that both have finished.")

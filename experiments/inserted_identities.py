@@ -258,22 +258,22 @@ def insertion_table(
         if comparison.changes:
             rows = comparison_table([comparison], depth).drop(columns="path_length")
             parts.append(rows.assign(arm=arm, effect=kind))
-        parts += [seeds(arm, kind, depth, outcome, change) for outcome, change in comparison.changes.items()]
+        parts += [seed_rows(arm, kind, depth, outcome, change) for outcome, change in comparison.changes.items()]
     for (arm, kind, depth), both in changes.items():
         for outcome, change in zip(("change first", "change last"), both, strict=True):
             about = {"arm": arm, "depth_total": depth, "effect": kind, "outcome": outcome}
             parts.append(table([*change.rows(**about), {**about, "quantity": "margin", "value": NEAR_ZERO}]))
-            parts.append(seeds(arm, kind, depth, outcome, change))
+            parts.append(seed_rows(arm, kind, depth, outcome, change))
     return table(pd.concat(parts).to_dict("records")) if parts else pd.DataFrame()
 
 
-def seeds(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.DataFrame:
+def seed_rows(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.DataFrame:
     """The seeds' own values of an estimate."""
     about = {"arm": arm, "depth_total": depth, "effect": kind, "outcome": outcome, "quantity": "seed"}
     return table({**about, "draw": draw, "value": value} for draw, value in enumerate(found.values))
 
 
-def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, show.Decision]:
+def decide(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, show.Decision]:
     """Whether the residuals of inserted blocks end near zero, in networks with shortcuts."""
     words = {"above": "not near zero", "within": "near zero"}
     return {
@@ -300,7 +300,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, output: Output
         show.save_figure(output, figures.insertion(rows), rows, "insertion")
     show_insertions(console, found, changes)
     show.files(console, output)
-    if residual := decisions(changes):
+    if residual := decide(changes):
         show.decisions(console, residual, title=f"{dataset.title}, inserted blocks of residual networks")
     console.print("One data set, one budget.")
 

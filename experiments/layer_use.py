@@ -222,7 +222,7 @@ def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.Dat
     )
 
 
-def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, show.Decision]:
+def decide(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, show.Decision]:
     """Which blocks the given arms use most, by each measure (costs with re-estimated BatchNorm statistics)."""
     words = {"above": "deep", "within": "shallow"}
     names = [measure.name for measure in MEASURES if measure.statistics != "kept"]
@@ -262,7 +262,7 @@ def report(
     arms = tuple(arm for arm in ("residual", "stop-gradient") if arm in settings.arms) or settings.arms
     title = f"{dataset.title}, depth {settings.depth}, centres of mass"
     remark = "Fewer than three seeds decide nothing. One data set, one learning rate, one budget."
-    show.conclusion(console, output, decisions(found, arms), title=title, remark=remark)
+    show.conclusion(console, output, decide(found, arms), title=title, remark=remark)
 
 
 def saliency_arrays(finished: list[Run], dataset: Dataset, output: Output) -> dict[str, np.ndarray]:

@@ -129,7 +129,7 @@ def report(
         "R: the gap in test error that is closed; differences are of test accuracy. One data set, one budget, each "
         f"condition's best learning rate.{diverged_note(diverged)}"
     )
-    show.conclusion(console, output, decisions(runs, gaps, depths[-1]), title=title, remark=remark)
+    show.conclusion(console, output, decide(runs, gaps, depths[-1]), title=title, remark=remark)
 
 
 def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
@@ -144,7 +144,7 @@ def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
 
 
 # Which explanation the numbers leave. The rules and their margins were fixed before any result was seen.
-def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, show.Decision]:
+def decide(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin, and what it decides about size or direction, bias, and early blocks."""
     found: dict[str, show.Decision] = {}
     words = {"yes": "more than half", "no": "less than half"}

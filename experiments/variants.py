@@ -119,7 +119,7 @@ def report(
     show.save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
     show_errors(console, drawn, arms, depths, diverged)
     show_against_paper(console, against)
-    if decided := decisions(found, against):
+    if decided := decide(found, against):
         remark = "Yes: above the margin; no: below it. One learning rate and one budget for all."
         show.conclusion(console, output, decided, title=f"{title}, differences in test error", remark=remark)
     else:
@@ -165,7 +165,7 @@ def difference_table(found: Differences, depths: Mapping[str, int]) -> pd.DataFr
     )
 
 
-def decisions(found: Differences, against: Differences) -> dict[str, show.Decision]:
+def decide(found: Differences, against: Differences) -> dict[str, show.Decision]:
     """By network and question: the difference, the margin, and whether it lies above; also whether other shortcuts
     harm, as all did in He et al. 2016."""
     questions = {f"{more} - {less}": question for (more, less), question in QUESTIONS.items()}

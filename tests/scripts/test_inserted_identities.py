@@ -20,7 +20,7 @@ from experiments.inserted_identities import (
     CLOSED,
     Insertion,
     Settings,
-    decisions,
+    decide,
     insert_and_train,
     insert_blocks,
     inserted_changes,
@@ -220,11 +220,11 @@ def test_insertions_on_paper() -> None:
     assert found["plain", "identity", 20].changes["test accuracy"].mean == pytest.approx(-0.1)
     first, last = changes["residual", "identity", 20]
     assert (first.mean, last.mean) == (pytest.approx(0.001), pytest.approx(0.061))
-    ((effect, (text, margin, reading)),) = decisions(changes).items()  # of residual networks alone
+    ((effect, (text, margin, reading)),) = decide(changes).items()  # of residual networks alone
     assert (effect, margin, reading) == ("‖F(x)‖/‖x‖, identity, 20", "0.1", "near zero")
     assert text.startswith("0.06 [")
     moved = Estimate((), 0.5, 0.4, 0.6)
-    assert next(iter(decisions({("residual", "random", 20): (moved, moved)}).values()))[2] == "not near zero"
+    assert next(iter(decide({("residual", "random", 20): (moved, moved)}).values()))[2] == "not near zero"
     lost = (tables["outcomes"]["effect"] == "identity") & (tables["outcomes"]["seed"] == 1)
     assert insertions(tables["outcomes"][~lost], 100)["residual", "identity", 20].reading == "falls short"  # diverged
 

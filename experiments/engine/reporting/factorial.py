@@ -96,7 +96,7 @@ def decide_factorial(
         if additive and marks:
             reading = f"cannot be read: {', '.join(f'{arm} at the {mark}' for arm, mark in marks.items())}"
         decisions[question] = text, margin, reading
-    n, seeds = len(found["whole shortcut"].values), runs[runs["depth_total"] == depth]["seed"].nunique()
+    n, seeds = len(found["whole shortcut"].values), select(runs, depth_total=depth)["seed"].nunique()
     lost = f" of {seeds} seeds, the others diverged" if n < seeds else ""
     show.decisions(console, decisions, title=f"{title}, depth {depth}, test accuracy, n = {n}{lost}")
     console.print(

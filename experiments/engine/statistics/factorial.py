@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.long_tables import select
 from probes.tables import table
 
 FACTORIAL = ("residual", "stop-gradient", "gradient-only", "plain")
@@ -50,7 +51,7 @@ def effects(runs: pd.DataFrame, depth: int, outcome: str, *, by: str = "arm") ->
 
     All are taken over the same seeds: those whose four arms finished with every outcome finite.
     """
-    at_depth = runs[runs["depth_total"] == depth]
+    at_depth = select(runs, depth_total=depth)
     finite = at_depth[np.isfinite(at_depth[list(OUTCOMES)].to_numpy()).all(1)]
     arms = finite.pivot(index="seed", columns=by, values=outcome).reindex(columns=list(FACTORIAL)).dropna()
     if arms.empty:
@@ -76,7 +77,7 @@ def effect_table(runs: pd.DataFrame, *, by: str = "arm") -> pd.DataFrame:
 
 def flags(runs: pd.DataFrame, depth: int, classes: int, *, by: str = "arm") -> dict[str, str]:
     """The arms of one depth whose mean test accuracy is at the floor (chance) or at the ceiling."""
-    means = runs[runs["depth_total"] == depth].groupby(by)["test accuracy"].mean()
+    means = select(runs, depth_total=depth).groupby(by)["test accuracy"].mean()
     found = {}
     for arm, accuracy in means.items():
         if accuracy <= 1 / classes + FLOOR:
