@@ -114,9 +114,9 @@ class Continuation:
     """A run's treatment: its gradient is compared with the true one, and its training is continued in other arms."""
 
     arms: tuple[str, ...]
-    """In each of these, from the same weights."""
+    """The arms in which training continues, from the same weights."""
     epochs: int
-    """Of the continued training."""
+    """Epochs of continued training."""
 
 
 QUICK = Settings(

@@ -1,8 +1,8 @@
 """Which arms fail to fit, which fail to generalise, if they are trained for longer?
 
 Trains every arm for 1, 3 and 10 times the epochs (He et al. 2015 tried 3 times), with the schedule stretched, at the
-learning rate that is best at once the epochs, chosen by validation on other seeds. Reports the steps to given training
-losses, censored where a run does not get there, and final training and test accuracy.
+learning rate that is best for 1 times the epochs, chosen by validation on other seeds. Reports the steps to given
+training losses, censored where a run does not reach them, and final training and test accuracy.
 
 Writes tables, figures and the search to OUT/budget, runs to OUT/answer; finished runs are not repeated.
 """
@@ -91,7 +91,7 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
     depth, budget = max(settings.depths), max(settings.budgets)
     n = select(ends, depth_total=depth, budget=budget)["seed"].nunique()
     title = f"{dataset.title}, depth {depth}, {budget} times the steps, n = {n}"
-    remark = f"One data set, learning rates that are best at once the steps.{diverged_note(diverged)}"
+    remark = f"One data set, learning rates that are best for 1 times the steps.{diverged_note(diverged)}"
     show.conclusion(console, output, decide(ends, depth, budget), title=title, remark=remark)
 
 
@@ -159,7 +159,7 @@ def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, show.Decisi
 
 def steps_gap(steps: pd.DataFrame, arm: str, target: float) -> GapClosed | None:
     """The gap closed in the first step at a training loss, paired by seed, of one depth and budget; None where a seed
-    of the arm, of plain or of residual does not get there: a censored step has no mean."""
+    of the arm, of plain or of residual does not reach it: a censored step has no mean."""
     of_target = select(steps, target=target).pivot(index="seed", columns="arm", values="value")
     needed = [PLAIN, arm, RESIDUAL]
     if not set(needed) <= set(of_target.columns) or of_target[needed].isna().any(axis=None):
@@ -214,7 +214,7 @@ def show_accuracies(console: Console, ends: pd.DataFrame) -> None:
 
 
 def show_steps(console: Console, steps: pd.DataFrame, seeds: int) -> None:
-    """Depth x budget x arm: the first step at each training loss; where a seed does not get there, how many do."""
+    """Depth x budget x arm: the first step at each training loss; where a seed does not reach it, how many do."""
     rows = {
         (f"depth {depth}, x {budget}", arm): {
             f"loss {target:g}": show.steps(select(part, arm=arm, target=target)["value"], seeds)
@@ -223,7 +223,7 @@ def show_steps(console: Console, steps: pd.DataFrame, seeds: int) -> None:
         for depth, budget, part in by_budget(steps)
         for arm in ARM_NAMES
     }
-    caption = f"k of {seeds}: so many seeds got there before the end (censored); no mean is taken of them alone"
+    caption = f"k of {seeds}: that many seeds reached the loss (censored); no mean is taken of them alone"
     show.table(console, rows, title="First step at a training loss: mean ± sd", caption=caption)
 
 
@@ -235,7 +235,7 @@ def show_steps_gaps(console: Console, steps: pd.DataFrame) -> None:
         row[f"R, steps to loss {target:g}"] = format_gap(found.numbers) if found else "censored"
     caption = (
         "R = (plain - arm) / (plain - residual), paired by seed; Fieller's 95 % interval; censored: a seed of the arm, "
-        f"of plain or of residual does not get there. Not corrected for their number, {sum(map(len, rows.values()))}"
+        f"of plain or of residual does not reach it. Not corrected for their number, {sum(map(len, rows.values()))}"
     )
     show.table(console, rows, title="How much of the gap in steps is closed", caption=caption)
 

@@ -124,7 +124,7 @@ def errors_by_depth(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def changes(outcomes: pd.DataFrame) -> Changes:
-    """Of each arm, depth and split: how much larger the error is than at the smallest depth, paired by seed."""
+    """The error of each arm, depth and split minus that at the smallest depth, paired by seed."""
     errors = errors_by_depth(outcomes)
     shallow = min(errors.columns)
     found: Changes = {}
@@ -136,7 +136,7 @@ def changes(outcomes: pd.DataFrame) -> Changes:
 
 
 def gaps(outcomes: pd.DataFrame) -> Changes:
-    """Of each depth and split: how much larger plain's error is than residual's, paired by seed (its arm is plain)."""
+    """Plain's error minus residual's for each depth and split, paired by seed (under the arm plain)."""
     errors = errors_by_depth(outcomes)
     found: Changes = {}
     if {"plain", "residual"} <= set(errors.index.get_level_values("arm")):

@@ -112,8 +112,7 @@ def report(
 
 
 def treatment(cut: Cut | None) -> tuple[str | None, float]:
-    """What is done to the shortcuts' gradient, and the number that tells such conditions apart; (None, nan) for an
-    unmodified arm."""
+    """The kind of a cut, and the number by which conditions of that kind differ; (None, nan) for an unmodified arm."""
     if cut is None:
         return None, math.nan
     if cut.chance < 1:
@@ -152,8 +151,8 @@ def by_treatment(conditions: Sequence[Condition]) -> dict[str, dict[float, str]]
 
 
 def pairs_of_timing(conditions: Sequence[Condition], epochs: int) -> dict[float, tuple[str, str]]:
-    """By the number of epochs that are cut: the condition that is cut so long from the first epoch on, and the one that
-    is cut so long up to the last."""
+    """By the number of epochs that are cut: the condition that is cut from the first epoch on, and the one that is cut
+    up to the last."""
     named = by_treatment(conditions)
     return paired(named["until epoch"], {epochs - begin: name for begin, name in named["from epoch"].items()})
 
@@ -206,7 +205,7 @@ def decide(
 
 
 def smallest_weight(readings: Mapping[float, str]) -> show.Decision:
-    """From which weight on, up to 1, ordinary training is recovered; the weights at which it is not."""
+    """The weight from which on, up to 1, ordinary training is recovered; the weights at which it is not."""
     first = smallest_sufficient(list(readings), [reading == "recovered" for reading in readings.values()])
     parts = [] if first is not None else ["none below 1 is shown to recover from there on"]
     for word in ("undecided", "falls short"):

@@ -82,7 +82,7 @@ def train_member(run: Run, checkpoint_file: Path | None = None, *, dataset: Data
 
 @torch.no_grad()
 def probabilities(model: nn.Module, batches: Batches) -> np.ndarray:
-    """Of each test image, of each class: (N, classes), in float64."""
+    """The probability of each class for each test image, (N, classes), in float64."""
     model.eval()
     parts = [
         model(batches.get("test", slice(start, start + 512))[0]).double().softmax(1)

@@ -78,7 +78,7 @@ QUICK = Settings(seeds=(0, 1), blocks=(1, 4), rates=(0.1,), training=Training(ep
 
 @dataclass(frozen=True)
 class CopyInput:
-    """What is learned instead of classes: a stack of half as many blocks as the run has layers gives back its input."""
+    """The task, instead of classification: a stack of half as many blocks as the run has layers copies its input."""
 
 
 def main(settings: Settings) -> None:
@@ -185,9 +185,9 @@ def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Datase
 
 
 def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm and depth the rate with the least validation error: arm, learning_rate, depth_total.
+    """The rate of each arm and depth with the least validation error: arm, learning_rate, depth_total.
 
-    The mean over seeds is that of the logarithms. Where a seed diverged, a rate is left to those with more seeds.
+    The mean over seeds is geometric. A rate at which a seed diverged comes after those with more seeds.
     """
     rows = select(outcomes, split="validation", quantity="error")
     logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
@@ -210,15 +210,15 @@ def copying_table(tables: Tables) -> pd.DataFrame:
     return whole.merge(best_rates(tables["outcomes"]), on=KEYS)[columns]
 
 
-def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estimate]:
-    """By depth: log10 of the plain stack's test error over that of another arm at the end, paired by seed."""
+def harder(copying: pd.DataFrame) -> dict[int, Estimate]:
+    """By depth: log10 of the plain stack's test error over the residual stack's at the end, paired by seed."""
     rows = select(copying, quantity="error", split="test")
     rows = rows[rows["epoch"] > 0]
     logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
     wide = logs.pivot_table(index=["depth_total", "seed"], columns="arm", values="value")
-    paired = wide.reindex(columns=["plain", than]).dropna()
+    paired = wide.reindex(columns=["plain", "residual"]).dropna()
     return {
-        int(str(depth)): estimate((at_depth["plain"] - at_depth[than]).to_numpy())
+        int(str(depth)): estimate((at_depth["plain"] - at_depth["residual"]).to_numpy())
         for depth, at_depth in paired.groupby(level="depth_total")
     }
 
@@ -254,7 +254,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[st
 
 
 def show_copying(console: Console, copying: pd.DataFrame, arms: tuple[str, ...]) -> None:
-    """Of each arm and number of blocks: test error and what a block changes, first and last; the rate."""
+    """Arm x number of blocks: test error and change by a block, before training and at its end; the rate."""
     last, rows = copying["epoch"].max(), {}
     for arm in arms:
         for depth in sorted(select(copying, arm=arm)["depth_total"].unique()):

@@ -85,10 +85,10 @@ QUICK = Settings(seeds=(0, 1), training=Training(epochs=3))
 
 @dataclass(frozen=True)
 class Insertion:
-    """What happens to a trained shallow network before it is trained for as long again."""
+    """The blocks that are inserted into a trained shallow network before it is trained for as long again."""
 
     kind: str
-    """How the blocks begin that are inserted, up to the run's depth: identity or random; none: there are none."""
+    """How the inserted blocks, up to the run's depth, are initialised: identity or random; none: no blocks."""
     shallow: int
     """Layers of the shallow network."""
 
@@ -190,13 +190,13 @@ def make_identities(shallow: CifarResNet, deep: CifarResNet, inserted: Sequence[
 
 
 def silence(branch: nn.Module) -> None:
-    """Let a branch give zeros whatever its input: its last layer, a BatchNorm or a learned factor, is 0."""
+    """Make a branch output zeros: its last layer, a BatchNorm or a learned factor, becomes 0."""
     for parameter in list(branch.children())[-1].parameters():
         nn.init.zeros_(parameter)
 
 
 def pass_on(branch: nn.Module, x: Tensor) -> None:
-    """Let a branch give back x (N, C, H, W), not negative.
+    """Make a branch copy x (N, C, H, W), which is not negative.
 
     Convolutions pass each channel on (Dirac). BatchNorm's running statistics are those of x, its weight and bias the
     deviation and mean that undo them: in eval mode nothing changes but by rounding. In train mode the first BatchNorm

@@ -65,7 +65,7 @@ class Settings(NetworkSettings):
     arms: tuple[str, ...] = tuple(ARMS)
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
     attributed: int = 64
-    """Test images whose class score is shared out among shortcuts and branches."""
+    """Test images whose class score is attributed to shortcuts and branches."""
     steps: int = 16
     """Steps of that attribution's integral; its error is reported."""
 
@@ -82,7 +82,7 @@ QUICK = Settings(depth=20, seeds=(0, 1), attributed=16, training=Training(epochs
 
 @dataclass(frozen=True)
 class Attribution:
-    """How a trained network's class scores are shared out among its shortcuts and branches."""
+    """How a trained network's class scores are attributed to its shortcuts and branches."""
 
     images: int
     """Test images."""
@@ -298,7 +298,7 @@ def format_centre(found: Estimate | None) -> str:
 
 
 def show_completeness(console: Console, blocks: pd.DataFrame) -> None:
-    """By how much the attributions miss the score that they share out."""
+    """Print the difference between the attributions' sum and the score."""
     if "score" not in set(blocks["quantity"]):
         return
     wide = blocks.pivot_table(index=["arm", "seed", "depth"], columns="quantity", values="value")

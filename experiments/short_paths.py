@@ -4,7 +4,7 @@ Trains residual CIFAR ResNets (He et al. 2015) whose gradient comes from paths o
 length counts the branches between the loss and the addend that holds a parameter, its own block not counted: at K = 0
 each block learns through the shortcuts above it only (the shortest-path arm), and K of all blocks is ordinary training,
 `residual`. Beside them: stop-gradient and plain, trained without a limit, and Veit et al.'s (2016, arXiv 1605.06431)
-sampled branches, 23 of 54 drawn anew in each step, with the forward unchanged.
+sampled branches, 23 of 54 drawn again in each step, with the forward unchanged.
 
 A step costs about one more backward for each length below the limit. Writes tables, figures and every run's run.json to
 OUT/short_paths; finished runs are not repeated.
@@ -78,7 +78,7 @@ class Settings(NetworkSettings):
     exactly: tuple[int, ...] = ()
     """Also train on paths of exactly so many branches."""
     sampled: tuple[int, ...] | None = None
-    """Also train with so many branches, drawn anew in each step; if not given, 23 of 54 in proportion."""
+    """Also train with that many branches, drawn again in each step; if not given, 23 of 54 in proportion."""
 
     def check(self) -> None:
         self.computing.refuse_compile()
@@ -174,7 +174,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
 
 
 def conclusion(comparisons: Sequence[Comparison]) -> str:
-    """From which K on paths of at most K branches recover ordinary training, and their mean changes are ordinary."""
+    """The K from which on paths of at most K branches recover ordinary training, or their mean changes do."""
 
     def from_which(sufficient: list[bool]) -> str:
         first = smallest_sufficient([found.limit for found in comparisons], sufficient)

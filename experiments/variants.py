@@ -133,7 +133,7 @@ def error_table(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def between_arms(errors: pd.DataFrame) -> Differences:
-    """Of each network, by how much the test error of one arm exceeds another's, paired by seed."""
+    """The test error of one arm of each network minus another's, paired by seed."""
     return {
         (str(network), f"{more} - {less}"): estimate(differences.to_numpy())
         for network in errors.index.unique("network")

@@ -82,7 +82,7 @@ def explained(rows: pd.DataFrame, marks: int) -> str:
         (have.sum() < len(PANELS) * marks, "×: no value"),
     )
     first = f"depth {usual_depth(rows)}, or as in brackets; {points_title(rows)}"
-    return f"{first}\n{'; '.join(text for said, text in edges if said)}".strip()
+    return f"{first}\n{'; '.join(text for shown, text in edges if shown)}".strip()
 
 
 def usual_depth(rows: pd.DataFrame) -> int:

@@ -21,7 +21,7 @@ BRANCHES = {"resnet": basic_branch, "skipinit": skipinit_branch}
 
 
 def open_branches(model: nn.Module) -> None:
-    """Begin a branch's learned factor at 1 in blocks without the shortcut's value: at 0 nothing would come through."""
+    """Initialise learned factors of branches to 1 in blocks without the shortcut's value: at 0 their output is 0."""
     for block in residual_blocks(model):
         for module in block.branch.modules():
             if isinstance(module, Scalar) and block.flow.shortcut == 0:
@@ -29,7 +29,7 @@ def open_branches(model: nn.Module) -> None:
 
 
 def some_images(batches: Batches, most: int = 2048) -> Tensor:
-    """At most so many training images, always the same ones, without augmentation."""
+    """At most `most` training images, always the same ones, without augmentation."""
     order = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))
     return batches.get("train", order[:most])[0]
 

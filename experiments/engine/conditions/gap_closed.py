@@ -94,7 +94,7 @@ def by_seed(runs: pd.DataFrame, depth: int, names: Sequence[str], outcome: str) 
 
 
 def gaps_closed(runs: pd.DataFrame, conditions: Sequence[Condition], depths: Sequence[int]) -> dict[Key, GapClosed]:
-    """By every condition, against plain and residual networks of its own optimiser, at each depth."""
+    """The gap that each condition closes at each depth, against plain and residual networks of its optimiser."""
     found: dict[Key, GapClosed] = {}
     for depth in depths:
         for condition in conditions:

@@ -22,9 +22,9 @@ NETWORK = "network"  # the block that is all of it
 def alignment(
     model: nn.Module, control: Control, images: Tensor, labels: Tensor, *, seed: int, moment: Moment
 ) -> pd.DataFrame:
-    """Of each residual block's parameters: cosine and norm ratio of a control's update, before the optimiser, with the
-    true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
-    of all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
+    """Cosine and norm ratio of a control's update, before the optimiser, with the true gradient of cross-entropy at the
+    same weights, for each residual block's parameters: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
+    for all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
 
     A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
     Coins and noise are those of the first step.

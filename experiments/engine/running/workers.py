@@ -122,7 +122,7 @@ def _take(free: FileLock) -> bool:
     return True
 
 
-def _end_with(parent: int, *, interval: float = 0.5) -> None:
+def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(interval)
+        time.sleep(0.5)
     os._exit(1)
