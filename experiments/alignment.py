@@ -4,8 +4,9 @@ An arm that cuts a gradient, or adds one, learns from what need not be the gradi
 its gradient is compared with the true one of the same weights: block by block and in all, on one fixed batch, before
 the first step and after every epoch; and in each step, whether the weights move uphill on the true loss of that step's
 batch, to first order. The arms that learn from the true gradient of the same function (residual, plain) are trained
-beside them. In the end every network goes on for some epochs, at the same learning rate and with a fresh schedule: with
-the true gradient, and with the arm's. Each arm has its own best learning rate, chosen by validation on other seeds.
+beside them. Then the training of every network is continued for some epochs, at the same learning rate and with a fresh
+schedule: with the true gradient, and with the arm's. Each arm has its own best learning rate, chosen by validation on
+other seeds.
 
 Writes tables, figures and every run's run.json to OUT/alignment, the search's runs to OUT/answer; finished runs are not
 repeated.
@@ -28,21 +29,15 @@ from experiments.engine.conditions.conditions import Condition, ConditionSetting
 from experiments.engine.conditions.controls import NO_CONTROL
 from experiments.engine.conditions.gradient_alignment import NETWORK, measure_alignment
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
-from experiments.engine.reporting.console import (
-    format_estimate,
-    mean_sd,
-    save_figure,
-    show_decisions,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
+from experiments.engine.reporting.factorial import outcome_row
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
-from experiments.engine.statistics.estimates import Estimate, classify, estimate, exceeds
+from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.loop import backpropagation
 from experiments.engine.training.optimisation import Training
@@ -92,10 +87,13 @@ class Settings(ConditionSettings):
     def check(self) -> None:
         super().check()
         check_arms(self.arms)
+        others = [arm for arm, flow in ARMS.items() if flow != flow.exact and flow.exact in ARMS.values()]
         for arm in self.arms:
-            if true_arm(arm) == arm:
-                others = [other for other in ARMS if true_arm(other) != other]
-                raise BadInput(f"--arms {arm}: its gradient is the true one; give some of {', '.join(others)}")
+            if arm not in others:
+                reason = (
+                    "its gradient is the true one" if ARMS[arm] == ARMS[arm].exact else "no arm has its true gradient"
+                )
+                raise BadInput(f"--arms {arm}: {reason}; give some of {', '.join(others)}")
         if self.further < 1:
             raise BadInput(f"--further {self.further}: give at least 1 epoch")
 
@@ -104,8 +102,8 @@ class Settings(ConditionSettings):
         wanted = {*self.arms, *map(true_arm, self.arms)}
         return [arm for arm in ARMS if arm in wanted]
 
-    def then(self, arm: str) -> "Continuation":
-        """How a network goes on: in the arm of the true gradient, and in those that are compared with it."""
+    def continuation(self, arm: str) -> "Continuation":
+        """How training continues: in the arm of the true gradient, and in those that are compared with it."""
         true = true_arm(arm)
         others = [other for other in self.arms if true_arm(other) == true and arm in (true, other)]
         return Continuation((true, *others), self.further)
@@ -113,11 +111,12 @@ class Settings(ConditionSettings):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A run's treatment: its gradient is compared with the true one throughout; then its end goes on in each of these
-    arms, for so many epochs."""
+    """A run's treatment: its gradient is compared with the true one, and its training is continued in other arms."""
 
     arms: tuple[str, ...]
+    """The arms in which training continues, from the same weights."""
     epochs: int
+    """Epochs of continued training."""
 
 
 QUICK = Settings(
@@ -142,11 +141,11 @@ def main(settings: Settings) -> None:
             run,
             experiment=EXPERIMENT,
             outputs=("alignment", "steps", "continued"),
-            recipe=replace(run.recipe, treatment=settings.then(run.arm)),
+            recipe=replace(run.recipe, treatment=settings.continuation(run.arm)),
         )
         for run in runner.runs(conditions, settings.depths, rates)
     ]
-    task = partial(train_and_go_on, dataset=runner.dataset)
+    task = partial(train_and_continue, dataset=runner.dataset)
     tables, diverged = run_grid(runs, task, output, execution=settings.execution)
     report(tables, diverged, runner.dataset, settings, output)
 
@@ -155,12 +154,16 @@ def main(settings: Settings) -> None:
 
 
 def true_arm(arm: str) -> str:
-    """The arm that computes the same function and learns from its true gradient."""
-    return next(name for name, flow in ARMS.items() if flow == ARMS[arm].exact)
+    """The arm that computes the same function and learns from its true gradient; ValueError where there is none."""
+    exact = ARMS[arm].exact
+    for name, flow in ARMS.items():
+        if flow == exact:
+            return name
+    raise ValueError(f"no arm of models.ARMS has the true gradient of {arm!r}: add one with {exact}")
 
 
-def train_and_go_on(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
-    """Train a run while its gradient is compared with the true one, then let its end go on in other arms.
+def train_and_continue(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
+    """Train a run while its gradient is compared with the true one, then continue its training in other arms.
 
     Tables beside those of `train_run`: alignment (after every epoch), steps (the true loss's first-order changes),
     continued. No checkpoint is kept: an interrupted run starts over.
@@ -172,16 +175,16 @@ def train_and_go_on(run: Run, checkpoint_file: Path | None = None, *, dataset: D
     outcome.tables["steps"] = changes.table(model)
     if outcome.diverged_at is None:
         before = outcome.tables["outcomes"].assign(effect="before")
-        ends = [go_on(model, run, arm, dataset) for arm in run.recipe.treatment.arms]
+        ends = [continue_training(model, run, arm, dataset) for arm in run.recipe.treatment.arms]
         outcome.tables["continued"] = pd.concat([before, *(end for end in ends if len(end))], ignore_index=True)
     return outcome
 
 
-def go_on(model: nn.Module, run: Run, arm: str, dataset: Dataset) -> pd.DataFrame:
+def continue_training(model: nn.Module, run: Run, arm: str, dataset: Dataset) -> pd.DataFrame:
     """The outcomes of further training in an arm from a network's weights, with the arm in the column `then`; none
-    where it diverges. The network itself stays as it is.
+    where it diverges. The network itself does not change.
 
-    The schedule begins anew, and the batches come in the order of the run's seed again.
+    The schedule starts again, and the batches come in the order of the run's seed again.
     """
     training = replace(run.recipe.training, epochs=run.recipe.treatment.epochs)
     further = replace(run, arm=arm, recipe=replace(run.recipe, training=training))
@@ -196,7 +199,7 @@ def go_on(model: nn.Module, run: Run, arm: str, dataset: Dataset) -> pd.DataFram
 
 def over_epochs(alignment: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """The whole network's cosine after every epoch, and the share of each epoch's steps that go uphill."""
-    cosines = alignment[(alignment["block"] == NETWORK) & (alignment["quantity"] == "cosine")]
+    cosines = select(alignment, block=NETWORK, quantity="cosine")
     columns = [*RUN, "epoch", "quantity", "value"]
     return pd.concat([cosines[columns], uphill_share(steps, *RUN, "epoch")[columns]], ignore_index=True)
 
@@ -215,9 +218,9 @@ def effects_of(tables: Tables, arms: Sequence[str], depths: Sequence[int]) -> Ef
 
 
 def numbers(tables: Tables, arm: str) -> pd.DataFrame:
-    """One row a run (arm, depth_total, seed): what effects are made of. own, true: after going on in the arm, and in
-    that of the true gradient."""
-    rows = tables["alignment"][tables["alignment"]["block"] == NETWORK]
+    """One row a run (arm, depth_total, seed): the numbers of `EFFECTS`. own, true: after continued training in the arm,
+    and in that of the true gradient."""
+    rows = select(tables["alignment"], block=NETWORK)
     moments = {"first": 0, "last": rows["epoch"].max()}
     wide = rows.set_index([*RUN, "epoch", "quantity"])["value"].unstack(["quantity", "epoch"])
     found: dict[str, Any] = {"uphill": uphill_share(tables["steps"], *RUN).set_index(RUN)["value"]}
@@ -233,10 +236,9 @@ def numbers(tables: Tables, arm: str) -> pd.DataFrame:
 
 
 def ended(tables: Tables, then: str, split: str, quantity: str) -> "pd.Series[float]":
-    """An outcome of the networks that went on in an arm, by run."""
+    """An outcome of the networks whose training was continued in an arm, by run."""
     rows = tables.get("continued", pd.DataFrame(columns=[*RUN, "then", "split", "quantity", "value"]))
-    wanted = (rows["then"] == then) & (rows["split"] == split) & (rows["quantity"] == quantity)
-    return rows[wanted].set_index(RUN)["value"].astype(float)
+    return select(rows, then=then, split=split, quantity=quantity).set_index(RUN)["value"].astype(float)
 
 
 def of_arm(by_run: pd.DataFrame, arm: str, depth: int) -> pd.DataFrame:
@@ -254,13 +256,13 @@ def effect_table(found: Effects) -> pd.DataFrame:
     )
 
 
-def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, tuple[str, str, str]]:
+def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, show.Decision]:
     """What each arm's gradient does, and what it costs."""
     turns = {"above": "turns towards the true gradient", "below": "turns away from it", "within": "keeps its angle"}
-    often = {"yes": "uphill more often than the true gradient", "no": "no more often than the true gradient"}
-    further = {"yes": "the true gradient goes further than its own", "no": "the true gradient goes no further"}
-    stays = {"yes": "it does not stay", "no": "it stays"}
-    decisions = {}
+    often = {"above": "uphill more often than the true gradient", "within": "no more often than the true gradient"}
+    further = {"above": "the true gradient goes further than its own", "within": "the true gradient goes no further"}
+    stays = {"above": "it does not stay", "within": "it stays"}
+    decisions: dict[str, show.Decision] = {}
     for arm in arms:
         for name, effect, margin, words in (
             ("cosine, last - first", "cosine, last - first", TURN, turns),
@@ -268,71 +270,63 @@ def decide(found: Effects, arms: Sequence[str], depth: int) -> dict[str, tuple[s
             ("loss from its end", "log train loss from its end, own - true", DOUBLED, further),
             ("loss from the true end", "log train loss from the true end, own - true", DOUBLED, stays),
         ):
-            change = found[arm, depth, effect]
-            side = classify(change, margin) if words is turns else exceeds(change, margin)
-            reading = words.get(side, "undecided") if change.values else "no seed has finished"
-            decisions[f"{arm}: {name}"] = (format_estimate(change), f"{margin:.3g}", reading)
+            rule = {"one_sided": words is not turns, "digits": 2, "missing": "no seed has finished"}
+            decisions[f"{arm}: {name}"] = show.decision(found[arm, depth, effect], margin, words, **rule)
     return decisions
 
 
-# The end
+# Report
 
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write the effects, draw the figures, and print the results."""
-    console, depths = terminal(), sorted(settings.depths)
+    console, depths = show.terminal(), sorted(settings.depths)
     own = tables["alignment"][tables["alignment"]["arm"].isin(settings.arms)]
     course = over_epochs(own, tables["steps"])
     found = effects_of(tables, settings.arms, depths)
     output.table("effects", effect_table(found))
-    save_figure(output, figures.alignment(own), own, "alignment")
-    save_figure(output, figures.alignment_over_epochs(course), course, "alignment_over_epochs")
+    show.save_figure(output, figures.alignment(own), own, "alignment")
+    show.save_figure(output, figures.alignment_over_epochs(course), course, "alignment_over_epochs")
     if "continued" in tables:
         show_continued(console, tables["continued"], settings.trained())
     show_effects(console, found, diverged)
-    show_files(console, output)
     counts = sorted({len(found[arm, depths[-1], "cosine, last - first"].values) for arm in settings.arms})
     title = f"{dataset.title}, depth {depths[-1]}, n = {' to '.join(map(str, counts))}"
     decisions = decide(found, settings.arms, depths[-1])
-    show_decisions(console, decisions, title=title)
-    console.print(
+    remark = (
         "Uphill share, and loss (log train loss after the further epochs): the arm's minus the true gradient's. "
         f"{len(decisions)} decisions; one data set, one budget, each arm's best rate."
     )
+    show.conclusion(console, output, decisions, title=title, remark=remark)
 
 
 def show_effects(console: Console, found: Effects, diverged: Sequence[Run]) -> None:
     """Depth x effect: every arm's."""
     arms = dict.fromkeys(arm for arm, _, _ in found)
     rows = {
-        (f"depth {depth}", effect): {arm: format_estimate(found[arm, depth, effect]) for arm in arms}
+        (f"depth {depth}", effect): {arm: show.estimate(found[arm, depth, effect]) for arm in arms}
         for depth in dict.fromkeys(depth for _, depth, _ in found)
         for effect in EFFECTS
     }
-    gone = f"; {len(diverged)} runs diverged" if diverged else ""
+    lost = f"; {len(diverged)} runs diverged" if diverged else ""
     caption = (
         "first, last: on one batch of training images, before the first step and after the last epoch; true: the arm "
         "that learns from the true gradient of the same function. Mean [95 % t interval], (seeds' values) where there "
-        f"is none; not corrected for their number, {len(found)}{gone}"
+        f"is none; not corrected for their number, {len(found)}{lost}"
     )
-    show_table(console, rows, title="The arm's gradient against the true one", caption=caption)
+    show.table(console, rows, title="The arm's gradient against the true one", caption=caption)
 
 
 def show_continued(console: Console, continued: pd.DataFrame, arms: Sequence[str]) -> None:
-    """Depth x arm x arm in which it goes on: train loss and test accuracy, mean ± sd over seeds."""
+    """Depth x arm x arm of the continued training: train loss and test accuracy, mean ± sd over seeds."""
     rows = {}
     for depth in sorted(continued["depth_total"].unique()):
         for arm in arms:
-            at = continued[(continued["depth_total"] == depth) & (continued["arm"] == arm)]
+            at = select(continued, depth_total=depth, arm=arm)
             for then, ended in at.groupby("then", dropna=False, sort=False):
-                values = {
-                    f"{split} {quantity}": ended[(ended["split"] == split) & (ended["quantity"] == quantity)]["value"]
-                    for split, quantity in SHOWN
-                }
-                n = {"n": str(len(values["test accuracy"]))}
                 name = arm if pd.isna(then) else f"{arm}, then {then}"
-                rows[f"depth {depth}", name] = {column: mean_sd(of) for column, of in values.items()} | n
-    show_table(console, rows, title="Where networks end, and go on to: mean ± sd")
+                rows[f"depth {depth}", name] = outcome_row(ended, SHOWN)
+    show.table(console, rows, title="At the end of training, and of the continued training: mean ± sd over n seeds")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Which arms fail to fit, which fail to generalise, if they are trained for longer?
 
 Trains every arm for 1, 3 and 10 times the epochs (He et al. 2015 tried 3 times), with the schedule stretched, at the
-learning rate that is best at once the epochs, chosen by validation on other seeds. Reports the steps to given training
-losses, censored where a run does not get there, and final training and test accuracy.
+learning rate that is best for 1 times the epochs, chosen by validation on other seeds. Reports the steps to given
+training losses, censored where a run does not reach them, and final training and test accuracy.
 
 Writes tables, figures and the search to OUT/budget, runs to OUT/answer; finished runs are not repeated.
 """
@@ -18,18 +18,8 @@ from experiments.engine.conditions.catalogue import PLAIN, RESIDUAL, UNMODIFIED_
 from experiments.engine.conditions.conditions import ConditionSettings
 from experiments.engine.conditions.gap_closed import GapClosed, gap_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
-from experiments.engine.reporting.conditions import SEARCHED, diverged_note
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    format_steps,
-    mean_sd,
-    save_figure,
-    show_decisions,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
+from experiments.engine.reporting.conditions import SEARCHED, diverged_note, format_gap
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
 from experiments.engine.running.messages import BadInput, check_unique
@@ -37,6 +27,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import MARGIN, Estimate, classify, estimate, exceeds
 from experiments.engine.statistics.factorial import FITTED
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.statistics.steps_to_loss import steps_to_loss
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
@@ -84,25 +75,24 @@ def main(settings: Settings) -> None:
 
 def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, settings: Settings, output: Output) -> None:
     """Write steps, gaps and comparisons, draw the figure, and print the results."""
-    console, dataset = terminal(), runner.dataset
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    console, dataset = show.terminal(), runner.dataset
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
-    window = settings.training.steps_per_epoch(len(dataset.splits["train"][1]))
+    window = settings.training.steps_per_epoch(dataset.size("train"))
     steps = steps_to_loss(tables["losses"], settings.targets, window=window)
     ends = final_accuracies(tables["outcomes"])
     output.table("steps", steps)
     output.table("steps_scores", steps_gap_table(steps))
     output.table("verdicts", comparison_table(ends))
-    save_figure(output, figures.budget(tables["outcomes"]), tables["outcomes"], EXPERIMENT)
+    show.save_figure(output, figures.budget(tables["outcomes"]), tables["outcomes"], EXPERIMENT)
     show_accuracies(console, ends)
     show_steps(console, steps, len(settings.seeds))
     show_steps_gaps(console, steps)
-    show_files(console, output)
     depth, budget = max(settings.depths), max(settings.budgets)
-    n = ends[(ends["depth_total"] == depth) & (ends["budget"] == budget)]["seed"].nunique()
+    n = select(ends, depth_total=depth, budget=budget)["seed"].nunique()
     title = f"{dataset.title}, depth {depth}, {budget} times the steps, n = {n}"
-    show_decisions(console, decide(ends, depth, budget), title=title)
-    console.print(f"One data set, learning rates that are best at once the steps.{diverged_note(diverged)}")
+    remark = f"One data set, learning rates that are best for 1 times the steps.{diverged_note(diverged)}"
+    show.conclusion(console, output, decide(ends, depth, budget), title=title, remark=remark)
 
 
 # Final accuracies
@@ -110,23 +100,19 @@ def report(tables: Tables, diverged: list[Run], runner: ConditionRunner, setting
 
 def final_accuracies(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Final accuracies on training and test data, and the gap between them: a row for each depth, budget, arm, seed."""
-    accuracy = outcomes[outcomes["quantity"] == "accuracy"]
-    wide = accuracy.pivot(index=KEYS, columns="split", values="value")[["train", "test"]]
+    wide = select(outcomes, quantity="accuracy").pivot(index=KEYS, columns="split", values="value")[["train", "test"]]
     return wide.assign(gap=wide["train"] - wide["test"]).reset_index()
 
 
 def by_budget(rows: pd.DataFrame) -> Iterator[tuple[int, int, pd.DataFrame]]:
     """The rows of each depth and budget."""
-    for depth in sorted(rows["depth_total"].unique().tolist()):
-        at_depth = rows[rows["depth_total"] == depth]
-        for budget in sorted(at_depth["budget"].unique().tolist()):
-            yield depth, budget, at_depth[at_depth["budget"] == budget]
+    for depth, budget in sorted(set(zip(rows["depth_total"].tolist(), rows["budget"].tolist(), strict=True))):
+        yield depth, budget, select(rows, depth_total=depth, budget=budget)
 
 
 def by_seed(ends: pd.DataFrame, depth: int, budget: int, arm: str) -> pd.DataFrame:
     """An arm's final accuracies at a depth and budget, by seed."""
-    rows = ends[(ends["depth_total"] == depth) & (ends["budget"] == budget) & (ends["arm"] == arm)]
-    return rows.set_index("seed")
+    return select(ends, depth_total=depth, budget=budget, arm=arm).set_index("seed")
 
 
 def fitting(ends: pd.DataFrame, depth: int, budget: int, arm: str) -> tuple[Estimate, str]:
@@ -156,15 +142,15 @@ def comparison_table(ends: pd.DataFrame) -> pd.DataFrame:
     return table(rows)
 
 
-def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, tuple[str, str, str]]:
+def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, show.Decision]:
     """Which arms fit, and of those that fit, which generalise as ordinary training of the same budget does."""
     decisions = {}
     for arm in ARM_NAMES:
         found, reading = fitting(ends, depth, budget, arm)
-        decisions[f"{arm}: training accuracy"] = (format_estimate(found, digits=3, sign=False), f"{FITTED}", reading)
+        decisions[f"{arm}: training accuracy"] = (show.estimate(found, digits=3, sign=False), f"{FITTED}", reading)
         if reading == "fits" and arm != RESIDUAL:
             found, reading = generalising(ends, depth, budget, arm)
-            decisions[f"{arm}: test accuracy - residual's"] = (format_estimate(found, digits=3), f"{MARGIN}", reading)
+            decisions[f"{arm}: test accuracy - residual's"] = (show.estimate(found, digits=3), f"{MARGIN}", reading)
     return decisions
 
 
@@ -173,8 +159,8 @@ def decide(ends: pd.DataFrame, depth: int, budget: int) -> dict[str, tuple[str, 
 
 def steps_gap(steps: pd.DataFrame, arm: str, target: float) -> GapClosed | None:
     """The gap closed in the first step at a training loss, paired by seed, of one depth and budget; None where a seed
-    of the arm, of plain or of residual does not get there: a censored step has no mean."""
-    of_target = steps[steps["target"] == target].pivot(index="seed", columns="arm", values="value")
+    of the arm, of plain or of residual does not reach it: a censored step has no mean."""
+    of_target = select(steps, target=target).pivot(index="seed", columns="arm", values="value")
     needed = [PLAIN, arm, RESIDUAL]
     if not set(needed) <= set(of_target.columns) or of_target[needed].isna().any(axis=None):
         return None
@@ -210,35 +196,35 @@ def show_accuracies(console: Console, ends: pd.DataFrame) -> None:
     rows = {}
     for depth, budget, part in by_budget(ends):
         for arm in ARM_NAMES:
-            of_arm = part[part["arm"] == arm]
+            of_arm = select(part, arm=arm)
             against, _ = generalising(ends, depth, budget, arm)
             rows[f"depth {depth}, x {budget}", arm] = {
-                "train": mean_sd(of_arm["train"]),
-                "test": mean_sd(of_arm["test"]),
+                "train": show.mean_sd(of_arm["train"]),
+                "test": show.mean_sd(of_arm["test"]),
                 "gap": f"{of_arm['gap'].mean():.3f}" if len(of_arm) else "-",
                 "n": str(len(of_arm)),
                 "fits?": fitting(ends, depth, budget, arm)[1],
-                "test - residual's": "" if arm == RESIDUAL else format_estimate(against, digits=3),
+                "test - residual's": "" if arm == RESIDUAL else show.estimate(against, digits=3),
             }
     caption = (
         f"fits: the whole 95 % t interval of training accuracy lies above {FITTED}; differences: mean [95 % t "
         "interval], paired by seed, not corrected for their number"
     )
-    show_table(console, rows, title="At the end of each budget: mean ± sd over n seeds", caption=caption)
+    show.table(console, rows, title="At the end of each budget: mean ± sd over n seeds", caption=caption)
 
 
 def show_steps(console: Console, steps: pd.DataFrame, seeds: int) -> None:
-    """Depth x budget x arm: the first step at each training loss; where a seed does not get there, how many do."""
+    """Depth x budget x arm: the first step at each training loss; where a seed does not reach it, how many do."""
     rows = {
         (f"depth {depth}, x {budget}", arm): {
-            f"loss {target:g}": format_steps(part[(part["arm"] == arm) & (part["target"] == target)]["value"], seeds)
+            f"loss {target:g}": show.steps(select(part, arm=arm, target=target)["value"], seeds)
             for target in steps["target"].unique()
         }
         for depth, budget, part in by_budget(steps)
         for arm in ARM_NAMES
     }
-    caption = f"k of {seeds}: so many seeds got there before the end (censored); no mean is taken of them alone"
-    show_table(console, rows, title="First step at a training loss: mean ± sd", caption=caption)
+    caption = f"k of {seeds}: that many seeds reached the loss (censored); no mean is taken of them alone"
+    show.table(console, rows, title="First step at a training loss: mean ± sd", caption=caption)
 
 
 def show_steps_gaps(console: Console, steps: pd.DataFrame) -> None:
@@ -246,19 +232,12 @@ def show_steps_gaps(console: Console, steps: pd.DataFrame) -> None:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for depth, budget, arm, target, found in steps_gaps(steps):
         row = rows.setdefault((f"depth {depth}, x {budget}", arm), {})
-        row[f"R, steps to loss {target:g}"] = format_gap(found)
+        row[f"R, steps to loss {target:g}"] = format_gap(found.numbers) if found else "censored"
     caption = (
         "R = (plain - arm) / (plain - residual), paired by seed; Fieller's 95 % interval; censored: a seed of the arm, "
-        f"of plain or of residual does not get there. Not corrected for their number, {sum(map(len, rows.values()))}"
+        f"of plain or of residual does not reach it. Not corrected for their number, {sum(map(len, rows.values()))}"
     )
-    show_table(console, rows, title="How much of the gap in steps is closed", caption=caption)
-
-
-def format_gap(found: GapClosed | None) -> str:
-    """`0.55 [0.40, 0.70]`, or why there is none."""
-    if found is None:
-        return "censored"
-    return found.note.removesuffix(" to explain") or f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    show.table(console, rows, title="How much of the gap in steps is closed", caption=caption)
 
 
 if __name__ == "__main__":

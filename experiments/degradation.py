@@ -15,22 +15,15 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
-from experiments.engine.statistics.estimates import MARGIN, Estimate, classify, estimate, exceeds
-from experiments.engine.statistics.factorial import flags, outcome_table
+from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate
+from experiments.engine.statistics.factorial import outcome_table
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
@@ -103,35 +96,35 @@ def responding(model: nn.Module) -> Sequence[nn.Module]:
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write the changes with depth, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     outcomes, errors, responses = tables["outcomes"], tables["errors"], tables["responses"]
     by_depth, by_arm = changes(outcomes), gaps(outcomes)
     output.table("changes", change_table(by_depth))
     output.table("gaps", change_table(by_arm))
-    save_figure(output, figures.degradation(errors), errors, "degradation")
-    save_figure(output, figures.layer_responses(responses), responses, "layer_responses")
-    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
-    marks = {depth: flags(runs, depth, len(dataset.classes)) for depth in settings.depths}
-    show_outcomes(console, outcomes, settings.arms, [(run.arm, run.depth) for run in diverged], marks)
+    show.save_figure(output, figures.degradation(errors), errors, "degradation")
+    show.save_figure(output, figures.layer_responses(responses), responses, "layer_responses")
+    runs = outcome_table(outcomes, dataset.size("test"))
+    show_outcomes(console, outcomes, runs, settings.arms, diverged, len(dataset.classes))
     show_responses(console, responses)
-    show_files(console, output)
     if not by_depth:
+        show.files(console, output)
         console.print(f"{dataset.title}: one depth alone says nothing of degradation; give two or more --depths.")
         return
-    show_decisions(console, decide(by_depth, by_arm), title=f"{dataset.title}, errors by depth")
-    console.print("An arm degrades if its training error grows with depth. One learning rate, one budget.")
+    remark = "An arm degrades if its training error grows with depth. One learning rate, one budget."
+    title = f"{dataset.title}, errors by depth"
+    show.conclusion(console, output, decide(by_depth, by_arm), title=title, remark=remark)
 
 
 def errors_by_depth(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Final errors: a row for each arm, split and seed, a column for each depth."""
-    accuracy = outcomes[outcomes["quantity"] == "accuracy"]
+    accuracy = select(outcomes, quantity="accuracy")
     return 1 - accuracy.pivot_table(index=["arm", "split", "seed"], columns="depth_total", values="value")
 
 
 def changes(outcomes: pd.DataFrame) -> Changes:
-    """Of each arm, depth and split: how much larger the error is than at the smallest depth, paired by seed."""
+    """The error of each arm, depth and split minus that at the smallest depth, paired by seed."""
     errors = errors_by_depth(outcomes)
     shallow = min(errors.columns)
     found: Changes = {}
@@ -143,7 +136,7 @@ def changes(outcomes: pd.DataFrame) -> Changes:
 
 
 def gaps(outcomes: pd.DataFrame) -> Changes:
-    """Of each depth and split: how much larger plain's error is than residual's, paired by seed (its arm is plain)."""
+    """Plain's error minus residual's for each depth and split, paired by seed (under the arm plain)."""
     errors = errors_by_depth(outcomes)
     found: Changes = {}
     if {"plain", "residual"} <= set(errors.index.get_level_values("arm")):
@@ -156,7 +149,7 @@ def gaps(outcomes: pd.DataFrame) -> Changes:
 
 
 def change_table(found: Changes) -> pd.DataFrame:
-    """The changes as a long table: the mean, and where there is an interval its ends."""
+    """The changes as a long table: the mean, and the ends of its interval."""
     return table(
         {"arm": arm, "depth_total": depth, "split": split, "quantity": quantity, "value": value}
         for (arm, depth, split), change in found.items()
@@ -164,27 +157,29 @@ def change_table(found: Changes) -> pd.DataFrame:
     )
 
 
-def decide(by_depth: Changes, by_arm: Changes) -> dict[str, tuple[str, str, str]]:
+def decide(by_depth: Changes, by_arm: Changes) -> dict[str, show.Decision]:
     """Whether each arm's training error grows up to the deepest networks, and whether plain and residual networks of
     the smallest depth are comparable by their test errors, as He et al. 2015 say; the other errors beside them."""
-    decisions: dict[str, tuple[str, str, str]] = {}
-
-    def add(effect: str, change: Estimate, reading: str) -> None:
-        shown = format_estimate(change, digits=3)
-        decisions[f"{effect}, n = {len(change.values)}"] = (shown, f"{MARGIN}" if reading else "", reading)
-
+    decisions: dict[str, show.Decision] = {}
     deepest, shallow = max(depth for _, depth, _ in by_depth), min((depth for _, depth, _ in by_arm), default=0)
-    words: dict[str, str] = {"yes": "degrades", "no": "does not degrade", "undecided": "undecided"}
+    grows = {"above": "degrades", "within": "does not degrade"}
     for (arm, depth, split), change in by_depth.items():
         if depth == deepest and split != "validation":
-            reading = words[exceeds(change, MARGIN)] if split == "train" else ""
-            add(f"{arm}, {split} error, growth to depth {depth}", change, reading)
-    words = {"within": "comparable", "above": "plain is worse", "below": "plain is better", "undecided": "undecided"}
+            effect = f"{arm}, {split} error, growth to depth {depth}, n = {len(change.values)}"
+            decisions[effect] = (
+                show.decision(change, MARGIN, grows, one_sided=True) if split == "train" else beside(change)
+            )
+    differs = {"within": "comparable", "above": "plain is worse", "below": "plain is better"}
     for (_, depth, split), gap in by_arm.items():
         if depth == shallow and split != "validation":
-            reading = words[classify(gap, MARGIN)] if split == "test" else ""
-            add(f"plain - residual, {split} error, depth {depth}", gap, reading)
+            effect = f"plain - residual, {split} error, depth {depth}, n = {len(gap.values)}"
+            decisions[effect] = show.decision(gap, MARGIN, differs) if split == "test" else beside(gap)
     return decisions
+
+
+def beside(change: Estimate) -> show.Decision:
+    """A change that is shown and decides nothing."""
+    return show.estimate(change, digits=3), "", ""
 
 
 def show_responses(console: Console, responses: pd.DataFrame) -> None:
@@ -194,8 +189,7 @@ def show_responses(console: Console, responses: pd.DataFrame) -> None:
     for (arm, depth), part in medians.groupby(["arm", "depth_total"], sort=False):
         low, high = part["value"].min(), part["value"].max()
         rows.setdefault(("", str(arm)), {})[f"depth {depth}"] = f"{low:.2f} to {high:.2f}"
-    title = "Response (standard deviation) of the median layer: range over seeds"
-    show_table(console, rows, title=title)
+    show.table(console, rows, title="Response (standard deviation) of the median layer: range over seeds")
 
 
 if __name__ == "__main__":

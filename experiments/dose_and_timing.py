@@ -22,28 +22,16 @@ from experiments.engine.conditions.conditions import Condition, ConditionSetting
 from experiments.engine.conditions.controls import Cut
 from experiments.engine.conditions.gap_closed import condition_table, difference, differences, gap_table, gaps_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
-from experiments.engine.reporting.conditions import (
-    SEARCHED,
-    diverged_note,
-    show_conditions,
-    show_differences,
-    show_gaps_closed,
-)
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_changes,
-    show_decisions,
-    show_files,
-    terminal,
-)
+from experiments.engine.reporting import show
+from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_differences, show_gaps_closed
+from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, ordered
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.equivalence import Comparison, compare, smallest_sufficient
-from experiments.engine.statistics.estimates import MARGIN, classify
+from experiments.engine.statistics.estimates import MARGIN
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
 
@@ -97,38 +85,34 @@ def report(
     output: Output,
 ) -> None:
     """Write the gaps closed, draw the figures, and print the results."""
-    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
     epochs = runner.settings.training.epochs
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in conditions]
-    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    runs = condition_table(outcomes, dataset.size("test"))
     output.table("scores", scores := gap_table(gaps_closed(runs, conditions, depths), conditions))
     drawn = with_treatments(outcomes, conditions)
     for depth in sorted(drawn["depth_total"].unique()):
-        at_depth = drawn[drawn["depth_total"] == depth]
-        save_figure(output, figures.dose_and_timing(at_depth), at_depth, f"{EXPERIMENT}_{depth}")
-    save_figure(output, figures.gap_closed(scores), scores, "gap_closed")
-    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+        at_depth = select(drawn, depth_total=depth)
+        show.save_figure(output, figures.dose_and_timing(at_depth), at_depth, f"{EXPERIMENT}_{depth}")
+    show.save_figure(output, figures.gap_closed(scores), scores, "gap_closed")
+    show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_gaps_closed(console, scores, rates)
     comparisons = {depth: against_residual(runs, conditions, depth) for depth in depths}
     for depth in depths:
-        show_changes(console, list(comparisons[depth].values()), where=f" at depth {depth}")
+        show.changes(console, list(comparisons[depth].values()), where=f" at depth {depth}")
     show_differences(console, differences(runs, depths, subtractions(conditions, epochs)))
-    show_files(console, output)
     deepest = comparisons[depths[-1]]
     n = max((comparison.pairs for comparison in deepest.values()), default=0)
+    decided = decide(runs, deepest, conditions, depth=depths[-1], epochs=epochs)
+    remark = "Differences are of test accuracy. One data set, one budget, each condition's best learning rate."
     title = f"{dataset.title}, depth {depths[-1]}, n = {n}"
-    show_decisions(console, decisions(runs, deepest, conditions, depth=depths[-1], epochs=epochs), title=title)
-    console.print(
-        "Differences are of test accuracy. One data set, one budget, each condition's best learning rate."
-        f"{diverged_note(diverged)}"
-    )
+    show.conclusion(console, output, decided, title=title, remark=remark + diverged_note(diverged))
 
 
 def treatment(cut: Cut | None) -> tuple[str | None, float]:
-    """What is done to the shortcuts' gradient, and the number that tells such conditions apart; (None, nan) for an
-    unmodified arm."""
+    """The kind of a cut, and the number by which conditions of that kind differ; (None, nan) for an unmodified arm."""
     if cut is None:
         return None, math.nan
     if cut.chance < 1:
@@ -151,7 +135,7 @@ def with_treatments(outcomes: pd.DataFrame, conditions: Sequence[Condition]) -> 
 
 def against_residual(runs: pd.DataFrame, conditions: Sequence[Condition], depth: int) -> dict[str, Comparison]:
     """Each condition that cuts, against the residual network."""
-    at_depth = runs[runs["depth_total"] == depth]
+    at_depth = select(runs, depth_total=depth)
     cutting = [c.name for c in conditions if c.control.cut is not None or c.name == STOP_GRADIENT]
     return {name: compare(at_depth, name, 0, by="control") for name in cutting}
 
@@ -167,8 +151,8 @@ def by_treatment(conditions: Sequence[Condition]) -> dict[str, dict[float, str]]
 
 
 def pairs_of_timing(conditions: Sequence[Condition], epochs: int) -> dict[float, tuple[str, str]]:
-    """By the number of epochs that are cut: the condition that is cut so long from the first epoch on, and the one that
-    is cut so long up to the last."""
+    """By the number of epochs that are cut: the condition that is cut from the first epoch on, and the one that is cut
+    up to the last."""
     named = by_treatment(conditions)
     return paired(named["until epoch"], {epochs - begin: name for begin, name in named["from epoch"].items()})
 
@@ -194,14 +178,14 @@ def subtractions(conditions: Sequence[Condition], epochs: int) -> dict[str, dict
 
 
 # How much, when, and how surely. The rules and their margins were fixed before any result was seen.
-def decisions(
+def decide(
     runs: pd.DataFrame,
     comparisons: Mapping[str, Comparison],
     conditions: Sequence[Condition],
     *,
     depth: int,
     epochs: int,
-) -> dict[str, tuple[str, str, str]]:
+) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin and its reading: the smallest weight from which on all recover, a late cut
     against an early one of the same length (the one nearest to half of training), and unbiased coins against biased."""
     readings = {weight: comparisons[name].reading for weight, name in by_treatment(conditions)["weight"].items()}
@@ -210,21 +194,18 @@ def decisions(
         length = min(cuts, key=lambda length: abs(length - epochs / 2))
         early, late = cuts[length]
         words = {"above": "the early cut costs more", "below": "the late cut costs more", "within": "the same cost"}
-        change = difference(runs, depth, late, early)
-        reading = words.get(classify(change, MARGIN), "undecided")
         effect = f"late cut - early cut, {length:g} of {epochs} epochs"
-        found[effect] = format_estimate(change, digits=3), f"{MARGIN}", reading
+        found[effect] = show.decision(difference(runs, depth, late, early), MARGIN, words)
     words = {"above": "unbiased is better", "below": "unbiased is worse", "within": "unbiased is as good"}
     for chance, (biased, unbiased) in pairs_of_coins(conditions).items():
-        change = difference(runs, depth, unbiased, biased)
-        reading = f"{words.get(classify(change, MARGIN), 'undecided')}; unbiased: {comparisons[unbiased].reading}"
+        text, margin, reading = show.decision(difference(runs, depth, unbiased, biased), MARGIN, words)
         effect = f"unbiased coin - biased coin, chance {chance:g}"
-        found[effect] = format_estimate(change, digits=3), f"{MARGIN}", reading
+        found[effect] = text, margin, f"{reading}; unbiased: {comparisons[unbiased].reading}"
     return found
 
 
-def smallest_weight(readings: Mapping[float, str]) -> tuple[str, str, str]:
-    """From which weight on, up to 1, ordinary training is recovered; the weights at which it is not."""
+def smallest_weight(readings: Mapping[float, str]) -> show.Decision:
+    """The weight from which on, up to 1, ordinary training is recovered; the weights at which it is not."""
     first = smallest_sufficient(list(readings), [reading == "recovered" for reading in readings.values()])
     parts = [] if first is not None else ["none below 1 is shown to recover from there on"]
     for word in ("undecided", "falls short"):

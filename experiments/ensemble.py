@@ -18,20 +18,14 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    format_estimate,
-    mean_sd,
-    save_figure,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_choice
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
@@ -88,7 +82,7 @@ def train_member(run: Run, checkpoint_file: Path | None = None, *, dataset: Data
 
 @torch.no_grad()
 def probabilities(model: nn.Module, batches: Batches) -> np.ndarray:
-    """Of each test image, of each class: (N, classes), in float64."""
+    """The probability of each class for each test image, (N, classes), in float64."""
     model.eval()
     parts = [
         model(batches.get("test", slice(start, start + 512))[0]).double().softmax(1)
@@ -120,10 +114,10 @@ def errors(members: dict[tuple[int, int], np.ndarray], labels: np.ndarray, arm: 
 def differences(found: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Estimate]:
     """The ensemble's top-1 error minus that of the member that validation images choose, and minus its members' mean,
     paired by seed."""
-    top1 = found[found["quantity"] == "top-1 error"]
+    top1 = select(found, quantity="top-1 error")
     ensemble = top1[top1["depth_total"].isna()].set_index("seed")["value"]
     members = top1.dropna().pivot_table(index="seed", columns="depth_total", values="value")
-    validation = outcomes[(outcomes["split"] == "validation") & (outcomes["quantity"] == "accuracy")]
+    validation = select(outcomes, split="validation", quantity="accuracy")
     accuracy = validation.pivot_table(index="seed", columns="depth_total", values="value").loc[members.index]
     best = pd.Series({seed: members.loc[seed, accuracy.loc[seed].idxmax()] for seed in members.index})
     return {
@@ -134,11 +128,11 @@ def differences(found: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Estima
 
 def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Dataset, output: Output) -> None:
     """Write the errors, draw them, and print the results. A seed of which a member has diverged has no ensemble."""
-    console = terminal()
+    console = show.terminal()
     lost = {run.seed for run in diverged}
     whole = [run for run in runs if run.seed not in lost]
     if not whole:
-        show_files(console, output)
+        show.files(console, output)
         console.print("Of every seed a network diverged: there is no ensemble. A lower --learning-rate may help.")
         return
     members = {
@@ -147,21 +141,17 @@ def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Datase
     }
     found = errors(members, dataset.splits["test"][1], runs[0].arm)
     output.table("errors", found)
-    save_figure(output, figures.ensemble(found), found, "ensemble")
+    show.save_figure(output, figures.ensemble(found), found, "ensemble")
     show_errors(console, found)
     if lost:
         console.print(f"Without seeds {', '.join(map(str, sorted(lost)))}, of which a network diverged\n")
-    show_files(console, output)
+    show.files(console, output)
     changes = {
-        ("", name): {"mean [95 % t interval]": format_estimate(change, digits=3), "n": str(len(change.values))}
+        ("", name): {"mean [95 % t interval]": show.estimate(change, digits=3), "n": str(len(change.values))}
         for name, change in differences(found, tables["outcomes"]).items()
     }
-    show_table(
-        console,
-        changes,
-        title=f"{dataset.title}: the ensemble's top-1 error minus that of",
-        caption="Paired by seed. One data set, one budget.",
-    )
+    title = f"{dataset.title}: the ensemble's top-1 error minus that of"
+    show.table(console, changes, title=title, caption="Paired by seed. One data set, one budget.")
 
 
 def show_errors(console: Console, found: pd.DataFrame) -> None:
@@ -170,12 +160,9 @@ def show_errors(console: Console, found: pd.DataFrame) -> None:
     for depth in [*sorted(found["depth_total"].dropna().unique()), None]:
         part = found[found["depth_total"].isna() if depth is None else found["depth_total"] == depth]
         name = f"ensemble of {part['count'].iloc[0]}" if depth is None else f"depth {int(depth)}"
-        by_quantity = {
-            str(quantity): mean_sd(part[part["quantity"] == quantity]["value"])
-            for quantity in found["quantity"].unique()
-        }
+        by_quantity = {name: show.mean_sd(select(part, quantity=name)["value"]) for name in found["quantity"].unique()}
         rows["", name] = {**by_quantity, "n": str(part["seed"].nunique())}
-    show_table(console, rows, title="Test error: mean ± sd over n seeds")
+    show.table(console, rows, title="Test error: mean ± sd over n seeds")
 
 
 if __name__ == "__main__":

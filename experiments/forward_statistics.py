@@ -2,8 +2,8 @@
 
 A shortcut's value also changes the statistics of the forward: each sum has a larger variance than its branch, and the
 branch's normalisation divides by it, so that its Jacobian, the only way back in a stop-gradient network, shrinks with
-depth. Here the factorial's arms are trained on networks in which that is otherwise: with the normalisation behind the
-sum, sums or branches rescaled, no normalisation at all, normalisation before each convolution, and on a residual MLP.
+depth. Here the factorial's arms are trained on networks with other statistics: with the normalisation behind the sum,
+sums or branches rescaled, no normalisation at all, normalisation before each convolution, and on a residual MLP.
 Each network and arm has its own best learning rate, chosen by validation on other seeds.
 
 An arm whose network is dead, in which nothing but the classifier's bias ever receives a gradient, is not trained: such
@@ -13,7 +13,7 @@ Writes tables, figures and the search to OUT/forward_statistics, runs to OUT/ans
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import pandas as pd
@@ -42,31 +42,19 @@ from experiments.engine.conditions.gap_closed import (
     gaps_closed,
 )
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
-from experiments.engine.reporting.conditions import (
-    SEARCHED,
-    diverged_note,
-    format_gap,
-    show_conditions,
-    show_gaps_closed,
-)
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_files,
-    terminal,
-)
+from experiments.engine.reporting import show
+from experiments.engine.reporting.conditions import SEARCHED, diverged_note, format_gap, show_gaps_closed
+from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
-from experiments.engine.running.messages import check_choice, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
-from experiments.engine.statistics.estimates import MARGIN, classify
-from experiments.engine.statistics.factorial import errors_and_losses
+from experiments.engine.statistics.estimates import MARGIN
+from experiments.engine.statistics.long_tables import errors_and_losses
 from experiments.engine.training.data import Batches, Dataset, load
-from experiments.engine.training.networks import NETWORKS, nearest_depth
+from experiments.engine.training.networks import nearest_depth
 from experiments.engine.training.optimisation import Training
+from experiments.engine.training.settings import check_networks
 from experiments.engine.training.train_run import make_network, probing_batch
 
 EXPERIMENT = "forward_statistics"
@@ -91,13 +79,12 @@ class Settings(ConditionSettings):
 
     def check(self) -> None:
         super().check()
-        check_unique("--networks", self.networks)
+        check_networks(self.networks)
         for network in self.networks:
-            check_choice("--networks", network, tuple(NETWORKS))
-            replace(self, network=network).check_depths("--depth", self.depth_of(network))
+            self.on(network).check_depths("--depth", self.depth_of(network))
 
     def depth_of(self, network: str | None) -> int:
-        """The depth at which a network is asked."""
+        """The depth at which a network is trained."""
         name = network or self.network
         return nearest_depth(name, min(self.depth, DEEPEST.get(name, self.depth)), width=self.width)
 
@@ -160,27 +147,26 @@ def report(
     output: Output,
 ) -> None:
     """Write the gaps closed, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in alive]
-    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    runs = condition_table(outcomes, dataset.size("test"))
     gaps = gaps_of_networks(runs, alive, settings)
     output.table("scores", scores := gap_table(gaps, alive))
     drawn = errors_and_losses(outcomes)
-    save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
+    show.save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
     of_mixed = scores[scores["arm"].isin(MIXED)]
     if of_mixed[of_mixed["quantity"] == "R"]["value"].notna().any():
-        save_figure(output, figures.gap_closed(of_mixed), of_mixed, "gap_closed")
-    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+        show.save_figure(output, figures.gap_closed(of_mixed), of_mixed, "gap_closed")
+    show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_gaps_closed(console, scores, rates)
-    show_files(console, output)
     depths = {network: settings.depth_of(network) for network in settings.networks}
-    show_decisions(console, decisions(runs, gaps, depths, dead), title=dataset.title)
-    console.print(
+    remark = (
         f"R: the gap in {OUTCOME} that is closed; more than half of it {count_recovering(gaps, alive)}. Differences "
         f"are of {OUTCOME}. One data set, one budget, each condition's best rate.{diverged_note(diverged)}"
     )
+    show.conclusion(console, output, decide(runs, gaps, depths, dead), title=dataset.title, remark=remark)
 
 
 def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: Settings) -> dict[Key, GapClosed]:
@@ -194,15 +180,15 @@ def gaps_of_networks(runs: pd.DataFrame, alive: Sequence[Condition], settings: S
 
 
 # On how many networks does an arm close more than half of the gap? The rules were fixed before any result was seen.
-def decisions(
+def decide(
     runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depths: Mapping[str, int], dead: Sequence[Condition]
-) -> dict[str, tuple[str, str, str]]:
+) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin and its reading.
 
     The gap that each arm closes on every network; where the plain network is dead there is no gap, and stop-gradient is
     compared with residual. depths: each network's. dead: conditions that were not trained.
     """
-    found = {}
+    found: dict[str, show.Decision] = {}
     lost = {network: [c.arm for c in dead if c.network == network] for network in depths}
     names = {(c.network, c.arm): c.name for c in on_networks(tuple(depths))}
     for arm in MIXED:
@@ -215,12 +201,9 @@ def decisions(
     for network in depths:
         if PLAIN in lost[network]:
             worse = difference(runs, depths[network], names[network, STOP_GRADIENT], names[network, RESIDUAL], OUTCOME)
-            word = words.get(classify(worse, MARGIN), "undecided") if worse.values else "no seed has both"
-            found[f"{network}: stop-gradient - residual"] = (
-                format_estimate(worse, digits=3),
-                f"{MARGIN}",
-                f"{word}; {' and '.join(lost[network])} dead by construction: no R",
-            )
+            text, margin, word = show.decision(worse, MARGIN, words, missing="no seed has both")
+            word += f"; {' and '.join(lost[network])} dead by construction: no R"
+            found[f"{network}: stop-gradient - residual"] = text, margin, word
     return found
 
 

@@ -21,22 +21,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    mean_sd,
-    save_figure,
-    show_decisions,
-    show_diverged,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_at_least, check_choice, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -86,7 +78,7 @@ QUICK = Settings(seeds=(0, 1), blocks=(1, 4), rates=(0.1,), training=Training(ep
 
 @dataclass(frozen=True)
 class CopyInput:
-    """What is learned instead of classes: a stack of half as many blocks as the run has layers gives back its input."""
+    """The task, instead of classification: a stack of half as many blocks as the run has layers copies its input."""
 
 
 def main(settings: Settings) -> None:
@@ -172,7 +164,7 @@ def copy_error(stack: nn.Module, batches: Batches, split: str) -> dict[str, floa
 
 
 def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset) -> Outcome:
-    """Train a stack of half as many blocks as the run has layers to give back its input."""
+    """Train a stack on the task of `CopyInput`."""
     device = torch.device(run.recipe.device)
     torch.manual_seed(run.seed)
     stack = Stack(
@@ -193,11 +185,11 @@ def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Datase
 
 
 def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm and depth the rate with the least validation error: arm, learning_rate, depth_total.
+    """The rate of each arm and depth with the least validation error: arm, learning_rate, depth_total.
 
-    The mean over seeds is that of the logarithms. Where a seed diverged, a rate is left to those with more seeds.
+    The mean over seeds is geometric. A rate at which a seed diverged comes after those with more seeds.
     """
-    rows = outcomes[(outcomes["split"] == "validation") & (outcomes["quantity"] == "error")]
+    rows = select(outcomes, split="validation", quantity="error")
     logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
     by_rate = logs.groupby(KEYS)["value"].agg(["mean", "count"]).reset_index()
     ordered = by_rate.sort_values(["count", "mean"], ascending=[False, True])
@@ -218,19 +210,20 @@ def copying_table(tables: Tables) -> pd.DataFrame:
     return whole.merge(best_rates(tables["outcomes"]), on=KEYS)[columns]
 
 
-def harder(copying: pd.DataFrame, *, than: str = "residual") -> dict[int, Estimate]:
-    """By depth: log10 of the plain stack's test error over that of another arm at the end, paired by seed."""
-    rows = copying[(copying["quantity"] == "error") & (copying["split"] == "test") & (copying["epoch"] > 0)]
+def harder(copying: pd.DataFrame) -> dict[int, Estimate]:
+    """By depth: log10 of the plain stack's test error over the residual stack's at the end, paired by seed."""
+    rows = select(copying, quantity="error", split="test")
+    rows = rows[rows["epoch"] > 0]
     logs = rows.assign(value=np.log10(rows["value"].clip(lower=LEAST_ERROR)))
     wide = logs.pivot_table(index=["depth_total", "seed"], columns="arm", values="value")
-    paired = wide.reindex(columns=["plain", than]).dropna()
+    paired = wide.reindex(columns=["plain", "residual"]).dropna()
     return {
-        int(str(depth)): estimate((at_depth["plain"] - at_depth[than]).to_numpy())
+        int(str(depth)): estimate((at_depth["plain"] - at_depth["residual"]).to_numpy())
         for depth, at_depth in paired.groupby(level="depth_total")
     }
 
 
-def decisions(found: dict[int, Estimate]) -> dict[str, tuple[str, str, str]]:
+def decide(found: dict[int, Estimate]) -> dict[str, show.Decision]:
     """For which numbers of blocks the identity is harder for plain stacks than for residual ones."""
     words = {"yes": "harder", "no": "not harder", "undecided": "undecided"}
     return {
@@ -244,38 +237,36 @@ def decisions(found: dict[int, Estimate]) -> dict[str, tuple[str, str, str]]:
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[str, ...], output: Output) -> None:
     """Write the table of copies, draw it, and print the results."""
-    console = terminal()
-    show_diverged(console, diverged)
-    if all_diverged(console, tables, output, advice="Lower --rates may help."):
+    console = show.terminal()
+    show.diverged(console, diverged)
+    if show.all_diverged(console, tables, output, advice="Lower --rates may help."):
         return
     copying = copying_table(tables)
     output.table("copying", copying)
-    save_figure(output, figures.copying(copying), copying, "copying")
+    show.save_figure(output, figures.copying(copying), copying, "copying")
     show_copying(console, copying, arms)
-    show_files(console, output)
     if found := harder(copying):
-        show_decisions(console, decisions(found), title=f"{dataset.title}, error of plain / residual")
-        console.print("One data set, one budget.")
+        title = f"{dataset.title}, error of plain / residual"
+        show.conclusion(console, output, decide(found), title=title, remark="One data set, one budget.")
     else:
+        show.files(console, output)
         console.print("No comparison: it needs the arms plain and residual, and a seed that both have finished.")
 
 
 def show_copying(console: Console, copying: pd.DataFrame, arms: tuple[str, ...]) -> None:
-    """Of each arm and number of blocks: test error and what a block changes, first and last; the rate."""
+    """Arm x number of blocks: test error and change by a block, before training and at its end; the rate."""
     last, rows = copying["epoch"].max(), {}
     for arm in arms:
-        for depth in sorted(copying.loc[copying["arm"] == arm, "depth_total"].unique()):
-            stacks = copying[(copying["arm"] == arm) & (copying["depth_total"] == depth)]
-            errors = stacks[(stacks["quantity"] == "error") & (stacks["split"] == "test")]
-            changes = stacks[stacks["quantity"] == "change"]
+        for depth in sorted(select(copying, arm=arm)["depth_total"].unique()):
+            stacks = select(copying, arm=arm, depth_total=depth)
             numbers = {
-                f"{quantity} {word}": mean_sd(part.loc[part["epoch"] == epoch, "value"])
-                for quantity, part in (("error", errors), ("change", changes))
+                f"{quantity} {word}": show.mean_sd(select(stacks, quantity=quantity, epoch=epoch, **of)["value"])
+                for quantity, of in (("error", {"split": "test"}), ("change", {}))
                 for word, epoch in (("first", 0), ("last", last))
             }
             rate, n = stacks["learning_rate"].iloc[0], stacks["seed"].nunique()
             rows[arm, count(depth)] = {**numbers, "rate": f"{rate:g}", "n": str(n)}
-    show_table(
+    show.table(
         console,
         rows,
         title="Copying the input: mean ± sd over n seeds",

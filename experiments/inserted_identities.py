@@ -18,23 +18,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_diverged,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_choice
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.equivalence import MARGINS, Comparison, compare, comparison_table
-from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
+from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import Diverged, evaluate, recompute_bn_statistics, train
@@ -61,8 +52,8 @@ DEFINITION = (
     f"lower by {MARGINS['test accuracy']}, or a seed diverged; keeps up: both lie within"
 )
 CLOSED = (
-    "stop-gradient, identity: at first no gradient passes a block whose branch gives zeros, so that what lies below it "
-    "stands still while the shallow network goes on learning.\n"
+    "stop-gradient, identity: initially no gradient passes a block whose branch gives zeros, so that the layers below "
+    "it do not learn, while those of the shallow network do.\n"
 )
 Inserted = tuple[str, str, int]
 """Arm, kind, layers with the inserted blocks."""
@@ -94,10 +85,10 @@ QUICK = Settings(seeds=(0, 1), training=Training(epochs=3))
 
 @dataclass(frozen=True)
 class Insertion:
-    """What happens to a trained shallow network before it is trained for as long again."""
+    """The blocks that are inserted into a trained shallow network before it is trained for as long again."""
 
     kind: str
-    """How the blocks begin that are inserted, up to the run's depth: identity or random; none: there are none."""
+    """How the inserted blocks, up to the run's depth, are initialised: identity or random; none: no blocks."""
     shallow: int
     """Layers of the shallow network."""
 
@@ -199,13 +190,13 @@ def make_identities(shallow: CifarResNet, deep: CifarResNet, inserted: Sequence[
 
 
 def silence(branch: nn.Module) -> None:
-    """Let a branch give zeros whatever its input: its last layer, a BatchNorm or a learned factor, is 0."""
+    """Make a branch output zeros: its last layer, a BatchNorm or a learned factor, becomes 0."""
     for parameter in list(branch.children())[-1].parameters():
         nn.init.zeros_(parameter)
 
 
 def pass_on(branch: nn.Module, x: Tensor) -> None:
-    """Let a branch give back x (N, C, H, W), not negative.
+    """Make a branch copy x (N, C, H, W), which is not negative.
 
     Convolutions pass each channel on (Dirac). BatchNorm's running statistics are those of x, its weight and bias the
     deviation and mean that undo them: in eval mode nothing changes but by rounding. In train mode the first BatchNorm
@@ -267,30 +258,28 @@ def insertion_table(
         if comparison.changes:
             rows = comparison_table([comparison], depth).drop(columns="path_length")
             parts.append(rows.assign(arm=arm, effect=kind))
-        parts += [seeds(arm, kind, depth, outcome, change) for outcome, change in comparison.changes.items()]
+        parts += [seed_rows(arm, kind, depth, outcome, change) for outcome, change in comparison.changes.items()]
     for (arm, kind, depth), both in changes.items():
         for outcome, change in zip(("change first", "change last"), both, strict=True):
             about = {"arm": arm, "depth_total": depth, "effect": kind, "outcome": outcome}
             parts.append(table([*change.rows(**about), {**about, "quantity": "margin", "value": NEAR_ZERO}]))
-            parts.append(seeds(arm, kind, depth, outcome, change))
+            parts.append(seed_rows(arm, kind, depth, outcome, change))
     return table(pd.concat(parts).to_dict("records")) if parts else pd.DataFrame()
 
 
-def seeds(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.DataFrame:
+def seed_rows(arm: str, kind: str, depth: int, outcome: str, found: Estimate) -> pd.DataFrame:
     """The seeds' own values of an estimate."""
     about = {"arm": arm, "depth_total": depth, "effect": kind, "outcome": outcome, "quantity": "seed"}
     return table({**about, "draw": draw, "value": value} for draw, value in enumerate(found.values))
 
 
-def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, tuple[str, str, str]]:
+def decide(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, show.Decision]:
     """Whether the residuals of inserted blocks end near zero, in networks with shortcuts."""
-    words = {"yes": "not near zero", "no": "near zero", "undecided": "undecided"}
-    ends = {
-        f"‖F(x)‖/‖x‖, {kind}, {depth}": last for (arm, kind, depth), (_, last) in changes.items() if arm == "residual"
-    }
+    words = {"above": "not near zero", "within": "near zero"}
     return {
-        effect: (format_estimate(last, sign=False), f"{NEAR_ZERO}", words[exceeds(last, NEAR_ZERO)])
-        for effect, last in ends.items()
+        f"‖F(x)‖/‖x‖, {kind}, {depth}": show.decision(last, NEAR_ZERO, words, one_sided=True, digits=2, sign=False)
+        for (arm, kind, depth), (_, last) in changes.items()
+        if arm == "residual"
     }
 
 
@@ -299,20 +288,20 @@ def decisions(changes: dict[Inserted, tuple[Estimate, Estimate]]) -> dict[str, t
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, output: Output) -> None:
     """Write the table of insertions, draw it, and print the results."""
-    console = terminal()
-    show_diverged(console, diverged)
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    show.diverged(console, diverged)
+    if show.all_diverged(console, tables, output):
         return
-    found = insertions(tables["outcomes"], len(dataset.splits["test"][1]))
+    found = insertions(tables["outcomes"], dataset.size("test"))
     changes = inserted_changes(tables["blocks"]) if "blocks" in tables else {}
     rows = insertion_table(found, changes)
     if len(rows):
         output.table("insertion", rows)
-        save_figure(output, figures.insertion(rows), rows, "insertion")
+        show.save_figure(output, figures.insertion(rows), rows, "insertion")
     show_insertions(console, found, changes)
-    show_files(console, output)
-    if residual := decisions(changes):
-        show_decisions(console, residual, title=f"{dataset.title}, inserted blocks of residual networks")
+    show.files(console, output)
+    if residual := decide(changes):
+        show.decisions(console, residual, title=f"{dataset.title}, inserted blocks of residual networks")
     console.print("One data set, one budget.")
 
 
@@ -324,13 +313,13 @@ def show_insertions(
     for (arm, kind, depth), comparison in found.items():
         both = changes.get((arm, kind, depth))
         rows[arm, f"{kind}, {depth}"] = {
-            **{outcome: format_estimate(comparison.changes.get(outcome)) for outcome in MARGINS},
+            **{outcome: show.estimate(comparison.changes.get(outcome)) for outcome in MARGINS},
             "n": str(comparison.pairs),
             "it": READINGS[comparison.reading],
             "a block changes": f"{both[0].mean:.3f} to {both[1].mean:.3f}" if both else "-",
         }
     note = CLOSED if ("stop-gradient", "identity") in {(arm, kind) for arm, kind, _ in found} else ""
-    show_table(
+    show.table(
         console,
         rows,
         title="Change from the shallow network that was trained further: mean [95 % t interval], paired by seed",

@@ -20,23 +20,16 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
-from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
-from experiments.engine.statistics.factorial import FLOOR, flags, outcome_table
+from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.factorial import FLOOR, outcome_table
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -72,7 +65,7 @@ class Settings(NetworkSettings):
     arms: tuple[str, ...] = tuple(ARMS)
     """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
     attributed: int = 64
-    """Test images whose class score is shared out among shortcuts and branches."""
+    """Test images whose class score is attributed to shortcuts and branches."""
     steps: int = 16
     """Steps of that attribution's integral; its error is reported."""
 
@@ -89,7 +82,7 @@ QUICK = Settings(depth=20, seeds=(0, 1), attributed=16, training=Training(epochs
 
 @dataclass(frozen=True)
 class Attribution:
-    """How a trained network's class scores are shared out among its shortcuts and branches."""
+    """How a trained network's class scores are attributed to its shortcuts and branches."""
 
     images: int
     """Test images."""
@@ -102,14 +95,9 @@ def main(settings: Settings) -> None:
     settings.check()
     dataset = load(settings.data)
     output = settings.output(EXPERIMENT)
-    runs = settings.runs(
-        EXPERIMENT,
-        dataset,
-        arms=settings.arms,
-        depths=(settings.depth,),
-        outputs=OUTPUTS,
-        treatment=Attribution(settings.attributed, settings.steps),
-    )
+    attribution = Attribution(settings.attributed, settings.steps)
+    given = {"arms": settings.arms, "depths": (settings.depth,), "outputs": OUTPUTS}
+    runs = settings.runs(EXPERIMENT, dataset, **given, treatment=attribution)
     task = partial(train_and_measure, dataset=dataset)
     tables, diverged = run_grid(runs, task, output, execution=settings.execution)
     report(tables, [run for run in runs if run not in diverged], diverged, dataset, settings, output)
@@ -189,9 +177,8 @@ def used(rows: pd.DataFrame, measure: Measure, *, classes: int) -> "pd.Series[fl
     """One network's quantity by depth, in which more is more use; empty where it has none."""
     if measure.needs_skill and _whole(rows, "kept") >= 1 - 1 / classes - FLOOR:
         return pd.Series(dtype=float)
-    found = rows[rows["quantity"] == measure.quantity]
-    if measure.statistics:
-        found = found[found["statistics"] == measure.statistics]
+    wanted = {"statistics": measure.statistics} if measure.statistics else {}
+    found = select(rows, quantity=measure.quantity, **wanted)
     start = found["epoch"] == 0
     found = found[start if measure.at_start else ~start].set_index("depth")["value"].sort_index()
     if measure.quantity == "read-out":
@@ -200,7 +187,7 @@ def used(rows: pd.DataFrame, measure: Measure, *, classes: int) -> "pd.Series[fl
 
 
 def _whole(rows: pd.DataFrame, statistics: str) -> float:
-    found = rows[(rows["quantity"] == "whole") & (rows["statistics"] == statistics)]["value"]
+    found = select(rows, quantity="whole", statistics=statistics)["value"]
     return float(found.iloc[0]) if len(found) else math.inf
 
 
@@ -235,12 +222,12 @@ def estimate_table(found: dict[tuple[str, str], Estimate], depth: int) -> pd.Dat
     )
 
 
-def decisions(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
-    """On which blocks the given arms lean, by each measure (costs with BatchNorm estimated anew)."""
-    words = {"yes": "deep", "no": "shallow", "undecided": "undecided"}
+def decide(found: dict[tuple[str, str], Estimate], arms: tuple[str, ...]) -> dict[str, show.Decision]:
+    """Which blocks the given arms use most, by each measure (costs with re-estimated BatchNorm statistics)."""
+    words = {"above": "deep", "within": "shallow"}
     names = [measure.name for measure in MEASURES if measure.statistics != "kept"]
     return {
-        f"{arm}, {name}": (format_estimate(centre, sign=False), f"{EVEN}", words[exceeds(centre, EVEN)])
+        f"{arm}, {name}": show.decision(centre, EVEN, words, one_sided=True, digits=2, sign=False)
         for arm in arms
         for name in names
         if (centre := found.get((arm, name)))
@@ -254,8 +241,8 @@ def report(
     tables: Tables, finished: list[Run], diverged: list[Run], dataset: Dataset, settings: Settings, output: Output
 ) -> None:
     """Write the centres of mass, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     blocks, outcomes, classes = tables["blocks"], tables["outcomes"], len(dataset.classes)
     pairs = {(run.arm, run.seed) for run in finished}
@@ -264,20 +251,18 @@ def report(
     found = estimates(by_seed)
     both = pd.concat([by_seed, estimate_table(found, settings.depth)], ignore_index=True)
     output.table("centres", both)
-    save_figure(output, figures.layer_use(blocks), blocks, "layer_use")
-    save_figure(output, figures.depth_centres(both), both, "depth_centres")
+    show.save_figure(output, figures.layer_use(blocks), blocks, "layer_use")
+    show.save_figure(output, figures.depth_centres(both), both, "depth_centres")
     arrays = saliency_arrays(finished, dataset, output)
-    save_figure(output, figures.saliency_maps(arrays), arrays, "saliency_maps")
-    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
-    marks = {settings.depth: flags(runs, settings.depth, classes)}
-    show_outcomes(console, outcomes, settings.arms, [(run.arm, run.depth) for run in diverged], marks)
+    show.save_figure(output, figures.saliency_maps(arrays), arrays, "saliency_maps")
+    runs = outcome_table(outcomes, dataset.size("test"))
+    show_outcomes(console, outcomes, runs, settings.arms, diverged, classes)
     show_centres(console, found, settings.arms)
     show_completeness(console, blocks)
-    show_files(console, output)
     arms = tuple(arm for arm in ("residual", "stop-gradient") if arm in settings.arms) or settings.arms
     title = f"{dataset.title}, depth {settings.depth}, centres of mass"
-    show_decisions(console, decisions(found, arms), title=title)
-    console.print("Fewer than three seeds decide nothing. One data set, one learning rate, one budget.")
+    remark = "Fewer than three seeds decide nothing. One data set, one learning rate, one budget."
+    show.conclusion(console, output, decide(found, arms), title=title, remark=remark)
 
 
 def saliency_arrays(finished: list[Run], dataset: Dataset, output: Output) -> dict[str, np.ndarray]:
@@ -303,17 +288,17 @@ def show_centres(console: Console, found: dict[tuple[str, str], Estimate], arms:
         ("", measure.name): {arm: format_centre(found.get((arm, measure.name))) for arm in arms} for measure in MEASURES
     }
     caption = f"{DEFINITION}.\nIntervals are cut at 0 and 1, and not corrected for their number"
-    show_table(console, rows, title="Centre of mass over depth: mean (n) [95 % t interval]", caption=caption)
+    show.table(console, rows, title="Centre of mass over depth: mean (n) [95 % t interval]", caption=caption)
 
 
 def format_centre(found: Estimate | None) -> str:
     """`0.45 (3)`, and the interval or the seeds' values below it."""
-    mean, *interval = format_estimate(found, sign=False).split(" ", 1)
+    mean, *interval = show.estimate(found, sign=False).split(" ", 1)
     return f"{mean} ({len(found.values)})\n{''.join(interval)}" if found else mean
 
 
 def show_completeness(console: Console, blocks: pd.DataFrame) -> None:
-    """By how much the attributions miss the score that they share out."""
+    """Print the difference between the attributions' sum and the score."""
     if "score" not in set(blocks["quantity"]):
         return
     wide = blocks.pivot_table(index=["arm", "seed", "depth"], columns="quantity", values="value")

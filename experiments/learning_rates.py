@@ -18,14 +18,15 @@ from experiments.engine.conditions.catalogue import UNMODIFIED_ARMS
 from experiments.engine.conditions.conditions import ConditionSettings
 from experiments.engine.conditions.gap_closed import condition_table, gap_table, gaps_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
-from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_conditions, show_gaps_closed
-from experiments.engine.reporting.console import all_diverged, save_figure, show_files, show_table, terminal
-from experiments.engine.reporting.factorial import decide_factorial, show_effects
+from experiments.engine.reporting import show
+from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_gaps_closed
+from experiments.engine.reporting.factorial import decide_factorial, show_effects, show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.factorial import effect_table
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
 
@@ -54,31 +55,32 @@ def main(settings: Settings) -> None:
 
 def report(tables: Tables, diverged: list[Run], rates: Rates, runner: ConditionRunner, output: Output) -> None:
     """Write gaps and effects, draw the figures, and print the results."""
-    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
+    console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
     search = pd.read_csv(output.folder / "tuning" / "tuning.csv")
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in UNMODIFIED_ARMS]
-    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    runs = condition_table(outcomes, dataset.size("test"))
     gaps = gap_table(gaps_closed(runs, UNMODIFIED_ARMS, depths), UNMODIFIED_ARMS)
     output.table("scores", gaps)
     output.table("effects", effect_table(runs, by="control"))
-    save_figure(output, figures.learning_rates(search), search, EXPERIMENT)
-    save_figure(output, figures.accuracy_by_depth(outcomes), outcomes, "accuracy_by_depth")
+    show.save_figure(output, figures.learning_rates(search), search, EXPERIMENT)
+    show.save_figure(output, figures.accuracy_by_depth(outcomes), outcomes, "accuracy_by_depth")
     show_search(console, search, rates)
-    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+    show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_gaps_closed(console, gaps, rates)
     for depth in depths:
         show_effects(console, runs, depth, by="control")
-    show_files(console, output)
+    show.files(console, output)
     decide_factorial(console, runs, depths[-1], title=dataset.title, classes=len(dataset.classes), by="control")
     console.print(f"Each arm at its own best learning rate. {span(search, depths[-1])}{diverged_note(diverged)}")
 
 
 def curves(search: pd.DataFrame, depth: int) -> pd.DataFrame:
     """Mean validation accuracy over the tuning seeds: a row for each arm, a column for each learning rate."""
-    rows = search[(search["depth_total"] == depth) & (search["quantity"] == "accuracy")]
-    wide = rows.pivot_table(index="control", columns="learning_rate", values="value")
+    wide = select(search, depth_total=depth, quantity="accuracy").pivot_table(
+        index="control", columns="learning_rate", values="value"
+    )
     return wide.reindex([condition.name for condition in UNMODIFIED_ARMS if condition.name in wide.index])
 
 
@@ -86,18 +88,15 @@ def show_search(console: Console, search: pd.DataFrame, rates: Rates) -> None:
     """Depth x arm x learning rate: validation accuracy, the best in brackets."""
     rows = {
         (f"depth {depth}", str(arm)): {
-            f"{rate:g}": f"[{value:.3f}]"
-            if rate == rates[str(arm), depth]
-            else ""
-            if value != value
-            else f"{value:.3f}"
+            f"{rate:g}": "" if value != value else f"[{value:.3f}]" if rate == best else f"{value:.3f}"
+            for best in [rates[str(arm), depth]]
             for rate, value in curve.items()
         }
         for depth in sorted(search["depth_total"].unique().tolist())
         for arm, curve in curves(search, depth).reindex(columns=sorted(search["learning_rate"].unique())).iterrows()
     }
     caption = f"[best], by the mean over n = {search['seed'].nunique()} tuning seeds, never reported; 0: diverged"
-    show_table(console, rows, title="Validation accuracy by learning rate, tuning seeds", caption=caption)
+    show.table(console, rows, title="Validation accuracy by learning rate, tuning seeds", caption=caption)
 
 
 def span(search: pd.DataFrame, depth: int) -> str:

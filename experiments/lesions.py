@@ -3,7 +3,7 @@
 Trains CIFAR ResNets (or takes --weights) and damages them, as Veit et al. (2016) did: one block deleted; several, at
 random; pairs of blocks of one shape permuted at random; neighbours swapped. To delete a block is to leave its shortcut
 alone; in the arms whose shortcut carries no signal (plain, gradient-only) the whole block is skipped. Every lesion is
-measured twice: with the BatchNorm statistics of the whole network, and with statistics estimated anew.
+measured twice: with the BatchNorm statistics of the whole network, and with re-estimated statistics.
 
 Writes tables, figures and every run's run.json to OUT/lesions; finished runs are not repeated.
 """
@@ -21,14 +21,7 @@ from scipy.stats import kendalltau
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
@@ -36,6 +29,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.running.store import fingerprint
 from experiments.engine.statistics.estimates import estimate
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -96,9 +90,9 @@ def main(settings: Settings) -> None:
     runs = given.runs(
         EXPERIMENT, dataset, arms=given.arms, depths=(given.depth,), outputs=("lesions",), treatment=lesions
     )
-    task = partial(damage_network, dataset=dataset, weights=settings.weights)
+    task = partial(train_and_damage, dataset=dataset, weights=settings.weights)
     tables, _ = run_grid(runs, task, output, execution=settings.execution)
-    report(tables, len(dataset.splits["test"][1]), output)
+    report(tables, dataset.size("test"), output)
 
 
 def weights_fingerprint(file: Path | None) -> str | None:
@@ -112,7 +106,7 @@ def weights_fingerprint(file: Path | None) -> str | None:
 # What a run does
 
 
-def damage_network(
+def train_and_damage(
     run: Run, checkpoint_file: Path | None = None, *, dataset: Dataset, weights: Path | None = None
 ) -> Outcome:
     """Train a network, or load the weights that its recipe names, and damage it in every way."""
@@ -192,8 +186,8 @@ def reorder(names: Sequence[str], order: Sequence[int]) -> Damage:
 
 def report(tables: Tables, images: int, output: Output) -> None:
     """Draw the figures, and print the errors."""
-    console = terminal()
-    if "lesions" not in tables and all_diverged(console, tables, output):
+    console = show.terminal()
+    if "lesions" not in tables and show.all_diverged(console, tables, output):
         return
     found = tables["lesions"]
     for name, lesion, draw in (
@@ -204,25 +198,25 @@ def report(tables: Tables, images: int, output: Output) -> None:
     ):
         rows = found[found["lesion"].isin(["none", lesion])]
         if lesion in set(rows["lesion"]):
-            save_figure(output, draw(rows), rows, name)
+            show.save_figure(output, draw(rows), rows, name)
     show_lesions(console, found, images)
-    show_files(console, output)
+    show.files(console, output)
 
 
 def show_lesions(console: Console, found: pd.DataFrame, images: int) -> None:
     """Test error by arm and lesion: mean over seeds and interval; of one network, mean over its lesions and range."""
-    errors = found[found["quantity"] == "error"]
+    errors = select(found, quantity="error")
     networks = int(errors["seed"].nunique())
     spread = f"[95 % t interval] over {networks} seeds" if networks > 1 else "(range) over one network's lesions"
     rows = {}
     for (arm, kind, count), of_lesion in errors.groupby(["arm", "lesion", "count"], sort=False):
-        kept, anew = (of_lesion[of_lesion["statistics"] == name] for name in ("kept", "re-estimated"))
+        kept, estimated = (select(of_lesion, statistics=name) for name in ("kept", "re-estimated"))
         rows[str(arm), f"{kind} {count}" if kind != "none" else "none"] = {
             "BatchNorm kept": format_errors(kept, by_seed=networks > 1),
-            "estimated anew": format_errors(anew, by_seed=networks > 1),
+            "re-estimated": format_errors(estimated, by_seed=networks > 1),
             "lesions": str(len(kept) // kept["seed"].nunique()),
         }
-    show_table(console, rows, title=f"Test error in % of {images} images: mean {spread}")
+    show.table(console, rows, title=f"Test error in % of {images} images: mean {spread}")
 
 
 def format_errors(part: pd.DataFrame, *, by_seed: bool) -> str:
@@ -232,7 +226,7 @@ def format_errors(part: pd.DataFrame, *, by_seed: bool) -> str:
         found = estimate(100 * part.groupby("seed")["value"].mean().to_numpy(), max_abs=100)
         if found.low < 0:  # an interval that leaves the scale says too much
             found = replace(found, low=math.nan, high=math.nan)
-        return format_estimate(found, digits=1, sign=False)
+        return show.estimate(found, digits=1, sign=False)
     return f"{errors.mean():.1f}" + (f" ({errors.min():.1f}–{errors.max():.1f})" if len(errors) > 1 else "")
 
 

@@ -36,28 +36,21 @@ from experiments.engine.conditions.gap_closed import (
     gaps_closed,
 )
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Rates
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import (
     SEARCHED,
     diverged_note,
     format_gap,
     show_alignment,
-    show_conditions,
     show_differences,
     show_gaps_closed,
 )
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_files,
-    terminal,
-)
+from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
-from experiments.engine.statistics.estimates import MARGIN, Estimate, exceeds
+from experiments.engine.statistics.estimates import MARGIN
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
 
@@ -117,27 +110,26 @@ def report(
     output: Output,
 ) -> None:
     """Write the gaps closed, draw the figures, and print the results."""
-    console, dataset, depths = terminal(), runner.dataset, sorted(runner.settings.depths)
-    if all_diverged(console, tables, output, advice=SEARCHED):
+    console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
+    if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in conditions]
-    runs = condition_table(outcomes, len(dataset.splits["test"][1]))
+    runs = condition_table(outcomes, dataset.size("test"))
     gaps = gaps_closed(runs, conditions, depths)
     output.table("scores", scores := gap_table(gaps, conditions))
-    save_figure(output, figures.conditions(outcomes, groups=GROUPS), outcomes, EXPERIMENT)
-    save_figure(output, figures.gap_closed(scores, groups=GROUPS), scores, "gap_closed")
-    show_conditions(console, outcomes, runs, names, diverged, len(dataset.classes))
+    show.save_figure(output, figures.conditions(outcomes, groups=GROUPS), outcomes, EXPERIMENT)
+    show.save_figure(output, figures.gap_closed(scores, groups=GROUPS), scores, "gap_closed")
+    show_outcomes(console, outcomes, runs, names, diverged, len(dataset.classes), by="control")
     show_alignment(console, tables["alignment"], names, depths[-1])
     show_gaps_closed(console, scores, rates)
     show_differences(console, differences(runs, depths, subtractions(conditions)))
-    show_files(console, output)
     n = len(gaps[STOP_GRADIENT, depths[-1], "test error"].gap.values)
     title = f"{dataset.title}, depth {depths[-1]}, n = {n}"
-    show_decisions(console, decisions(runs, gaps, depths[-1]), title=title)
-    console.print(
+    remark = (
         "R: the gap in test error that is closed; differences are of test accuracy. One data set, one budget, each "
         f"condition's best learning rate.{diverged_note(diverged)}"
     )
+    show.conclusion(console, output, decide(runs, gaps, depths[-1]), title=title, remark=remark)
 
 
 def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
@@ -152,24 +144,23 @@ def subtractions(conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
 
 
 # Which explanation the numbers leave. The rules and their margins were fixed before any result was seen.
-def decisions(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, tuple[str, str, str]]:
+def decide(runs: pd.DataFrame, gaps: Mapping[Key, GapClosed], depth: int) -> dict[str, show.Decision]:
     """By effect: its estimate, its margin, and what it decides about size or direction, bias, and early blocks."""
-    found, words = {}, {"yes": "more than half", "no": "less than half"}
+    found: dict[str, show.Decision] = {}
+    words = {"yes": "more than half", "no": "less than half"}
     for name in (STOP_GRADIENT, TRUE_NORMS, TRUE_DIRECTION):
         if closed := gaps.get((name, depth, "test error")):
             found[f"R of {name}"] = format_gap(closed.numbers), f"{HALF}", words.get(closed.recovers, "undecided")
     found["size or direction"] = "", "", size_or_direction(gaps, depth)
-    words = {"yes": "a structured bias, not a weak signal", "no": "no structured bias"}
-    found["bias: noise - stop-gradient"] = decision(difference(runs, depth, NOISE, STOP_GRADIENT), words)
-    words = {"yes": "stop-gradient is better", "no": "not better: says nothing of early blocks"}
-    found["stop-gradient - frozen early blocks"] = decision(difference(runs, depth, STOP_GRADIENT, FROZEN), words)
+    bias = {"above": "a structured bias, not a weak signal", "within": "no structured bias"}
+    early = {"above": "stop-gradient is better", "within": "not better: says nothing of early blocks"}
+    for effect, more, less, words in (
+        ("bias: noise - stop-gradient", NOISE, STOP_GRADIENT, bias),
+        ("stop-gradient - frozen early blocks", STOP_GRADIENT, FROZEN, early),
+    ):
+        change = difference(runs, depth, more, less)
+        found[effect] = show.decision(change, MARGIN, words, one_sided=True, missing="no seed has both")
     return found
-
-
-def decision(change: Estimate, words: Mapping[str, str]) -> tuple[str, str, str]:
-    """A difference in test accuracy, its margin and its reading."""
-    reading = words.get(exceeds(change, MARGIN), "undecided") if change.values else "no seed has both"
-    return format_estimate(change, digits=3), f"{MARGIN}", reading
 
 
 def size_or_direction(gaps: Mapping[Key, GapClosed], depth: int) -> str:

@@ -1,6 +1,6 @@
 """Which path lengths carry the gradient, and do the paths of one length agree?
 
-Trains CIFAR ResNets (He et al. 2015) in the five arms and takes the gradient at the first block's input apart at
+Trains CIFAR ResNets (He et al. 2015) in the five arms and decomposes the gradient at the first block's input at
 initialisation, early in training, and at its end, in two ways that are never put on one axis. Exact: the norm and the
 signed share of the sum over all paths of each length. Sampled, after Veit et al. (2016): the mean norm along single
 paths of each length, and its product with their number, the mass. The first over the second is the cancellation.
@@ -20,12 +20,13 @@ from rich.console import Console
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import save_figure, show_diverged, show_files, show_table, terminal
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import check_at_least
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -39,14 +40,14 @@ EXPERIMENT = "path_lengths"
 
 @dataclass(frozen=True)
 class Probing:
-    """When and on what the gradient is taken apart."""
+    """When and on what the gradient is decomposed."""
 
     early: int = 2
     """Measure also after this many epochs, between the start and the end."""
     samples: int = 40
     """Single paths drawn of each length (Veit et al.: 1000)."""
     probe_size: int = 64
-    """Training images, always the same ones, whose gradient is taken apart."""
+    """Training images, always the same ones, whose gradient is decomposed."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,8 @@ def main(settings: Settings) -> None:
     settings.check()
     dataset = load(settings.data)
     output = settings.output(EXPERIMENT)
-    runs = settings.runs(
-        EXPERIMENT,
-        dataset,
-        arms=settings.arms,
-        depths=settings.depths,
-        outputs=("paths", "sampled", "bands"),
-        treatment=settings.probing,
-    )
+    given, outputs = {"arms": settings.arms, "depths": settings.depths}, ("paths", "sampled", "bands")
+    runs = settings.runs(EXPERIMENT, dataset, **given, outputs=outputs, treatment=settings.probing)
     tables, diverged = run_grid(runs, partial(train_probed, dataset=dataset), output, execution=settings.execution)
     report(tables, diverged, settings, output)
 
@@ -109,26 +104,26 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool, *, run: 
 
 def report(tables: Tables, diverged: list[Run], settings: Settings, output: Output) -> None:
     """Draw the figures, and print the bands. A run that diverged has no end, but its beginning counts."""
-    console = terminal()
-    save_figure(output, figures.path_lengths(tables["paths"]), tables["paths"], "path_lengths")
+    console = show.terminal()
+    show.save_figure(output, figures.path_lengths(tables["paths"]), tables["paths"], "path_lengths")
     sampled = pd.concat([tables["sampled"], tables["bands"]], ignore_index=True)
-    save_figure(output, figures.sampled_paths(sampled), sampled, "sampled_paths")
+    show.save_figure(output, figures.sampled_paths(sampled), sampled, "sampled_paths")
     for depth in sorted(settings.depths):
         show_bands(console, tables, settings.arms, depth)
-    show_diverged(console, diverged)
-    show_files(console, output)
+    show.diverged(console, diverged)
+    show.files(console, output)
     console.print(f"For comparison: {VEIT}; another network and data set, no target.")
 
 
 def show_bands(console: Console, tables: Tables, arms: Sequence[str], depth: int) -> None:
     """Arm x epoch: the bands of lengths that hold 95 %, and how the norms of single paths fall."""
-    sampled, bands = (tables[name][tables[name]["depth_total"] == depth] for name in ("sampled", "bands"))
+    sampled, bands = (select(tables[name], depth_total=depth) for name in ("sampled", "bands"))
     rows = {
         (arm, f"epoch {epoch}"): band_row(part)
         for arm in arms
-        for epoch, part in bands[bands["arm"] == arm].groupby("epoch")
+        for epoch, part in select(bands, arm=arm).groupby("epoch")
     }
-    walked = sampled[sampled["quantity"] == "samples"]["value"].max()
+    walked = select(sampled, quantity="samples")["value"].max()
     caption = (
         f"{sampled['path_length'].max()} blocks, {walked:.0f} paths of a length. Sampled mass: mean norm along single "
         "paths times their number, which ignores that paths cancel; the norms of exact sums do not add up to the "
@@ -136,7 +131,7 @@ def show_bands(console: Console, tables: Tables, arms: Sequence[str], depth: int
         "branch"
     )
     title = f"Path lengths that hold 95 % at depth {depth}: ends of the central band, mean over n seeds"
-    show_table(console, rows, title=title, caption=caption)
+    show.table(console, rows, title=title, caption=caption)
 
 
 def band_row(bands: pd.DataFrame) -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import figures
-from experiments.engine.reporting.console import save_figure, show_files, terminal
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.messages import BadInput, check_at_least, first_line
 from experiments.engine.running.output import Output
@@ -51,7 +51,7 @@ class Settings:
     train: bool = False
     """Run in train mode (batch statistics, dropout) instead of eval mode."""
     paths: int = 30
-    """Take the gradient apart by path length up to this many junctions; 0 never."""
+    """Decompose the gradient by path length in networks of up to this many junctions; 0: never."""
     samples: int = 0
     """Walk this many random single paths of each length as well."""
     seed: int = 0
@@ -148,8 +148,8 @@ def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
     together = pd.concat(shown, ignore_index=True)
     mode = "train" if settings.train else "eval"
     title = f"{settings.model}, {mode} mode, {'given' if settings.weights else 'random'} weights"
-    save_figure(output, figures.profiles(together, title=title), together, "profiles")
-    console = terminal()
+    show.save_figure(output, figures.profiles(together, title=title), together, "profiles")
+    console = show.terminal()
     found = adds[adds["verdict"] != "none"]
     console.print(found[["block", "depth", "verdict"]].astype({"depth": int}).to_string(index=False), soft_wrap=True)
     kinds = found["verdict"].value_counts()
@@ -159,7 +159,7 @@ def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
         notes = [*notes, describe_bands(tables["path_bands"], len(found), settings.samples)]
     for note in notes:
         console.print(note, soft_wrap=True)
-    show_files(console, output)
+    show.files(console, output)
 
 
 def describe_bands(bands: pd.DataFrame, junctions: int, samples: int) -> str:

@@ -4,7 +4,7 @@ Trains residual CIFAR ResNets (He et al. 2015) whose gradient comes from paths o
 length counts the branches between the loss and the addend that holds a parameter, its own block not counted: at K = 0
 each block learns through the shortcuts above it only (the shortest-path arm), and K of all blocks is ordinary training,
 `residual`. Beside them: stop-gradient and plain, trained without a limit, and Veit et al.'s (2016, arXiv 1605.06431)
-sampled branches, 23 of 54 drawn anew in each step, with the forward unchanged.
+sampled branches, 23 of 54 drawn again in each step, with the forward unchanged.
 
 A step costs about one more backward for each length below the limit. Writes tables, figures and every run's run.json to
 OUT/short_paths; finished runs are not repeated.
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import all_diverged, save_figure, show_changes, show_files, terminal
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
@@ -29,7 +29,7 @@ from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.statistics.equivalence import Comparison, compare, comparison_table, smallest_sufficient
-from experiments.engine.statistics.factorial import flags, outcome_table
+from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.networks import outline
 from experiments.engine.training.optimisation import Training
@@ -58,7 +58,7 @@ class Limit:
         return f"{self.paths}-{self.branches}"
 
     def context(self, model: nn.Module, *, generator: torch.Generator) -> AbstractContextManager[object]:
-        """Under which forwards and backwards are limited."""
+        """A context in which forwards and backwards are limited."""
         given: dict[str, Any] = {self.paths.replace("-", "_"): self.branches}
         return limit_paths(model, **given, generator=generator)
 
@@ -78,7 +78,7 @@ class Settings(NetworkSettings):
     exactly: tuple[int, ...] = ()
     """Also train on paths of exactly so many branches."""
     sampled: tuple[int, ...] | None = None
-    """Also train with so many branches, drawn anew in each step; if not given, 23 of 54 in proportion."""
+    """Also train with that many branches, drawn again in each step; if not given, 23 of 54 in proportion."""
 
     def check(self) -> None:
         self.computing.refuse_compile()
@@ -151,31 +151,30 @@ def train_limited(run: Run, checkpoint_file: Path | None = None, *, dataset: Dat
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Compare every limit with ordinary training, draw the figures, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     outcomes = tables["outcomes"]
     limits = sorted(settings.limits(), key=lambda limit: (PATHS.index(limit.paths), limit.branches))
-    runs = outcome_table(outcomes, len(dataset.splits["test"][1]))
+    runs = outcome_table(outcomes, dataset.size("test"))
     comparisons = {limit: compare(runs, limit.arm, limit.branches) for limit in limits}
     changes = comparison_table(list(comparisons.values()), settings.depth)
     if len(changes):
         changes.insert(1, "treatment", changes["arm"].map({limit.arm: limit.paths for limit in limits}))
         output.table("changes", changes)
-    save_figure(output, figures.short_paths(outcomes), outcomes, "short_paths")
+    show.save_figure(output, figures.short_paths(outcomes), outcomes, "short_paths")
     if len(changes):
-        save_figure(output, figures.short_path_changes(changes), changes, "short_path_changes")
+        show.save_figure(output, figures.short_path_changes(changes), changes, "short_path_changes")
     arms = [*REFERENCES, *(limit.arm for limit in limits)]
-    gone = [(run.arm, run.depth) for run in diverged]
-    show_outcomes(console, outcomes, arms, gone, {settings.depth: flags(runs, settings.depth, len(dataset.classes))})
-    show_changes(console, list(comparisons.values()))
-    show_files(console, output)
+    show_outcomes(console, outcomes, runs, arms, diverged, len(dataset.classes))
+    show.changes(console, list(comparisons.values()))
+    show.files(console, output)
     at_most = [found for limit, found in comparisons.items() if limit.paths == "at-most"]
     console.print(f"{dataset.title}, depth {settings.depth} ({settings.blocks} blocks): {conclusion(at_most)}")
 
 
 def conclusion(comparisons: Sequence[Comparison]) -> str:
-    """From which K on paths of at most K branches recover ordinary training, and their mean changes are ordinary."""
+    """The K from which on paths of at most K branches recover ordinary training, or their mean changes do."""
 
     def from_which(sufficient: list[bool]) -> str:
         first = smallest_sufficient([found.limit for found in comparisons], sufficient)

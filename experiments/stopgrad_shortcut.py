@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import figures
-from experiments.engine.reporting.console import all_diverged, save_figure, show_files, terminal
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import decide_factorial, show_effects, show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
-from experiments.engine.statistics.factorial import effect_table, flags, outcome_table
+from experiments.engine.statistics.factorial import effect_table, outcome_table
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
 
 
 def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
-    """The probes' tables on one fixed batch of training images; path lengths at the first and the last."""
+    """The probes' tables on one fixed batch of training images; path lengths before training and at its end."""
     copied, images, labels = probing_batch(model, batches)
     paths = epoch == 0 or last
     with record(copied) as recording:
@@ -72,9 +72,9 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Table
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write the effects, draw the figures, and print the results."""
-    console, classes = terminal(), len(dataset.classes)
+    console, classes = show.terminal(), len(dataset.classes)
     finished = "outcomes" in tables
-    runs = outcome_table(tables["outcomes"], len(dataset.splits["test"][1])) if finished else pd.DataFrame()
+    runs = outcome_table(tables["outcomes"], dataset.size("test")) if finished else pd.DataFrame()
     if finished:
         output.table("effects", effect_table(runs))
     for draw, name in (
@@ -87,15 +87,13 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         (figures.residual_magnitudes, "magnitudes"),
     ):
         if name in tables:
-            save_figure(output, draw(tables[name]), tables[name], draw.__name__)
-    if all_diverged(console, tables, output):
+            show.save_figure(output, draw(tables[name]), tables[name], draw.__name__)
+    if show.all_diverged(console, tables, output):
         return
-    gone = [(run.arm, run.depth) for run in diverged]
-    marks = {depth: flags(runs, depth, classes) for depth in settings.depths}
-    show_outcomes(console, tables["outcomes"], settings.arms, gone, marks)
+    show_outcomes(console, tables["outcomes"], runs, settings.arms, diverged, classes)
     for depth in sorted(settings.depths):
         show_effects(console, runs, depth)
-    show_files(console, output)
+    show.files(console, output)
     for depth in sorted(settings.depths):
         decide_factorial(console, runs, depth, title=dataset.title, classes=classes)
 

@@ -8,8 +8,9 @@ Writes tables, figures and every run's run.json to OUT/training_speed; finished 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -17,30 +18,19 @@ import tyro
 from rich.console import Console
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    format_steps,
-    mean_sd,
-    save_figure,
-    show_decisions,
-    show_diverged,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, ordered, run_grid
-from experiments.engine.running.messages import BadInput, check_choice, check_unique
+from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import MARGIN, NO_ESTIMATE, Estimate, classify, estimate
-from experiments.engine.statistics.factorial import CEILING, errors_on_test
+from experiments.engine.statistics.factorial import CEILING
+from experiments.engine.statistics.long_tables import errors_on_test, select
 from experiments.engine.statistics.steps_to_loss import steps_to_loss, trailing_means
 from experiments.engine.training.data import Dataset, load
-from experiments.engine.training.networks import NETWORKS
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings, check_arms, check_networks
 from experiments.engine.training.train_run import train_run
 from probes.tables import table
 
@@ -64,7 +54,7 @@ class Settings(NetworkSettings):
 
     networks: tuple[str, ...] = ("resnet", "inception")
     """Any of resnet (He et al. 2015, for CIFAR), inception (Szegedy et al. 2016), and others (docs/networks.md)."""
-    network: tyro.conf.Suppress[str] = "resnet"  # not asked for: each of `networks` in turn
+    network: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "resnet"
     arms: tuple[str, ...] = ("residual", "plain", "stop-gradient")
     """residual, which the others are compared with, and any of plain, stop-gradient, gradient-only, shortest-path."""
     depth: int = 20
@@ -75,19 +65,13 @@ class Settings(NetworkSettings):
     """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
     training: Training = field(default_factory=lambda: Training(epochs=30))
 
-    def of_network(self, network: str) -> "Settings":
-        """The settings of one network."""
-        return replace(self, network=network)
-
     def check(self) -> None:
         super().check()
-        check_unique("--networks", self.networks)
+        check_networks(self.networks)
         check_arms(self.arms)
         check_unique("--losses", self.losses)
         for network in self.networks:
-            check_choice("--networks", network, tuple(NETWORKS))
-        for network in self.networks:
-            self.of_network(network).check_depths("--depth", self.depth)
+            self.on(network).check_depths("--depth", self.depth)
         if REFERENCE not in self.arms:
             raise BadInput(f"--arms {' '.join(self.arms)}: add {REFERENCE}, which the others are compared with")
         if not all(0 < loss < float("inf") for loss in self.losses):
@@ -104,7 +88,7 @@ def main(settings: Settings) -> None:
     runs = [
         run
         for network in settings.networks
-        for run in settings.of_network(network).runs(
+        for run in settings.on(network).runs(
             EXPERIMENT, dataset, arms=settings.arms, depths=(settings.depth,), labels={"network": network}
         )
     ]
@@ -114,27 +98,25 @@ def main(settings: Settings) -> None:
 
 def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Settings, output: Output) -> None:
     """Write steps and comparisons, draw the figure, and print the results."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
-    window = settings.training.steps_per_epoch(len(dataset.splits["train"][1]))
+    window = settings.training.steps_per_epoch(dataset.size("train"))
     steps = ordered(steps_to_loss(tables["losses"], settings.losses, window=window))
     errors = errors_on_test(tables["outcomes"])
     compared = compare(steps, errors, networks=settings.networks, arms=settings.arms, seeds=settings.seeds)
     output.table("steps", steps)
     output.table("comparisons", comparison_table(compared, settings.depth))
     drawn = ordered(pd.concat([trailing_means(tables["losses"], window=window), errors, steps], ignore_index=True))
-    save_figure(output, figures.training_speed(drawn), drawn, EXPERIMENT)
+    show.save_figure(output, figures.training_speed(drawn), drawn, EXPERIMENT)
     show_speed(console, steps, errors, networks=settings.networks, arms=settings.arms, seeds=len(settings.seeds))
-    show_diverged(console, diverged)
+    show.diverged(console, diverged)
     show_comparisons(console, compared)
-    show_files(console, output)
-    decisions = decide(compared, errors)
     title = f"{dataset.title}, depth {settings.depth}, n = {len(settings.seeds)}"
-    if decisions:
-        show_decisions(console, decisions, title=title)
-        console.print(f"{CLAIM}. {RULE}")
+    if decisions := decide(compared, errors):
+        show.conclusion(console, output, decisions, title=title, remark=f"{CLAIM}. {RULE}")
     else:
+        show.files(console, output)
         console.print(f"{title}: nothing can be said of {CLAIM}, since the plain arm was left out.")
 
 
@@ -162,14 +144,13 @@ def compare(
     """Every arm but residual against it, paired by seed. errors: network, arm, seed, value."""
 
     def values(rows: pd.DataFrame, network: str, arm: str) -> "pd.Series[float]":
-        of_arm = rows[(rows["network"] == network) & (rows["arm"] == arm)]
-        return of_arm.set_index("seed")["value"].reindex(list(seeds))
+        return select(rows, network=network, arm=arm).set_index("seed")["value"].reindex(list(seeds))
 
     found = []
     for network in networks:
         for arm in [arm for arm in arms if arm != REFERENCE]:
             ratios = {
-                target: ratio(*(values(steps[steps["target"] == target], network, name) for name in (arm, REFERENCE)))
+                target: ratio(*(values(select(steps, target=target), network, name) for name in (arm, REFERENCE)))
                 for target in steps["target"].unique().tolist()
             }
             change = values(errors, network, arm) - values(errors, network, REFERENCE)
@@ -179,7 +160,7 @@ def compare(
 
 
 def ratio(steps: "pd.Series[float]", reference: "pd.Series[float]") -> Estimate:
-    """steps / reference, paired by seed: geometric mean, and the t interval of the logarithm, taken back."""
+    """steps / reference, paired by seed: geometric mean, and the exponentiated t interval of the logarithm."""
     logs = np.log((steps / reference).to_numpy())
     if np.isnan(logs).any():
         return NO_ESTIMATE
@@ -210,31 +191,28 @@ def judge(ratio: Estimate, error: Estimate) -> str:
     return "does not hold" if slower == "within" or differs in ("above", "below") else "undecided"
 
 
-def decide(comparisons: Sequence[Comparison], errors: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+def decide(comparisons: Sequence[Comparison], errors: pd.DataFrame) -> dict[str, show.Decision]:
     """What the numbers say of Szegedy et al.'s claim, network by network; nothing where plain was left out."""
     words = {"above": "slower", "within": "not slower"}
     alike = {"above": "worse", "below": "better", "within": "alike"}
-    decisions = {}
+    decisions: dict[str, show.Decision] = {}
     for compared in comparisons:
         if compared.arm == "plain":
             target, of = compared.lowest, compared.network
             steps = NO_ESTIMATE if target is None else compared.ratios[target]
-            reading = words.get(classify(steps, FASTER, low=-math.inf), "undecided")
-            if target is None:
-                reading = "no loss asked for is reached by all seeds of both"
+            missing = "no loss asked for is reached by all seeds of both"
             name = f"{of}: steps, plain / residual" + (f", to loss {target:g}" if target else "")
-            decisions[name] = (format_estimate(steps, sign=False), f"{FASTER}", reading)
-            reading = alike.get(classify(compared.error, MARGIN), "undecided")
-            reading = f"{reading}{ceiling(errors, compared)}" if compared.error.values else "not every run has one"
-            name = f"{of}: test error, plain - residual"
-            decisions[name] = (format_estimate(compared.error, digits=3), f"{MARGIN}", reading)
-            decisions[f"{of}: the claim"] = ("", "", judge(steps, compared.error))
+            decisions[name] = show.decision(steps, FASTER, words, one_sided=True, digits=2, sign=False, missing=missing)
+            text, margin, reading = show.decision(compared.error, MARGIN, alike, missing="not every run has one")
+            reading += ceiling(errors, compared) if compared.error.values else ""
+            decisions[f"{of}: test error, plain - residual"] = text, margin, reading
+            decisions[f"{of}: the claim"] = "", "", judge(steps, compared.error)
     return decisions
 
 
 def ceiling(errors: pd.DataFrame, comparison: Comparison) -> str:
     """A remark where both arms are so good that little room is left to differ in."""
-    of_network = errors[errors["network"] == comparison.network].groupby("arm")["value"].mean()
+    of_network = select(errors, network=comparison.network).groupby("arm")["value"].mean()
     both = of_network.reindex([REFERENCE, comparison.arm])
     return ", both at the ceiling, with little room to differ" if (1 - both >= CEILING).all() else ""
 
@@ -252,14 +230,14 @@ def show_speed(
     rows = {}
     for network in networks:
         for arm in arms:
-            own, own_errors = (part[(part["network"] == network) & (part["arm"] == arm)] for part in (steps, errors))
+            own, own_errors = (select(part, network=network, arm=arm) for part in (steps, errors))
             rows[network, arm] = {
-                f"loss {target:g}": format_steps(own[own["target"] == target]["value"], seeds)
+                f"loss {target:g}": show.steps(select(own, target=target)["value"], seeds)
                 for target in steps["target"].unique()
-            } | {"test error": mean_sd(own_errors["value"]), "n": str(len(own_errors))}
+            } | {"test error": show.mean_sd(own_errors["value"]), "n": str(len(own_errors))}
     title = "First step at a training loss, test error: mean ± sd over n seeds"
     caption = f"k of {seeds}: so many seeds reached that loss before the end; no mean is taken of them alone"
-    show_table(console, rows, title=title, caption=caption)
+    show.table(console, rows, title=title, caption=caption)
 
 
 def show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
@@ -269,14 +247,14 @@ def show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> Non
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for compared in comparisons:
         shown = {
-            f"steps to loss {target:g}, ratio": format_estimate(found, sign=False)
+            f"steps to loss {target:g}, ratio": show.estimate(found, sign=False)
             for target, found in compared.ratios.items()
         }
-        for outcome, text in (shown | {"test error, difference": format_estimate(compared.error, digits=3)}).items():
+        for outcome, text in (shown | {"test error, difference": show.estimate(compared.error, digits=3)}).items():
             rows.setdefault((compared.network, outcome), {})[compared.arm] = text
     title = f"Against {REFERENCE}, paired by seed: mean [95 % t interval]; ratios: geometric mean"
     caption = "-: not every seed of both has a value; intervals are not corrected for their number"
-    show_table(console, rows, title=title, caption=caption)
+    show.table(console, rows, title=title, caption=caption)
 
 
 if __name__ == "__main__":

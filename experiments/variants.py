@@ -9,7 +9,7 @@ Writes tables, a figure and every run's run.json to OUT/variants; finished runs 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -18,31 +18,23 @@ import tyro
 from rich.console import Console
 
 import figures
-from experiments.engine.reporting.console import (
-    all_diverged,
-    format_estimate,
-    save_figure,
-    show_decisions,
-    show_files,
-    show_table,
-    terminal,
-)
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import Tables, run_grid
-from experiments.engine.running.messages import BadInput, check_choice, check_unique
+from experiments.engine.running.messages import check_at_least
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
-from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate, exceeds
-from experiments.engine.statistics.factorial import errors_and_losses, errors_on_test
+from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate
+from experiments.engine.statistics.long_tables import errors_and_losses, errors_on_test, select
 from experiments.engine.training.data import load
-from experiments.engine.training.networks import NETWORKS, nearest_depth
+from experiments.engine.training.networks import nearest_depth
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings, check_arms, check_networks
 from experiments.engine.training.train_run import train_run
 from probes.tables import table
 
 EXPERIMENT = "variants"
-QUESTIONS = {  # by the two arms whose test errors are subtracted: what is asked of the difference
+QUESTIONS = {  # by the two arms whose test errors are subtracted: whether the difference is above the margin
     ("plain", "residual"): "residual better than plain",
     ("plain", "stop-gradient"): "stop-gradient better than plain",
     ("stop-gradient", "residual"): "stop-gradient worse than residual",
@@ -77,20 +69,14 @@ class Settings(NetworkSettings):
 
     def check(self) -> None:
         super().check()
-        check_unique("--networks", self.networks)
+        check_networks(self.networks)
         check_arms(self.arms)
-        if self.depth < 1:
-            raise BadInput(f"--depth {self.depth}: give at least 1 layer")
+        check_at_least("--depth", self.depth, 1)
         for network in self.networks:
-            check_choice("--networks", network, tuple(NETWORKS))
-            self.of(network).check_depths("--depth", self.depth_of(network))
-
-    def of(self, network: str) -> "Settings":
-        """The settings of one of the networks."""
-        return replace(self, network=network)
+            self.on(network).check_depths("--depth", self.depth_of(network))
 
     def depth_of(self, network: str) -> int:
-        """The depth at which a network is asked."""
+        """The depth at which a network is trained."""
         return nearest_depth(network, self.depth, width=self.width)
 
 
@@ -106,7 +92,7 @@ def main(settings: Settings) -> None:
     runs = [
         run
         for network, depth in depths.items()
-        for run in settings.of(network).runs(
+        for run in settings.on(network).runs(
             EXPERIMENT, dataset, arms=settings.arms, depths=(depth,), labels={"network": network}
         )
     ]
@@ -124,20 +110,20 @@ def report(
     title: str,
 ) -> None:
     """Write the differences, draw the figure, and print the results. depths: of the networks, by name."""
-    console = terminal()
-    if all_diverged(console, tables, output):
+    console = show.terminal()
+    if show.all_diverged(console, tables, output):
         return
     drawn, errors = errors_and_losses(tables["outcomes"]), error_table(tables["outcomes"])
     found, against = between_arms(errors), from_reference(errors)
     output.table("differences", difference_table(found | against, depths))
-    save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
+    show.save_figure(output, figures.variants(drawn), drawn, EXPERIMENT)
     show_errors(console, drawn, arms, depths, diverged)
     show_against_paper(console, against)
-    show_files(console, output)
-    if decided := decisions(found, against):
-        show_decisions(console, decided, title=f"{title}, differences in test error")
-        console.print("Yes: above the margin; no: below it. One learning rate and one budget for all.")
+    if decided := decide(found, against):
+        remark = "Yes: above the margin; no: below it. One learning rate and one budget for all."
+        show.conclusion(console, output, decided, title=f"{title}, differences in test error", remark=remark)
     else:
+        show.files(console, output)
         console.print(f"{title}: nothing to compare; give two or more of residual, stop-gradient and plain.")
 
 
@@ -147,7 +133,7 @@ def error_table(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def between_arms(errors: pd.DataFrame) -> Differences:
-    """Of each network, by how much the test error of one arm exceeds another's, paired by seed."""
+    """The test error of one arm of each network minus another's, paired by seed."""
     return {
         (str(network), f"{more} - {less}"): estimate(differences.to_numpy())
         for network in errors.index.unique("network")
@@ -179,17 +165,15 @@ def difference_table(found: Differences, depths: Mapping[str, int]) -> pd.DataFr
     )
 
 
-def decisions(found: Differences, against: Differences) -> dict[str, tuple[str, str, str]]:
+def decide(found: Differences, against: Differences) -> dict[str, show.Decision]:
     """By network and question: the difference, the margin, and whether it lies above; also whether other shortcuts
     harm, as all did in He et al. 2016."""
     questions = {f"{more} - {less}": question for (more, less), question in QUESTIONS.items()}
     questions[f"residual - {REFERENCE}"] = "worse than the identity"
     of_paper = {key: difference for key, difference in against.items() if key[0] in FIRST_TABLE}
     return {
-        f"{network}: {questions[effect]}": (
-            format_estimate(difference, digits=3),
-            f"{MARGIN}",
-            exceeds(difference, MARGIN),
+        f"{network}: {questions[effect]}": show.decision(
+            difference, MARGIN, {"above": "yes", "within": "no"}, one_sided=True
         )
         for (network, effect), difference in (found | of_paper).items()
     }
@@ -201,16 +185,15 @@ def show_errors(
     """Network x arm: test error, with training loss in brackets, and how many runs diverged."""
     rows = {}
     for network, depth in depths.items():
-        own = drawn[drawn["network"] == network]
-        gone = sum(run.labels["network"] == network for run in diverged)
-        rows["", network] = {"depth": str(depth)} | {arm: error_and_loss(own[own["arm"] == arm]) for arm in arms}
-        rows["", network]["note"] = f"{gone} diverged" * bool(gone)
-    show_table(console, rows, title="Test error, %: mean ± sd over seeds (mean training loss)")
+        lost = sum(run.labels["network"] == network for run in diverged)
+        shown = {arm: error_and_loss(select(drawn, network=network, arm=arm)) for arm in arms}
+        rows["", network] = {"depth": str(depth), **shown, "note": f"{lost} diverged" * bool(lost)}
+    show.table(console, rows, title="Test error, %: mean ± sd over seeds (mean training loss)")
 
 
 def error_and_loss(rows: pd.DataFrame) -> str:
     """`3.9 ± 0.3 (0.0021)`, the error in percent."""
-    error, loss = (rows[rows["quantity"] == quantity]["value"] for quantity in ("error", "loss"))
+    error, loss = (select(rows, quantity=quantity)["value"] for quantity in ("error", "loss"))
     if error.empty:
         return "-"
     spread = f" ± {100 * error.std():.1f}" if len(error) > 1 else ""
@@ -221,13 +204,13 @@ def show_against_paper(console: Console, against: Differences) -> None:
     """The shortcuts of He et al. 2016, Table 1, against the identity: here and there."""
     theirs = f"He et al. 2016: error, % ({REFERENCE}: {FIRST_TABLE[REFERENCE]})"
     rows = {
-        ("", network): {"difference of test error": format_estimate(difference), theirs: FIRST_TABLE[network]}
+        ("", network): {"difference of test error": show.estimate(difference), theirs: FIRST_TABLE[network]}
         for (network, _), difference in against.items()
         if network in FIRST_TABLE
     }
     if rows:
         caption = "Theirs: 110 layers, CIFAR-10, 64,000 steps. Gates begin with bias 0, there and here."
-        show_table(console, rows, title=f"Residual networks against {REFERENCE}", caption=caption)
+        show.table(console, rows, title=f"Residual networks against {REFERENCE}", caption=caption)
 
 
 if __name__ == "__main__":

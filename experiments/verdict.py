@@ -14,7 +14,7 @@ import pandas as pd
 from rich.markdown import Markdown
 
 import figures
-from experiments.engine.reporting.console import save_figure, show_files, terminal
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output, write_text
@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
     controls = [judge(runs[source], source, verdicts.controls) for source in verdicts.sources]
     output = Output(settings.out / EXPERIMENT)
     output.clear()
-    console, filled = terminal(), output.folder / "verdict.md"
+    console, filled = show.terminal(), output.folder / "verdict.md"
     write_text(filled, page(verdicts, effects, controls))
     output.add([filled])
     output.table("controls", judged_table([judged for of_source in controls for judged in of_source]))
@@ -57,10 +57,10 @@ def main(settings: Settings) -> None:
         margins = {claim.outcome.name: claim.outcome.margin for claim in verdicts.effects}
         bands = pd.DataFrame({"outcome": list(margins), "quantity": "margin", "value": list(margins.values())})
         drawn = pd.concat([drawn, bands], ignore_index=True)
-        save_figure(output, figures.verdict(drawn), drawn, EXPERIMENT)
+        show.save_figure(output, figures.verdict(drawn), drawn, EXPERIMENT)
     for part in (standings(verdicts, effects), fares(verdicts, effects)):
         console.print(Markdown("\n".join(part)))
-    show_files(console, output)
+    show.files(console, output)
     console.print(sentence(verdicts, effects))
 
 

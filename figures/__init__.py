@@ -1,4 +1,9 @@
-"""Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here."""
+"""Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here.
+
+All take a table, whose columns their docstrings name, and `axes`, the Axes to draw on, by default those of a new
+figure. They return the axes, rows by columns of panels, and raise ValueError where a column or every value is missing,
+a value is there twice, or `axes` are not as many as panels.
+"""
 
 from .accuracy import accuracy_by_depth, budget, interaction, learning_rates
 from .alignment import alignment, alignment_over_epochs

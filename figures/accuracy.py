@@ -22,16 +22,8 @@ def accuracy_by_depth(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     A cross at the bottom marks an arm without a value at that depth.
 
-    Args:
-        table: arm, depth_total, seed, split ("train", "test": a panel each, if present), quantity ("accuracy"), value
-            (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, split ("train", "test": a panel each, if present), quantity ("accuracy"), value (from
+    0 to 1).
     """
     keys = ["arm", "depth_total", "seed"]
     rows = select(table, keys, figure="accuracy_by_depth", quantity=["accuracy"], split=list(SPLITS))
@@ -64,16 +56,8 @@ def _crosses(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], depths: lis
 def budget(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Final accuracy (%) on training and test data against the budget (log axis); a row of panels for each depth.
 
-    Args:
-        table: arm, depth_total, seed, budget (how many times the epochs), split ("train", "test"), quantity
-            ("accuracy"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, budget (how many times the epochs), split ("train", "test"), quantity ("accuracy"),
+    value (from 0 to 1).
     """
     keys = ["arm", "depth_total", "seed", "budget"]
     rows = select(table, keys, figure="budget", split=list(SPLITS), quantity=["accuracy"])
@@ -97,16 +81,8 @@ def budget(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 def learning_rates(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Validation accuracy (%) against the learning rate (log axis), a panel for each depth; 0 for runs that diverged.
 
-    Args:
-        table: control (an arm, or a condition), depth_total, seed, learning_rate, split ("validation"), quantity
-            ("accuracy"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: control (an arm, or a condition), depth_total, seed, learning_rate, split ("validation"), quantity
+    ("accuracy"), value (from 0 to 1).
     """
     keys = ["arm", "depth_total", "seed", "learning_rate"]
     named = table.assign(arm=table["control"]) if "control" in table else table
@@ -136,16 +112,8 @@ def interaction(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     One panel for each depth_total. Parallel lines: the two effects add up.
 
-    Args:
-        table: arm (residual, stop-gradient, gradient-only, plain; others are left out), depth_total, seed, split
-            ("test"), quantity ("accuracy"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm (residual, stop-gradient, gradient-only, plain; others are left out), depth_total, seed, split ("test"),
+    quantity ("accuracy"), value (from 0 to 1).
     """
     arms = [arm for pair in CORNERS.values() for arm in pair]
     rows = select(table, ["arm", "depth_total", "seed"], figure="interaction", quantity=["accuracy"], split=["test"])

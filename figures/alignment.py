@@ -20,16 +20,8 @@ def alignment(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     The mean ratio is geometric; exact zeros are left out, as are blocks without a gradient.
 
-    Args:
-        table: arm, depth_total, seed, epoch, depth (rows without one are left out), quantity ("cosine", "norm ratio"),
-            value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, depth (rows without one are left out), quantity ("cosine", "norm ratio"),
+    value.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
     blocks = table[table["depth"].notna()] if "depth" in table else table
@@ -62,15 +54,7 @@ def alignment_over_epochs(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Cosine of the whole network's gradient with the true one after every epoch, and the share (%) of each epoch's
     steps that go uphill on the true loss, to first order. Columns: each network's depth.
 
-    Args:
-        table: arm, depth_total, seed, epoch, quantity ("cosine", "uphill share"), value (a share from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, quantity ("cosine", "uphill share"), value (a share from 0 to 1).
     """
     keys = ["arm", "depth_total", "seed", "epoch"]
     rows = select(table, keys, figure="alignment_over_epochs", quantity=list(BY_EPOCH))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from .parts.lines import arm_handles, finish
 from .parts.points import percent_axis, points_title, seed_points
 from .parts.style import GREY, SMALL, Axes2D, Look, column_titles, depth_title, panels, style
-from .parts.table import arms_of, depths_of, select
+from .parts.table import arms_of, counts_text, depths_of, select
 
 Groups = Mapping[str, Sequence[str]]  # conditions by the title of their group
 ROW = 0.16  # inches
@@ -24,17 +24,8 @@ def conditions(table: pd.DataFrame, *, groups: Groups | None = None, axes: Any =
 
     A condition without a value at some depth has a cross at the left.
 
-    Args:
-        table: control (the condition), arm, depth_total, seed, split ("test"), quantity ("accuracy"), value (from 0
-            to 1).
-        groups: Which conditions stand together, in what order; None: all, as the table has them.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: control (the condition), arm, depth_total, seed, split ("test"), quantity ("accuracy"), value (from 0 to 1).
+    groups: Which conditions stand together, in what order; None: all, as the table has them.
     """
     keys = ["control", "arm", "depth_total", "seed"]
     rows = select(table, keys, figure="conditions", split=["test"], quantity=["accuracy"])
@@ -59,17 +50,9 @@ def gap_closed(table: pd.DataFrame, *, groups: Groups | None = None, axes: Any =
 
     Beyond -1 and 2 intervals are cut and marks stand at the border. No mark where there is no gap to close.
 
-    Args:
-        table: control (the condition), arm, depth_total, outcome ("test error", "log train loss"), quantity ("R", the
-            gap closed; "R low", "R high"; "n"), value.
-        groups: Which conditions stand together, in what order; None: all, as the table has them.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: control (the condition), arm, depth_total, outcome ("test error", "log train loss"), quantity ("R", the gap
+    closed; "R low", "R high"; "n"), value.
+    groups: Which conditions stand together, in what order; None: all, as the table has them.
     """
     keys = ["control", "arm", "depth_total"]
     rows = select(table, keys, figure="gap_closed", outcome=list(OUTCOMES), quantity=[*RATIOS, "n"])
@@ -83,9 +66,8 @@ def gap_closed(table: pd.DataFrame, *, groups: Groups | None = None, axes: Any =
             axis.axvline(edge, color=GREY, linewidth=0.8, zorder=0.5)
         axis.set_xlim(-1.05, 2.05)
         axis.set_xlabel("gap closed (0: plain, 1: residual)")
-    counts = sorted({int(count) for count in rows[rows["quantity"] == "n"]["value"]} - {0})
-    n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
-    title = f"filled: of the test error; hollow: of the log train loss; bars: 95 % intervals over n = {n} seeds"
+    bars = f"95 % intervals over n = {counts_text(rows)} seeds"
+    title = f"filled: of the test error; hollow: of the log train loss; bars: {bars}"
     cut = ["cut at -1 and 2"] * (not rows[rows["quantity"].isin(RATIOS)]["value"].between(-1, 2).all())
     notes = "; ".join(cut + ["no mark: no gap to close, or too few seeds"] * _lacking(rows))
     finish(grid, arm_handles(looks, line=False, marker=True), title=title + f"\n{notes}" * bool(notes))

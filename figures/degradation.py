@@ -23,15 +23,7 @@ def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     A mean ends with the first of its seeds that ends.
 
-    Args:
-        table: arm, depth_total, seed, epoch, split ("train", "test"), quantity ("error"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, split ("train", "test"), quantity ("error"), value (from 0 to 1).
     """
     keys = ["arm", "depth_total", "seed", "epoch"]
     rows = select(table, keys, figure="degradation", quantity=["error"], split=list(SPLITS))
@@ -59,15 +51,7 @@ def layer_responses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Lines are geometric means over seeds; a seed is sorted by itself.
 
-    Args:
-        table: arm, depth_total, seed, block, depth (place of the layer, from 0), quantity ("std"), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, block, depth (place of the layer, from 0), quantity ("std"), value.
     """
     rows = select(table, ["arm", "depth_total", "seed", "depth"], figure="layer_responses", quantity=["std"])
     by_network = rows.groupby(["arm", "depth_total", "seed"])["value"]

@@ -43,18 +43,10 @@ def dose_and_timing(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     The arms as they are become lines at their means in every panel; residual and stop-gradient are also points, at
     weights 1 and 0. Only weights are to scale.
 
-    Args:
-        table: control (the condition's name), arm, treatment ("weight", "biased coin", "unbiased coin", "until epoch",
-            "from epoch"; any other is a place; nan, or no such column, for arms as they are, whose control is their
-            name), amount (the weight, the chance, the epoch; the stage, or n of every n-th block), depth_total (one),
-            seed, split ("test", "train"), quantity ("accuracy" from 0 to 1, "loss"), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: control (the condition's name), arm, treatment ("weight", "biased coin", "unbiased coin", "until epoch",
+    "from epoch"; any other is a place; nan, or no such column, for arms as they are, whose control is their name),
+    amount (the weight, the chance, the epoch; the stage, or n of every n-th block), depth_total (one), seed, split
+    ("test", "train"), quantity ("accuracy" from 0 to 1, "loss"), value.
     """
     keys = ["control", "arm", "depth_total", "seed"]
     rows = select(table, keys, figure="dose_and_timing", split=["test", "train"], quantity=["accuracy", "loss"])

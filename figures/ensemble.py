@@ -15,16 +15,8 @@ def ensemble(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Test error (%) of networks of different depth and, at the right, of all of them with averaged probabilities; a
     panel for top-1, one for top-5; a point for every seed, a marker at their mean.
 
-    Args:
-        table: arm (one), depth_total (without a value: the ensemble), seed, count (networks in it), quantity ("top-1
-            error", "top-5 error"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm (one), depth_total (without a value: the ensemble), seed, count (networks in it), quantity ("top-1
+    error", "top-5 error"), value (from 0 to 1).
     """
     rows = select(
         table, ["arm", "depth_total", "seed", "count"], figure="ensemble", quantity=["top-1 error", "top-5 error"]

@@ -30,15 +30,7 @@ def gradient_norms(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Rows of panels: the first and the last epoch; columns: depth_total. The mean is geometric; exact zeros are left out.
 
-    Args:
-        table: arm, depth_total, seed, epoch, depth, quantity ("total"), value (L2 over the batch).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, depth, quantity ("total"), value (L2 over the batch).
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
     times = moments(select(table, keys, figure="gradient_norms", quantity=["total"]))
@@ -70,16 +62,8 @@ def gradient_split(table: pd.DataFrame, *, axes: Any = None, depth_total: int | 
     Rows of panels: the first and the last epoch. The mean is geometric; exact zeros are left out, and a part that is
     zero everywhere is named above its panel.
 
-    Args:
-        table: arm, depth_total, seed, epoch, depth, quantity ("shortcut", "branch"), value (L2 over the batch).
-        axes: The Axes to draw on; None: those of a new figure.
-        depth_total: The network to draw; None: the deepest.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, depth, quantity ("shortcut", "branch"), value (L2 over the batch).
+    depth_total: The network to draw; None: the deepest.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
     rows = select(table, keys, figure="gradient_split", quantity=list(PARTS))

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from .parts.lines import EDGE, arm_handles, arm_lines, finish, handle, log_axis, whole_numbers
+from .parts.lines import EDGE, arm_handles, arm_lines, factor_axis, finish, handle, log_axis, whole_numbers
 from .parts.points import seed_points, shifts
 from .parts.style import GREY, SMALL, Axes2D, Look, panels, style
-from .parts.table import arms_of, seeds_text, select
+from .parts.table import arms_of, counts_text, seeds_text, select
 
 OUTCOMES = {
     "log train loss": "training loss,\ntimes the shallow one's",
@@ -27,16 +26,8 @@ def copying(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """How well stacks of blocks copy their input: the error at the end by number of blocks, over time with the most
     blocks, and what a block changes of its input; log axes, a point or thin line for every seed.
 
-    Args:
-        table: arm, depth_total (two layers a block), seed, epoch, split ("test": the first panel, at the last epoch;
-            "validation": the second), quantity ("error"; "change", first and last, of no split), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total (two layers a block), seed, epoch, split ("test": the first panel, at the last epoch;
+    "validation": the second), quantity ("error"; "change", first and last, of no split), value.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "split"]
     rows = select(table, keys, figure="copying", quantity=["error", "change"])
@@ -72,17 +63,9 @@ def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     was trained further as well, and what an inserted block changes of its input, right after insertion (hollow) and at
     the end. Shaded: within the margin.
 
-    Args:
-        table: arm, depth_total, effect (the kind of inserted blocks), outcome ("log train loss", "test accuracy";
-            "change first", "change last"), quantity ("mean"; "low" and "high": the ends of its 95 % interval, if there
-            is one; "n"; "margin"; "seed": each seed's own, told apart by draw), draw, value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, effect (the kind of inserted blocks), outcome ("log train loss", "test accuracy"; "change
+    first", "change last"), quantity ("mean"; "low" and "high": the ends of its 95 % interval, if there is one; "n";
+    "margin"; "seed": each seed's own, told apart by draw), draw, value.
     """
     keys = ["arm", "depth_total", "effect", "draw"]
     rows = select(table, keys, figure="insertion", outcome=[*OUTCOMES, "change first"], quantity=QUANTITIES)
@@ -104,12 +87,11 @@ def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         axis.set_xlim(-0.5, len(places) - 0.5)
         axis.grid(visible=False, axis="x")
         axis.set_xlabel("depth (layers)", labelpad=14)
-    counts = sorted({int(n) for n in rows[rows["quantity"] == "n"]["value"]})
     bars = ", bars 95 % t intervals" if (rows["quantity"] == "low").any() else ", no intervals"
     finish(
         grid,
         [*arm_handles(looks, line=False, marker=True), handle("right after insertion", GREY, **GREY_HOLLOW)],
-        title=f"large: mean of n = {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}{bars}; small: each seed"
+        title=f"large: mean of n = {counts_text(rows)}{bars}; small: each seed"
         "\nidentity, random: how the inserted blocks began; shaded: within the margin",
     )
     return grid
@@ -138,9 +120,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], outcome: str)
         bars: dict[str, Any] = {"linestyle": "", "elinewidth": 1, "markersize": 4, **EDGE}
         axis.errorbar(by.index + shift, by["mean"], ends, color=look.colour, marker=look.marker, **bars)
     if factor:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        factor_axis(axis)
     ordinary, margin = (1.0 if factor else 0.0), rows[rows["quantity"] == "margin"]["value"].iloc[0]
     low, high = axis.get_ylim()
     if outcome == "change last":

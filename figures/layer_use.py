@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .parts.lines import arm_handles, arm_lines, finish, log_axis, seeds_title, whole_numbers
+from .parts.lines import arm_handles, arm_lines, dotted_means, finish, log_axis, seeds_title, whole_numbers
 from .parts.points import percent_axis, points_title, seed_points, shifts
 from .parts.style import GREY, SMALL, Axes2D, Look, epoch_title, note, panels, style
 from .parts.table import arms_of, select, stage_starts
@@ -31,8 +31,8 @@ PANELS = (
     Panel("weight movement", r"$\Vert w-w_0\Vert\,/\,\Vert w_0\Vert$", "movement", log=True),
     Panel("gradient, {moment}", "share", "gradient", at_start=True, log=True),
     Panel("gradient, {moment}", "share", "gradient", log=True),
-    Panel("block reset, BN anew", ERROR, "reset", "re-estimated"),
-    Panel("block deleted, BN anew", ERROR, "deleted", "re-estimated"),
+    Panel("block reset, BN re-est.", ERROR, "reset", "re-estimated"),
+    Panel("block deleted, BN re-est.", ERROR, "deleted", "re-estimated"),
     Panel("read-out after block", ERROR, "read-out"),
     Panel("block reset, BN kept", ERROR, "reset", "kept"),
     Panel("block deleted, BN kept", ERROR, "deleted", "kept"),
@@ -46,18 +46,10 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Log axes leave zeros out.
 
-    Args:
-        table: arm, seed, epoch, statistics (of BatchNorm: "kept", "re-estimated", or nan), block ("layer2.0"), depth
-            (of the block), quantity ("movement"; "gradient", at the first epoch and at the last; "reset"; "deleted";
-            "read-out", at depth -1 before the first block; "attribution"; "whole", the error without damage, a dotted
-            horizontal), value (movement as a ratio, all others from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, seed, epoch, statistics (of BatchNorm: "kept", "re-estimated", or nan), block ("layer2.0"), depth (of
+    the block), quantity ("movement"; "gradient", at the first epoch and at the last; "reset"; "deleted"; "read-out", at
+    depth -1 before the first block; "attribution"; "whole", the error without damage, a dotted horizontal), value
+    (movement as a ratio, all others from 0 to 1).
     """
     rows = table.assign(statistics=table["statistics"].fillna("")) if "statistics" in table else table
     keys = ["arm", "seed", "epoch", "statistics", "depth"]
@@ -71,7 +63,7 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         axis.set_ylabel(panel.unit)
         _draw(axis, part, looks, panel)
         if panel.unit == ERROR:
-            _whole(axis, whole[whole["statistics"] == (panel.statistics or "kept")], looks)
+            dotted_means(axis, whole[whole["statistics"] == (panel.statistics or "kept")], looks)
             axis.set_ylim(0, 1)
         for depth in stage_starts(rows):
             axis.axvline(depth, color=GREY, linewidth=0.5, zorder=0)
@@ -102,25 +94,12 @@ def _draw(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], panel: Panel) 
     whole_numbers(axis)
 
 
-def _whole(axis: Axes, whole: pd.DataFrame, looks: dict[str, Look]) -> None:
-    for arm, error in whole[whole["arm"].isin(list(looks))].groupby("arm")["value"].mean().items():
-        axis.axhline(error, color=looks[str(arm)].colour, linewidth=0.6, linestyle=":")
-
-
 @style()
 def depth_centres(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """A line for each measure: the centre of mass of each arm between the first block (0) and the last (1).
 
-    Args:
-        table: arm, seed, outcome (the measure), quantity ("centre", of a seed; "low" and "high", the ends of an
-            interval, a bar), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, seed, outcome (the measure), quantity ("centre", of a seed; "low" and "high", the ends of an interval, a
+    bar), value.
     """
     rows = select(table, ["arm", "seed", "outcome"], figure="depth_centres", quantity=["centre"])
     names, looks = list(dict.fromkeys(rows["outcome"])), arms_of(rows)

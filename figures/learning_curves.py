@@ -19,16 +19,8 @@ def learning_curves(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     A cross marks a run that ends before the table's last epoch: it diverged, or is not finished; the mean ends with it.
 
-    Args:
-        table: arm, depth_total, seed, epoch, split, quantity ("loss" of split "train", "accuracy" of split
-            "validation"), value (accuracy from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, split, quantity ("loss" of split "train", "accuracy" of split "validation"),
+    value (accuracy from 0 to 1).
     """
     keys = ["arm", "depth_total", "seed", "epoch"]
     drawn = [select(table, keys, figure="learning_curves", split=[s], quantity=[q]) for s, q in ROWS]

@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .parts.lines import THIN, arm_handles, arm_lines, finish, marks, seeds_title, whole_numbers
+from .parts.lines import THIN, arm_handles, arm_lines, dotted_means, finish, marks, seeds_title, whole_numbers
 from .parts.points import percent_axis
 from .parts.style import GREY, Axes2D, Look, panels, style
 from .parts.table import arms_of, seeds_text, select, stage_starts
 
-STATISTICS = {"kept": "BatchNorm statistics kept", "re-estimated": "BatchNorm estimated anew"}
+STATISTICS = {"kept": "BatchNorm statistics kept", "re-estimated": "BatchNorm re-estimated"}
 XLABELS = {
     "delete": "deleted block", "swap": "block that changed places\nwith the next",
     "delete at random": "deleted blocks", "permute": "Kendall's τ of the order",
@@ -23,16 +23,8 @@ def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Horizontals: the whole network. A block that an arm has no value for (it cannot be skipped) leaves a gap.
 
-    Args:
-        table: arm, seed, lesion ("delete" or "swap" beside "none"), statistics ("kept", "re-estimated": a panel each),
-            block ("layer2.0"), depth (of the block), quantity ("error"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, seed, lesion ("delete" or "swap" beside "none"), statistics ("kept", "re-estimated": a panel each),
+    block ("layer2.0"), depth (of the block), quantity ("error"), value (from 0 to 1).
     """
     rows, whole = _parts(table, ["arm", "seed", "depth"], figure="lesions_by_block")
     looks = arms_of(rows)
@@ -48,7 +40,7 @@ def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
             axis.plot(wide.index, wide.mean(axis="columns"), **drawn, **marks(of_arm, looks, arm, x="depth"))
         for depth in stage_starts(part):
             axis.axvline(depth, color=GREY, linewidth=0.5, zorder=0)
-        _whole(axis, whole[whole["statistics"] == statistics], looks)
+        dotted_means(axis, whole[whole["statistics"] == statistics], looks)
         whole_numbers(axis)
     return _finished(grid, rows, title=seeds_title(rows))
 
@@ -59,16 +51,8 @@ def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     A thin line is a seed's mean over its draws; for permutations a point is a draw.
 
-    Args:
-        table: arm, seed, lesion ("delete at random" or "permute" beside "none"), statistics, count, draw, quantity
-            ("error"; for permutations also "tau"), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, seed, lesion ("delete at random" or "permute" beside "none"), statistics, count, draw, quantity
+    ("error"; for permutations also "tau"), value.
     """
     rows, whole = _parts(table, ["arm", "seed", "count", "draw"], figure="lesions_by_count")
     looks = arms_of(rows)
@@ -83,7 +67,7 @@ def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         else:
             means = pd.concat([base.assign(count=0), part]).groupby(["arm", "seed", "count"])["value"].mean()
             arm_lines(axis, means.reset_index(), looks, x="count", markers="few")
-        _whole(axis, base, looks)
+        dotted_means(axis, base, looks)
         if not permuted:
             whole_numbers(axis)
     if permuted:
@@ -118,12 +102,6 @@ def _scatter(axis: Axes, rows: pd.DataFrame, taus: pd.DataFrame, looks: dict[str
     for arm, look in looks.items():
         of_arm = both[both["arm"] == arm]
         axis.plot(of_arm["value_tau"], of_arm["value"], look.marker, color=look.colour, markersize=3, alpha=0.6)
-
-
-def _whole(axis: Axes, whole: pd.DataFrame, looks: dict[str, Look]) -> None:
-    """A dotted line at each arm's error without a lesion."""
-    for arm, error in whole[whole["arm"].isin(list(looks))].groupby("arm")["value"].mean().items():
-        axis.axhline(error, color=looks[str(arm)].colour, linewidth=0.6, linestyle=":")
 
 
 def _finished(grid: Axes2D, rows: pd.DataFrame, *, title: str) -> Axes2D:

@@ -41,16 +41,8 @@ def path_lengths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     Columns of panels: depth_total. Exact zeros are left out of the norms, whose mean is geometric. An arm with a single
     path length is a point there and has no curve of shares (its one share is 1): the legend names it.
 
-    Args:
-        table: arm, depth_total, seed, epoch, path_length (branches taken), quantity ("norm": L2 of the gradient at the
-            first fork; "share": <g_k, g> / <g, g>, they sum to 1), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, path_length (branches taken), quantity ("norm": L2 of the gradient at the
+    first fork; "share": <g_k, g> / <g, g>, they sum to 1), value.
     """
     times = moments(select(table, KEYS, figure="path_lengths", quantity=list(SUMMED)))
     rows = pd.concat(times.values())
@@ -124,20 +116,12 @@ def sampled_paths(table: pd.DataFrame, *, axes: Any = None, depth_total: int | N
     C(L, k) directions at right angles to each other, one over its root. An arm with a single path has one point of
     norm, and neither share nor cancellation: the legend names it.
 
-    Args:
-        table: arm, depth_total, seed, epoch, path_length, quantity, value. quantity: "path_norm" (log axis;
-            "path_norm_low" and "path_norm_high", the ends of its interval, become a shade), "mass" (mean norm times the
-            number of paths; drawn as its share in the sum over lengths), "cancellation" (norm of the exact sum over the
-            mass; log axis), "samples" (the paths a length; the legend gives the most), and without a path_length
-            "mass_low" and "mass_high", the ends of the band of lengths that holds 95 % of the mass: a bar.
-        axes: The Axes to draw on; None: those of a new figure.
-        depth_total: The network to draw; None: the deepest.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, path_length, quantity, value. quantity: "path_norm" (log axis; "path_norm_low"
+    and "path_norm_high", the ends of its interval, become a shade), "mass" (mean norm times the number of paths; drawn
+    as its share in the sum over lengths), "cancellation" (norm of the exact sum over the mass; log axis), "samples"
+    (the paths a length; the legend gives the most), and without a path_length "mass_low" and "mass_high", the ends of
+    the band of lengths that holds 95 % of the mass: a bar.
+    depth_total: The network to draw; None: the deepest.
     """
     rows = select(table, KEYS, figure="sampled_paths", quantity=list(SAMPLED))
     deepest = depths_of(rows)[-1] if depth_total is None else depth_total
@@ -223,12 +207,12 @@ def _right_angles(axis: Axes, rows: pd.DataFrame) -> None:
 
 def _sampled_title(rows: pd.DataFrame, everything: pd.DataFrame, deepest: int, curves: dict[str, Look]) -> str:
     samples = everything[everything["quantity"] == "samples"]["value"].max()
-    said = f"{depth_title(deepest)}, " + (f"{samples:.0f} paths a length; " if samples == samples else "")
-    said += seeds_title(rows, mean="mean (geometric but for shares)")
+    title = f"{depth_title(deepest)}, " + (f"{samples:.0f} paths a length; " if samples == samples else "")
+    title += seeds_title(rows, mean="mean (geometric but for shares)")
     if set(ENDS) <= set(everything["quantity"]):
-        said += "\nshade: 95 % interval of a seed's mean"
+        title += "\nshade: 95 % interval of a seed's mean"
     ratios = rows[(rows["quantity"] == "cancellation") & rows["arm"].isin(list(curves))]["value"]
     if ratios.max() > 1.05:
-        said += "; a ratio above 1: too few paths for their spread"
+        title += "; a ratio above 1: too few paths for their spread"
     names = ", ".join(look.label for arm, look in arms_of(rows).items() if arm not in curves)
-    return f"{said}\na single path, no curves: {names}" if names else said
+    return f"{title}\na single path, no curves: {names}" if names else title

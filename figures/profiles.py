@@ -25,17 +25,9 @@ def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2
 
     What the table lacks is named in its panel; zeros are left out of the logarithmic axes.
 
-    Args:
-        table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio";
-            "share"), value, as the probes give them, one under the other.
-        axes: The Axes to draw on; None: those of a new figure.
-        title: The legend's title.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: The table has none of these quantities, or `axes` are not three.
+    Table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio"; "share"),
+    value, as the probes give them, one under the other.
+    title: The legend's title.
     """
     known = {*GRADIENT, *RATIO, *SHARE}
     present = set(table["quantity"]) & known if "quantity" in table else set()

@@ -21,15 +21,7 @@ def residual_magnitudes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     the legend names those arms. Of more than six epochs six are drawn: the first, the last, and four between them that
     are closer at the beginning.
 
-    Args:
-        table: arm, depth_total, seed, epoch, depth, quantity ("ratio", "shortcut"), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: arm, depth_total, seed, epoch, depth, quantity ("ratio", "shortcut"), value.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
     found = select(table, keys, figure="residual_magnitudes", quantity=["ratio", "shortcut"])

@@ -21,16 +21,8 @@ def saliency_maps(arrays: Mapping[str, np.ndarray], *, axes: Any = None) -> Axes
     A map is shown in per cent of the sum of its absolute values, since the arms' scores differ in size. The scale ends
     at the 99th percentile of all maps.
 
-    Args:
-        arrays: By name, such as np.load of the figure's .npz: images (n, H, W, 1 or 3) uint8; labels (n,), class names;
-            arms (a,); maps (a, n, H, W), signed; predictions (a, n), class names.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: Arrays are missing, or `axes` are not as many as panels.
+    Arrays: By name, such as np.load of the figure's .npz: images (n, H, W, 1 or 3) uint8; labels (n,), class names;
+    arms (a,); maps (a, n, H, W), signed; predictions (a, n), class names.
     """
     if missing := [name for name in NEEDED if name not in arrays]:
         raise ValueError(f"saliency_maps: the arrays lack {', '.join(missing)}; their names are {', '.join(arrays)}.")
@@ -44,8 +36,9 @@ def saliency_maps(arrays: Mapping[str, np.ndarray], *, axes: Any = None) -> Axes
         line[0].set_ylabel(str(arrays["labels"][row]), rotation=0, ha="right", va="center")
         for column, axis in enumerate(line[1:]):
             _show(axis, shares[column, row], cmap=COLOURS, vmin=-limit, vmax=limit)
-            said, label = str(arrays["predictions"][column, row]), str(arrays["labels"][row])
-            axis.set_xlabel(f"→ {said}" + (" (wrong)" if said != label else ""), fontsize=SMALL, labelpad=1.5)
+            predicted, label = str(arrays["predictions"][column, row]), str(arrays["labels"][row])
+            wrong = " (wrong)" * (predicted != label)
+            axis.set_xlabel(f"→ {predicted}{wrong}", fontsize=SMALL, labelpad=1.5)
     for axis, title in zip(grid[0], ["image", *(looks[arm].label for arm in arms)], strict=True):
         axis.set_title(title)
     _scale(grid, limit)

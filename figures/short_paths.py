@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullLocator
 
-from .parts.lines import EDGE, arm_handles, finish, handle, seed_lines
+from .parts.lines import EDGE, arm_handles, factor_axis, finish, handle, seed_lines
 from .parts.points import percent_axis
 from .parts.style import ARMS, GREY, Axes2D, Look, depth_title, looks_of, panels, row_title, style
-from .parts.table import depths_of, seeds_text, select
+from .parts.table import counts_text, depths_of, seeds_text, select
 
 SPLITS = {"train": "training accuracy (%)", "test": "test accuracy (%)"}
 OUTCOMES = {
@@ -36,17 +36,9 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     An arm without a limit becomes a horizontal line at its mean, and a band over the range of its seeds. x is linear
     from 0 to 1 and logarithmic beyond; "at most" ends in the residual arm. Rows of panels: depth_total.
 
-    Args:
-        table: treatment ("at-most", "at-least", "exactly", "sampled"; nan, or no such column, without a limit), arm,
-            depth_total, seed, path_length (K; the number of blocks where there is no limit), split ("train", "test"),
-            quantity ("accuracy"), value (from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: treatment ("at-most", "at-least", "exactly", "sampled"; nan, or no such column, without a limit), arm,
+    depth_total, seed, path_length (K; the number of blocks where there is no limit), split ("train", "test"), quantity
+    ("accuracy"), value (from 0 to 1).
     """
     keys = ["arm", "depth_total", "seed", "path_length", *(["treatment"] if "treatment" in table else [])]
     rows = _with_series(select(table, keys, figure="short_paths", quantity=["accuracy"], split=list(SPLITS)))
@@ -115,17 +107,9 @@ def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Rows of panels: depth_total. The shaded side is within the margin.
 
-    Args:
-        table: treatment ("at-most", "at-least", "exactly", "sampled"), arm, depth_total, path_length (K), outcome ("log
-            train loss", "test accuracy"), quantity ("mean"; "low" and "high": the ends of its 95 % interval, if there
-            is one; "n"; "margin": up to which a change counts as ordinary), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: treatment ("at-most", "at-least", "exactly", "sampled"), arm, depth_total, path_length (K), outcome ("log
+    train loss", "test accuracy"), quantity ("mean"; "low" and "high": the ends of its 95 % interval, if there is one;
+    "n"; "margin": up to which a change counts as ordinary), value.
     """
     keys = ["arm", "depth_total", "path_length", *(["treatment"] if "treatment" in table else [])]
     rows = select(table, keys, figure="short_path_changes", outcome=list(OUTCOMES), quantity=QUANTITIES)
@@ -142,10 +126,8 @@ def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
             row_title(line[-1], depth_title(depth))
     for axis in grid[-1]:
         axis.set_xlabel("K (branches)")
-    counts = sorted(int(count) for count in rows[rows["quantity"] == "n"]["value"].unique())
-    n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "?"
     bars = ", 95 % paired t intervals" if (rows["quantity"] == "low").any() else ", no intervals"
-    title = f"change from ordinary training: mean of n = {n} seeds{bars}\nshaded: within the margin"
+    title = f"change from ordinary training: mean of n = {counts_text(rows)} seeds{bars}\nshaded: within the margin"
     finish(grid, arm_handles(looks, line=False, marker=True), title=title)
     return grid
 
@@ -163,9 +145,7 @@ def _changes(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], *, factor: 
     ordinary, margins = (1.0 if factor else 0.0), shown[shown["quantity"] == "margin"]["value"]
     axis.axhline(ordinary, color=GREY, linewidth=0.8)
     if factor:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        factor_axis(axis)
     low, high = axis.get_ylim()
     for margin in margins.iloc[:1]:
         axis.axhspan(*((low, margin) if factor else (margin, high)), color=GREY, alpha=0.15, linewidth=0)

@@ -17,17 +17,8 @@ def training_speed(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """Training loss (nats, log axis) over steps, with the targets as thin lines; beside it the final test error (%), a
     small point for every seed, a marker at their mean. A row of panels for each network.
 
-    Args:
-        table: network, arm, depth_total, seed, step, split, quantity ("loss" of split "train", each value the mean of
-            the last epoch's steps; "error" of split "test"), target (of other rows, one for each line), value (errors
-            from 0 to 1).
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: network, arm, depth_total, seed, step, split, quantity ("loss" of split "train", each value the mean of the
+    last epoch's steps; "error" of split "test"), target (of other rows, one for each line), value (errors from 0 to 1).
     """
     keys = ["network", "arm", "depth_total", "seed"]
     losses = select(table, [*keys, "step"], figure="training_speed", split=["train"], quantity=["loss"])

@@ -25,16 +25,8 @@ def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     A value of 0 stands at the left edge, a loss above 10 at the right one; a cross there marks an arm without a value.
     A network whose depth is not the most common one is named with it.
 
-    Args:
-        table: network, arm, depth_total, seed, split and quantity ("test", "error", from 0 to 1; "train", "loss", in
-            nats), value.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: A column or every value is missing, a value is there twice, or `axes` are not as many as panels.
+    Table: network, arm, depth_total, seed, split and quantity ("test", "error", from 0 to 1; "train", "loss", in nats),
+    value.
     """
     keys = ["network", "arm", "depth_total", "seed"]
     rows = select(table, keys, figure="variants", split=["train", "test"], quantity=["error", "loss"])
@@ -90,7 +82,7 @@ def explained(rows: pd.DataFrame, marks: int) -> str:
         (have.sum() < len(PANELS) * marks, "×: no value"),
     )
     first = f"depth {usual_depth(rows)}, or as in brackets; {points_title(rows)}"
-    return f"{first}\n{'; '.join(text for said, text in edges if said)}".strip()
+    return f"{first}\n{'; '.join(text for shown, text in edges if shown)}".strip()
 
 
 def usual_depth(rows: pd.DataFrame) -> int:

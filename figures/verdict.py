@@ -27,17 +27,9 @@ def verdict(table: pd.DataFrame, *, margin: Mapping[str, float] | None = None, a
 
     Hollow: the shallower depths. An effect without a mark was not read; a mark without a line has no interval.
 
-    Args:
-        table: data, control (the version), depth_total, outcome ("log train loss", "test accuracy"; others are left
-            out), effect, quantity ("mean", "low", "high"; "difference", of one seed; "margin", of an outcome), value.
-        margin: By outcome, in the table's unit: within it a difference is none. None: those of the table, if any.
-        axes: The Axes to draw on; None: those of a new figure.
-
-    Returns:
-        The axes, rows by columns of panels.
-
-    Raises:
-        ValueError: Every value is missing, or `axes` are not as many as panels.
+    Table: data, control (the version), depth_total, outcome ("log train loss", "test accuracy"; others are left out),
+    effect, quantity ("mean", "low", "high"; "difference", of one seed; "margin", of an outcome), value.
+    margin: By outcome, in the table's unit: within it a difference is none. None: those of the table, if any.
     """
     rows = table[table["quantity"] == "margin"]
     margins = dict(zip(rows["outcome"], rows["value"], strict=True)) if margin is None else margin

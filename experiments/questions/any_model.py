@@ -108,15 +108,11 @@ def _hf(name: str) -> nn.Module:
     return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name))
 
 
-def _cifar_resnet(depth: str) -> nn.Module:
-    return cifar_resnet(int(depth))
-
-
 SOURCES: dict[str, Callable[[str], nn.Module]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "hf": _hf,
-    "cifar_resnet": _cifar_resnet,
+    "cifar_resnet": lambda depth: cifar_resnet(int(depth)),
 }
 
 

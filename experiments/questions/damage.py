@@ -1,4 +1,4 @@
-"""Damage to a trained residual network, and what it costs."""
+"""Damage to a trained residual network, and the test error afterwards."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ class Blocks:
         self.carries = [block.flow.shortcut != 0 for block in residual_blocks(model)]
         """Whether the shortcut carries the signal."""
         self.inner = [i for i, keeps in enumerate(keep_shape(model, self.names, images)) if keeps]
-        """Those that keep the shape of what they get."""
+        """Those whose output has the shape of their input."""
         self.deletable = [i for i, carries in enumerate(self.carries) if carries or i in self.inner]
 
     def delete(self, chosen: Sequence[int]) -> Damage:
-        """Leave out the blocks' branches; where the shortcut carries nothing, the blocks."""
-        gone = [self.junctions[i] for i in chosen if self.carries[i]]
+        """Delete the blocks' branches; where the shortcut carries nothing, skip the blocks."""
+        deleted = [self.junctions[i] for i in chosen if self.carries[i]]
         skipped = [self.names[i] for i in chosen if not self.carries[i]]
-        return lambda model: lesion(model, delete=gone, skip=[model.get_submodule(name) for name in skipped])
+        return lambda model: lesion(model, delete=deleted, skip=[model.get_submodule(name) for name in skipped])
 
 
 def error_after(
@@ -48,7 +48,7 @@ def error_after(
 
 @torch.no_grad()
 def keep_shape(model: nn.Module, names: Sequence[str], images: Tensor) -> list[bool]:
-    """Whether what each of these modules gives has the shape of what it gets."""
+    """Whether the output of each of these modules has the shape of its input."""
     kept: dict[str, bool] = {}
 
     def compare(name: str, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:

@@ -21,7 +21,7 @@ BRANCHES = {"resnet": basic_branch, "skipinit": skipinit_branch}
 
 
 def open_branches(model: nn.Module) -> None:
-    """Begin a branch's learned factor at 1 in blocks without the shortcut's value: at 0 nothing would come through."""
+    """Initialise learned factors of branches to 1 in blocks without the shortcut's value: at 0 their output is 0."""
     for block in residual_blocks(model):
         for module in block.branch.modules():
             if isinstance(module, Scalar) and block.flow.shortcut == 0:
@@ -29,7 +29,7 @@ def open_branches(model: nn.Module) -> None:
 
 
 def some_images(batches: Batches, most: int = 2048) -> Tensor:
-    """At most so many training images, always the same ones, without augmentation."""
+    """At most `most` training images, always the same ones, without augmentation."""
     order = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))
     return batches.get("train", order[:most])[0]
 
@@ -43,9 +43,10 @@ def changes_at_ends(
     evaluate: Evaluate,
     blocks: Sequence[str] | None = None,
 ) -> Tables:
-    """What the blocks change, first and last, on at most 512 training images; first, also the outcomes before any step.
+    """What the blocks change, before training and at its end, on at most 512 training images; before training, also the
+    outcomes.
 
-    BatchNorm's statistics are taken anew, on a copy. blocks: the names of those that are measured; all if not given.
+    BatchNorm's statistics are recomputed, on a copy. blocks: the names of those that are measured; all if not given.
     """
     if epoch and not last:
         return {}
@@ -59,7 +60,7 @@ def changes_at_ends(
 
 
 def block_changes(model: nn.Module, images: Tensor) -> pd.DataFrame:
-    """What each block makes of its input, if its shortcut is the identity: block, depth, quantity, value; in eval mode.
+    """How each block with an identity shortcut changes its input: block, depth, quantity, value; in eval mode.
 
     quantity: `distance`, ‖B(x) - x‖ / ‖x‖ of the whole block B with its activation; and where the shortcut's value
     goes forward, `ratio`, ‖F(x)‖ / ‖x‖. Norms are L2 over all images. On x >= 0 the final ReLU only takes from F what

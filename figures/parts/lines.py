@@ -142,6 +142,19 @@ def seeds_title(rows: pd.DataFrame, *, mean: str = "mean") -> str:
     return count if count == "1 seed" else f"thick: {mean}; thin: each of {count}"
 
 
+def dotted_means(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Look]) -> None:
+    """A dotted horizontal at the mean of each arm: what lines are compared with."""
+    for arm, value in rows[rows["arm"].isin(list(looks))].groupby("arm")["value"].mean().items():
+        axis.axhline(value, color=looks[str(arm)].colour, linewidth=0.6, linestyle=":")
+
+
+def factor_axis(axis: Axes) -> None:
+    """Make y logarithmic, with ticks as plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
 def zeros_text(rows: pd.DataFrame, *by: str) -> str:
     """Says that zeros are left out of the log axis, if a line (of an arm, depth, epoch, `by`) loses a part to them."""
     lost = (rows["value"] == 0).groupby([rows[key] for key in ("arm", "depth_total", "epoch", *by)]).mean()

@@ -77,6 +77,12 @@ def stage_starts(rows: pd.DataFrame) -> list[int]:
     return sorted(int(depth) for depth in blocks[blocks["block"].str.endswith(".0")]["depth"] if depth > 0)
 
 
+def counts_text(rows: pd.DataFrame) -> str:
+    """The numbers of seeds among the rows of quantity "n": "3" or "3–5", "0" where no seed has a value."""
+    counts = sorted({int(count) for count in rows[rows["quantity"] == "n"]["value"]} - {0}) or [0]
+    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
 def seeds_text(rows: pd.DataFrame) -> str:
     """How many seeds each arm has at each depth (epoch, learning rate, budget): "1 seed", "3 seeds" or "2–3 seeds"."""
     keys = [key for key in ("arm", "depth_total", "epoch", "learning_rate", "budget") if key in rows.columns]

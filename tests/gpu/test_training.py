@@ -124,7 +124,7 @@ def group() -> Iterator[None]:
 
 
 def check_group(dataset: Dataset, device: torch.device, alone: list[tuple[list[float], nn.Module]]) -> None:
-    assert (distributed.count(), distributed.leaders("word")) == (1, "word")
+    assert (distributed.count(), distributed.from_leader("word")) == (1, "word")
     assert isinstance(distributed.data_parallel(nn.Linear(2, 2).to(device)), DistributedDataParallel)
     values = torch.tensor([1.0, 2.0], device=device)
     assert distributed.mean(values).data_ptr() != values.data_ptr()  # it went through the group

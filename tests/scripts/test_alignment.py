@@ -15,14 +15,15 @@ from experiments.alignment import (
     Continuation,
     Effects,
     Settings,
+    continue_training,
     decide,
     effect_table,
     effects_of,
-    go_on,
     over_epochs,
-    train_and_go_on,
+    train_and_continue,
     true_arm,
 )
+from experiments.engine.running.messages import BadInput
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import NO_ESTIMATE, estimate
 from experiments.engine.training.compute import AS_WRITTEN
@@ -30,7 +31,7 @@ from experiments.engine.training.data import Batches, Data, Dataset, load
 from experiments.engine.training.loop import evaluate, recompute_bn_statistics, train
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.recipe import Recipe
-from models import ARMS, RESIDUAL, STOP_GRADIENT, cifar_resnet, set_flows
+from models import ARMS, RESIDUAL, STOP_GRADIENT, Flow, cifar_resnet, set_flows
 from tests.support.conditions import short_search
 from tests.support.drawings import pick
 from tests.support.scripts import drawn, each_field_counts, toy_run
@@ -147,15 +148,29 @@ def test_the_course_holds_the_whole_network_and_the_steps() -> None:
     assert pick(rows, arm="residual", seed=1, quantity="uphill share")["value"].tolist() == [0, 0.5]
 
 
-def test_which_arms_are_trained_and_go_on() -> None:
+def test_which_arms_are_trained_and_continued() -> None:
     settings = Settings(arms=(STOP, "gradient-only"))
     assert settings.trained() == ["residual", STOP, "gradient-only", "plain"]
-    assert settings.then(STOP) == Continuation(("residual", STOP), 3)
-    assert settings.then("residual") == Continuation(("residual", STOP), 3)
-    assert settings.then("plain") == Continuation(("plain", "gradient-only"), 3)
-    assert Settings().then("residual").arms == ("residual", STOP, "shortest-path")
+    assert settings.continuation(STOP) == Continuation(("residual", STOP), 3)
+    assert settings.continuation("residual") == Continuation(("residual", STOP), 3)
+    assert settings.continuation("plain") == Continuation(("plain", "gradient-only"), 3)
+    assert Settings().continuation("residual").arms == ("residual", STOP, "shortest-path")
+
+
+def test_the_true_arm_of_every_arm() -> None:
     wanted = {"gradient-only": "plain", "plain": "plain"}
     assert {arm: true_arm(arm) for arm in ARMS} == {arm: wanted.get(arm, "residual") for arm in ARMS}
+
+
+def test_an_arm_whose_true_gradient_no_arm_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, "uneven", Flow(shortcut=0.5, shortcut_gradient=1.0))
+    with pytest.raises(
+        ValueError, match=r"no arm of models.ARMS has the true gradient of 'uneven': add one with Flow\("
+    ):
+        true_arm("uneven")
+    wanted = "--arms uneven: no arm has its true gradient; give some of stop-gradient, gradient-only, shortest-path$"
+    with pytest.raises(BadInput, match=wanted):
+        Settings(arms=("uneven",)).check()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +184,7 @@ def made_run(digits: Dataset, continuation: Continuation) -> Run:
     return Run("alignment", STOP, 8, 0, recipe, outputs=("alignment", "steps", "continued"))
 
 
-def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
+def test_training_continues_from_the_same_weights(digits: Dataset) -> None:
     """As a copy whose flows are set by hand and that is trained by itself; the network stays as it is."""
     torch.manual_seed(3)
     model = cifar_resnet(8, flow=STOP_GRADIENT, width=4, in_channels=1)
@@ -180,7 +195,7 @@ def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
     for _ in train(twin, batches, replace(run.recipe.training, epochs=2), seed=0):
         pass
     recompute_bn_statistics(twin, batches)
-    ended = go_on(model, run, "residual", digits)
+    ended = continue_training(model, run, "residual", digits)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert (set(ended["effect"]), set(ended["then"])) == ({"then residual"}, {"residual"})
     for split in ("train", "test"):
@@ -190,7 +205,7 @@ def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
 
 def test_every_field_of_the_treatment_changes_the_name_and_what_is_done(digits: Dataset) -> None:
     def end(run: Run) -> float:
-        ends = train_and_go_on(run, dataset=digits).tables["continued"].query("then == then")
+        ends = train_and_continue(run, dataset=digits).tables["continued"].query("then == then")
         return pick(ends, split="train", quantity="loss")["value"].item()
 
     each_field_counts(made_run(digits, Continuation(("residual",), 1)), end, {"arms": (STOP,), "epochs": 2})

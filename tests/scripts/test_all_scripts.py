@@ -1,6 +1,7 @@
 """What every script in experiments/ shows and does: help, dry runs, mistakes, a second call."""
 
 import ast
+import runpy
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import figures
 from experiments.engine.running.cli import run_script
+from models import ARMS, Flow
 from tests.support.conditions import short_search
 from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 
@@ -35,6 +37,7 @@ TOY = {  # the least that every script with a grid can be asked
     "variants": f"{NETWORK} --depth 8 --networks resnet dirac",
 }
 NOT_WEIGHTS = f"--depth 8 --width 2 --weights {__file__}"
+NEW_ARMS = {"half": Flow(shortcut_gradient=0.5), "uneven": Flow(shortcut=0.5, shortcut_gradient=1.0)}
 REPORTED = "that seed is reported; choose learning rates on others"
 MISTAKES = {
     "alignment": {
@@ -187,6 +190,13 @@ def test_a_dry_run_prints_the_runs_and_writes_nothing(
     assert summary > 0
     assert all(line.startswith("to do ") for line in lines[:summary])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", TOY)
+def test_a_new_arm_is_in_no_scripts_way(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arm, flow in NEW_ARMS.items():
+        monkeypatch.setitem(ARMS, arm, flow)
+    runpy.run_path(file_of(script), run_name="fresh")["QUICK"].check()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from experiments.dose_and_timing import (
     ARMS,
     Settings,
     against_residual,
-    decisions,
+    decide,
     pairs_of_coins,
     pairs_of_timing,
     subtractions,
@@ -38,7 +38,7 @@ def decided(**errors: Sequence[float]) -> dict[str, tuple[str, str, str]]:
     names = {name.replace(" ", "_").replace(",", "").replace(".", "_"): name for name in (c.name for c in EVERY)}
     given = {"residual": ORDINARY, "stop-gradient": WORSE} | {names[name]: value for name, value in errors.items()}
     runs, conditions = condition_table(outcomes(given), TEST_SIZE), [c for c in EVERY if c.name in given]
-    return decisions(runs, against_residual(runs, conditions, 8), conditions, depth=8, epochs=EPOCHS)
+    return decide(runs, against_residual(runs, conditions, 8), conditions, depth=8, epochs=EPOCHS)
 
 
 def test_the_smallest_weight_from_which_on_all_recover() -> None:

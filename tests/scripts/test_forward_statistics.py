@@ -20,7 +20,7 @@ from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import train
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import make_network
-from experiments.forward_statistics import Settings, count_recovering, decisions, is_dead, report
+from experiments.forward_statistics import Settings, count_recovering, decide, is_dead, report
 from tests.support.conditions import is_best
 from tests.support.drawings import pick
 from tests.support.scripts import drawn, toy_run
@@ -96,7 +96,7 @@ def decided(errors: dict[str, tuple[float, ...]]) -> tuple[dict[str, tuple[str, 
     """The decisions on one network, and the count."""
     runs = condition_table(outcomes(errors, ALIVE), 1000)
     gaps = gaps_closed(runs, ALIVE, [8])
-    return decisions(runs, gaps, {"resnet": 8}, []), count_recovering(gaps, ALIVE)
+    return decide(runs, gaps, {"resnet": 8}, []), count_recovering(gaps, ALIVE)
 
 
 def test_decisions_by_whole_intervals() -> None:
@@ -119,14 +119,14 @@ def test_where_plain_is_dead_there_is_no_r() -> None:
     dead = [c for c in ASIDE if c.arm in ("plain", "gradient-only")]
     living = tuple(c for c in ASIDE if c not in dead)
     runs = condition_table(pd.concat([outcomes(ERRORS, ALIVE), outcomes(ERRORS, living)]), 1000)
-    found = decisions(runs, gaps_closed(runs, ALIVE, [8]), {"resnet": 8, "fixup": 8}, dead)
+    found = decide(runs, gaps_closed(runs, ALIVE, [8]), {"resnet": 8, "fixup": 8}, dead)
     assert [effect for effect in found if "resnet" not in effect] == ["fixup: stop-gradient - residual"]
     assert found["fixup: stop-gradient - residual"] == (
         "+0.080 [+0.055, +0.105]",
         "0.02",
         "worse; gradient-only and plain dead by construction: no R",
     )
-    lost = decisions(runs[runs["control"] != "fixup, residual"], {}, {"fixup": 8}, dead)
+    lost = decide(runs[runs["control"] != "fixup, residual"], {}, {"fixup": 8}, dead)
     assert lost["fixup: stop-gradient - residual"][2].startswith("no seed has both; gradient-only")
 
 

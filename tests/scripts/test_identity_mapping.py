@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.engine.reporting.console import terminal
+from experiments.engine.reporting import show
 from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import train
@@ -22,7 +22,7 @@ from experiments.identity_mapping import (
     best_rates,
     copy_error,
     copying_table,
-    decisions,
+    decide,
     factor,
     harder,
     make_runs,
@@ -159,8 +159,8 @@ def test_harder_on_paper() -> None:
     logs = np.log10([100, 20, 50])
     assert found[8].mean == pytest.approx(5 / 3)
     assert found[8].high - found[8].mean == pytest.approx(4.3026527 * np.std(logs, ddof=1) / np.sqrt(3))
-    assert list(decisions(found)) == ["1 block", "4 blocks"]
-    text, margin, reading = decisions(found)["4 blocks"]
+    assert list(decide(found)) == ["1 block", "4 blocks"]
+    text, margin, reading = decide(found)["4 blocks"]
     assert text.startswith("46.4 [")
     assert (margin, reading) == ("2 times", "harder")
     assert factor(estimate(np.array([1.0, 2.0]))) == "31.6 (10, 100)"
@@ -175,11 +175,11 @@ def test_harder_on_paper() -> None:
     ],
 )
 def test_what_an_interval_decides(found: Estimate, reading: str) -> None:
-    assert decisions({2: found})["1 block"][2] == reading
+    assert decide({2: found})["1 block"][2] == reading
 
 
 def test_the_table_is_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    show_copying(terminal(), copying_table(copying_tables()), ("residual", "plain"))
+    show_copying(show.terminal(), copying_table(copying_tables()), ("residual", "plain"))
     shown = capsys.readouterr().out
     assert "…" not in shown  # cut
     for text in ("0.567 ± 0.404", "0.0567 ± 0.0404", "1.600 ± 0.000", "4 blocks", "0.01"):

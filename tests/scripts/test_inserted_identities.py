@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.engine.reporting.console import terminal
+from experiments.engine.reporting import show
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import Estimate
 from experiments.engine.training.data import Batches, Data, load
@@ -20,7 +20,7 @@ from experiments.inserted_identities import (
     CLOSED,
     Insertion,
     Settings,
-    decisions,
+    decide,
     insert_and_train,
     insert_blocks,
     inserted_changes,
@@ -206,11 +206,11 @@ def test_insertions_on_paper() -> None:
     assert found["plain", "identity", 20].changes["test accuracy"].mean == pytest.approx(-0.1)
     first, last = changes["residual", "identity", 20]
     assert (first.mean, last.mean) == (pytest.approx(0.001), pytest.approx(0.061))
-    ((effect, (text, margin, reading)),) = decisions(changes).items()  # of residual networks alone
+    ((effect, (text, margin, reading)),) = decide(changes).items()  # of residual networks alone
     assert (effect, margin, reading) == ("‖F(x)‖/‖x‖, identity, 20", "0.1", "near zero")
     assert text.startswith("0.06 [")
     moved = Estimate((), 0.5, 0.4, 0.6)
-    assert next(iter(decisions({("residual", "random", 20): (moved, moved)}).values()))[2] == "not near zero"
+    assert next(iter(decide({("residual", "random", 20): (moved, moved)}).values()))[2] == "not near zero"
     lost = (tables["outcomes"]["effect"] == "identity") & (tables["outcomes"]["seed"] == 1)
     assert insertions(tables["outcomes"][~lost], 100)["residual", "identity", 20].reading == "falls short"  # diverged
     written = insertion_table(found, changes)
@@ -225,13 +225,13 @@ def test_insertions_on_paper() -> None:
 def test_the_table_is_whole_where_the_output_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     tables = insertion_tables()
     found = insertions(tables["outcomes"], 100)
-    show_insertions(terminal(), found, inserted_changes(tables["blocks"]))
+    show_insertions(show.terminal(), found, inserted_changes(tables["blocks"]))
     shown = capsys.readouterr().out
     assert "…" not in shown  # cut
     for text in ("identity, 20", "0.001 to 0.061", "keeps up", "is worse"):
         assert text in shown
     assert CLOSED.split(",")[0] not in shown  # an arm that was not run
-    show_insertions(terminal(), {("stop-gradient", "identity", 20): found["plain", "identity", 20]}, {})
+    show_insertions(show.terminal(), {("stop-gradient", "identity", 20): found["plain", "identity", 20]}, {})
     assert "no gradient passes a block whose branch gives zeros" in capsys.readouterr().out.replace("\n", " ")
 
 

@@ -25,7 +25,7 @@ from experiments.layer_use import (
     Settings,
     centre_of_mass,
     centres,
-    decisions,
+    decide,
     estimate_table,
     estimates,
     main,
@@ -256,7 +256,7 @@ def test_intervals_end_with_the_scale_and_the_decisions_follow_from_them() -> No
     assert (gain.low, gain.high) == (0, 1)
     numbers = estimate_table(found, 8).query("outcome == 'reset cost'").set_index("quantity")["value"]
     assert (numbers["n"], numbers["mean"]) == (3, pytest.approx(0.81))
-    decided = decisions(found, ("residual", "plain"))
+    decided = decide(found, ("residual", "plain"))
     assert {effect: (margin, reading) for effect, (_, margin, reading) in decided.items()} == {
         "residual, weight movement": ("0.5", "shallow"),
         "residual, reset cost": ("0.5", "deep"),

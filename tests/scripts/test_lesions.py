@@ -13,7 +13,7 @@ from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
-from experiments.lesions import Lesions, damage_network, damaged, weights_fingerprint
+from experiments.lesions import Lesions, damaged, train_and_damage, weights_fingerprint
 from models import PLAIN, CifarResNet, cifar_resnet
 from tests.support.scripts import drawn, each_field_counts, toy_run
 
@@ -79,7 +79,7 @@ def test_each_field_of_lesions_changes_the_runs_name_and_what_it_does(tmp_path: 
     (made,) = small.runs("lesions", dataset, treatment=Lesions(counts=(1,), draws=1), **about)
 
     def damage(run: Run) -> str:
-        return damage_network(run, dataset=dataset, weights=file).tables["lesions"].to_csv()
+        return train_and_damage(run, dataset=dataset, weights=file).tables["lesions"].to_csv()
 
     each_field_counts(made, damage, {"counts": (2,), "draws": 2, "weights": weights_fingerprint(file)})
 
@@ -90,7 +90,7 @@ def test_other_weights_than_the_recipes_are_refused(tmp_path: Path) -> None:
     treatment = Lesions(counts=(1,), draws=1, weights="0123456789abcdef")
     (made,) = NetworkSettings(seeds=(0,)).runs("lesions", dataset, arms=("residual",), depths=(8,), treatment=treatment)
     with pytest.raises(ValueError, match=r"its recipe asks for weights 0123456789abcdef, which .* does not hold"):
-        damage_network(made, dataset=dataset, weights=file)
+        train_and_damage(made, dataset=dataset, weights=file)
 
 
 def errors(model: CifarResNet) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from experiments.magnitude_or_direction import (
     NOISE,
     TRUE_DIRECTION,
     TRUE_NORMS,
-    decisions,
+    decide,
     subtractions,
 )
 from tests.support.conditions import TEST_SIZE, outcomes, run_small
@@ -46,7 +46,7 @@ def by_seed(**changes: Sequence[float] | float) -> dict[str, Sequence[float]]:
 def decided(errors: dict[str, Sequence[float]]) -> dict[str, tuple[str, str, str]]:
     runs = condition_table(outcomes(errors), TEST_SIZE)
     conditions = [condition for condition in (*UNMODIFIED_ARMS, *MAGNITUDE) if condition.name in errors]
-    return decisions(runs, gaps_closed(runs, conditions, [8]), 8)
+    return decide(runs, gaps_closed(runs, conditions, [8]), 8)
 
 
 def test_the_decisions_on_paper() -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from experiments.engine.conditions import catalogue
 from experiments.engine.running.cli import run_script
-from models import ARMS
+from models import ARMS, Flow
 from tests.engine.training.test_data import CIFAR_JPEG, unpack_cifar
 from tests.support.scripts import command, drawn, print_of, run, run_apart, toy_run
 
@@ -58,6 +60,20 @@ def test_tables_hold_every_run(toy: tuple[Path, str]) -> None:
     norms = paths.loc[["stop-gradient", "plain"], "norm"].to_numpy()
     assert (norms[:, :3] == 0).all()
     assert (norms[:, 3] > 0).all()
+
+
+def test_a_new_arm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, "half", Flow(shortcut_gradient=0.5))
+    few = ["--depths", "8", "--seeds", "0", "--epochs", "1", "--width", "2", "--train-limit", "256"]
+    done = run("stopgrad_shortcut", "--quick", *few, "--arms", *ARMS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "stopgrad_shortcut"
+    for name in ("outcomes", "curves", "gradients", "magnitudes", "paths"):
+        assert set(pd.read_csv(folder / f"{name}.csv")["arm"]) == set(ARMS)
+    assert (folder / "effects.csv").is_file()
+    assert len(list((folder / "figures").glob("*.pdf"))) == 7
+    assert "half" in done.stdout
+    assert runpy.run_path(catalogue.__file__)["UNMODIFIED_ARMS"] == catalogue.UNMODIFIED_ARMS  # of `make answer`
 
 
 def test_arms_that_compute_the_same_function_begin_alike(toy: tuple[Path, str]) -> None:

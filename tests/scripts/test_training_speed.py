@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.engine.reporting.console import format_steps
+from experiments.engine.reporting import show
 from experiments.engine.statistics.estimates import NO_ESTIMATE, Estimate
 from experiments.training_speed import Comparison, compare, comparison_table, decide, judge, ratio
 from tests.support.drawings import pick
@@ -29,10 +29,10 @@ def test_a_ratio_on_paper() -> None:
 
 
 def test_censored_steps_are_shown_as_such() -> None:
-    assert format_steps(series(50, 60, 70), 3) == "60 ± 10"
-    assert format_steps(series(50, math.nan, 70), 3) == "2 of 3"
-    assert format_steps(series(50, 70), 3) == "2 of 3"
-    assert format_steps(series(), 3) == "0 of 3"
+    assert show.steps(series(50, 60, 70), 3) == "60 ± 10"
+    assert show.steps(series(50, math.nan, 70), 3) == "2 of 3"
+    assert show.steps(series(50, 70), 3) == "2 of 3"
+    assert show.steps(series(), 3) == "0 of 3"
 
 
 def compared(plain: tuple[float, ...], error: tuple[float, ...], seeds: tuple[int, ...] = (0, 1, 2)) -> Comparison:

@@ -12,12 +12,12 @@ from torchvision.ops import StochasticDepth
 
 from experiments.engine.running.output import Output
 from experiments.engine.statistics.estimates import MARGIN
-from experiments.engine.statistics.factorial import errors_and_losses
+from experiments.engine.statistics.long_tables import errors_and_losses
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import recompute_bn_statistics, train
 from experiments.engine.training.networks import make, nearest_depth
 from experiments.engine.training.optimisation import Training
-from experiments.variants import between_arms, decisions, difference_table, error_table, from_reference, report
+from experiments.variants import between_arms, decide, difference_table, error_table, from_reference, report
 from models import ARMS
 from tests.support.drawings import pick
 from tests.support.scripts import drawn, toy_run
@@ -78,7 +78,7 @@ def test_decisions_need_the_whole_interval() -> None:
     found, against = between_arms(errors), from_reference(errors)
     edge = found["resnet", "stop-gradient - residual"]
     assert edge.low < MARGIN < edge.high
-    decided = decisions(found, against)
+    decided = decide(found, against)
     assert {question: reading for question, (_, _, reading) in decided.items()} == {
         "resnet: residual better than plain": "yes",
         "resnet: stop-gradient better than plain": "yes",
@@ -90,8 +90,8 @@ def test_decisions_need_the_whole_interval() -> None:
     }
     assert decided["resnet: residual better than plain"][:2] == ("+0.300 [+0.275, +0.325]", "0.02")
     other = error_table(outcomes().replace("halved-shortcut", "dirac"))  # He et al. have no such network
-    assert "dirac: worse than the identity" not in decisions(between_arms(other), from_reference(other))
-    assert decisions({}, {}) == {}
+    assert "dirac: worse than the identity" not in decide(between_arms(other), from_reference(other))
+    assert decide({}, {}) == {}
 
 
 def test_one_arm_alone_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

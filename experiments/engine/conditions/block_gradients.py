@@ -26,8 +26,8 @@ def stages(model: nn.Module) -> list[int]:
 
 
 def groups(model: nn.Module) -> dict[str, Group]:
-    """The parameters of each block by its name, and of what lies around them by the name of its outermost module, in
-    order; a parameter that is used twice belongs to the first."""
+    """The parameters of each block by its name, and all others by the name of their outermost module, in order; a
+    shared parameter belongs to the first group that has it."""
     blocks, found, seen = set(block_names(model)), dict[str, Group](), set[nn.Parameter]()
     for name, parameter in model.named_parameters():
         path = name.split(".")
@@ -39,7 +39,7 @@ def groups(model: nn.Module) -> dict[str, Group]:
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> Gradients:
-    """What the network's present flows pass back to each parameter, in the mean over the processes that train it."""
+    """The gradient of each parameter under the network's present flows, averaged over the processes that train it."""
     found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
     return dict(zip(parameters, distributed.means(found), strict=True))
 
@@ -50,6 +50,6 @@ def flat(group: Group, of: Gradients) -> Tensor:
 
 
 def assign(group: Group, vector: Tensor) -> None:
-    """Leave a vector's parts in a group's `.grad`."""
+    """Write a vector's parts into a group's `.grad`."""
     for parameter, part in zip(group, vector.split([p.numel() for p in group]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -14,7 +14,7 @@ FAMILY = "answer"
 
 @dataclass(frozen=True)
 class Condition:
-    """What is done to an arm. name: the value of the column `control`, one for each condition of an experiment."""
+    """An arm under a control. name: the value of the column `control`, different for each condition."""
 
     name: str
     arm: str
@@ -25,7 +25,7 @@ class Condition:
 
     @property
     def is_arm(self) -> bool:
-        """Whether it is an unmodified arm: nothing is done to it."""
+        """Whether it is an unmodified arm."""
         return (self.control, self.optimiser, self.network) == (NO_CONTROL, "sgd", None)
 
 

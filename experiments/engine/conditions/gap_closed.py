@@ -12,6 +12,7 @@ from scipy import stats
 from experiments.engine.conditions.conditions import Condition, reference
 from experiments.engine.statistics.estimates import NO_ESTIMATE, Estimate, estimate, exceeds
 from experiments.engine.statistics.factorial import outcome_table
+from experiments.engine.statistics.long_tables import select
 from probes.tables import table
 
 GAP_OUTCOMES = ("log train loss", "test error")
@@ -87,13 +88,13 @@ def condition_table(outcomes: pd.DataFrame, test_size: int) -> pd.DataFrame:
 
 def by_seed(runs: pd.DataFrame, depth: int, names: Sequence[str], outcome: str) -> np.ndarray:
     """One outcome of several conditions, (names, seeds): the seeds in which all of them ended finite."""
-    at_depth = runs[runs["depth_total"] == depth]
-    wide = at_depth.pivot(index="seed", columns="control", values=outcome).reindex(columns=list(names))
+    wide = select(runs, depth_total=depth).pivot(index="seed", columns="control", values=outcome)
+    wide = wide.reindex(columns=list(names))
     return wide.replace([np.inf, -np.inf], np.nan).dropna().to_numpy().T
 
 
 def gaps_closed(runs: pd.DataFrame, conditions: Sequence[Condition], depths: Sequence[int]) -> dict[Key, GapClosed]:
-    """By every condition, against plain and residual networks of its own optimiser, at each depth."""
+    """The gap that each condition closes at each depth, against plain and residual networks of its optimiser."""
     found: dict[Key, GapClosed] = {}
     for depth in depths:
         for condition in conditions:

@@ -1,4 +1,4 @@
-"""Does an update point where the true gradient does, and how long is it beside it? Block by block."""
+"""Cosine and norm ratio between an update and the true gradient, block by block."""
 
 import copy
 
@@ -22,9 +22,9 @@ NETWORK = "network"  # the block that is all of it
 def alignment(
     model: nn.Module, control: Control, images: Tensor, labels: Tensor, *, seed: int, moment: Moment
 ) -> pd.DataFrame:
-    """Of each residual block's parameters: cosine and norm ratio of a control's update, before the optimiser, with the
-    true gradient of cross-entropy at the same weights: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
-    of all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
+    """Cosine and norm ratio of a control's update, before the optimiser, with the true gradient of cross-entropy at the
+    same weights, for each residual block's parameters: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
+    for all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
 
     A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
     Coins and noise are those of the first step.
@@ -63,9 +63,9 @@ def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradient
 
 
 def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment) -> Gradients:
-    """What a control leaves in `.grad`, by the model's own parameters; zeros where it leaves nothing.
+    """The gradient that a control writes into `.grad`, by the model's own parameters; zeros where it writes none.
 
-    The network has the control's random feedback already, if there is any: it is not drawn anew.
+    The network has the control's random feedback already, if there is any: it is not drawn again.
     """
     twin = copy.deepcopy(model)
     twin.zero_grad()

@@ -15,6 +15,7 @@ from experiments.engine.running.grid import Tables, run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run
+from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset
 from experiments.engine.training.networks import outline
 from experiments.engine.training.train_run import make_network, train_run
@@ -34,7 +35,7 @@ Rates = dict[tuple[str, int], float]
 
 @dataclass(frozen=True)
 class ConditionRunner:
-    """What trains conditions: the settings and the data of one experiment."""
+    """Trains conditions with the settings and the data of one experiment."""
 
     settings: ConditionSettings
     dataset: Dataset
@@ -123,8 +124,8 @@ class ConditionRunner:
                     raise BadInput(f"{condition.name!r} on {network}: {error}; leave it out (--conditions)") from None
 
     def _best(self, found: pd.DataFrame, condition: Condition, depth: int) -> int:
-        rows = found[(found["control"] == condition.name) & (found["depth_total"] == depth)]
-        means = rows.groupby("learning_rate")[["accuracy", "loss"]].mean().reset_index()
+        tried = select(found, control=condition.name, depth_total=depth)
+        means = tried.groupby("learning_rate")[["accuracy", "loss"]].mean().reset_index()
         best = means.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
         learned = best["accuracy"] > 1 / len(self.dataset.classes) + LEARNED
         return exponent_of(float(best["learning_rate"] if learned else means["learning_rate"].min()))
@@ -141,7 +142,7 @@ def train_condition(run: Run, checkpoint: Path | None = None, *, dataset: Datase
 
 
 def first_exponents(condition: Condition) -> range:
-    """The exponents of the learning rates that are tried at first."""
+    """The exponents of the learning rates that are tried first."""
     return LR_EXPONENTS if condition.is_arm else LR_EXPONENTS_SHORT[condition.optimiser]
 
 
@@ -156,7 +157,7 @@ def exponent_of(rate: float) -> int:
 
 
 def next_exponent(tried: set[int], best: int, first: range) -> int | None:
-    """What to try next: beyond the end at which the best lies, unless that is too far from the first ones."""
+    """The exponent to try next: beyond the end at which the best is, unless that is too far from the first ones."""
     if best not in (min(tried), max(tried)):
         return None
     exponent = best + 1 if best == max(tried) else best - 1
@@ -171,7 +172,7 @@ def validation(tables: Tables, runs: Sequence[Run]) -> pd.DataFrame:
     every = pd.DataFrame(rows, columns=keys)
     if "outcomes" not in tables:
         return every.assign(accuracy=0.0, loss=np.inf)
-    outcomes = tables["outcomes"][tables["outcomes"]["split"] == "validation"]
+    outcomes = select(tables["outcomes"], split="validation")
     wide = outcomes.pivot_table(index=keys, columns="quantity", values="value").reset_index()
     return every.merge(wide, how="left", on=keys).fillna({"accuracy": 0.0, "loss": np.inf})
 

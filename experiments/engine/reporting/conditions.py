@@ -6,32 +6,16 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from experiments.engine.reporting.console import format_estimate, show_table
-from experiments.engine.reporting.factorial import show_outcomes
+from experiments.engine.reporting import show
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.estimates import Estimate
-from experiments.engine.statistics.factorial import flags
+from experiments.engine.statistics.long_tables import select
 
 EXPLAINED = (
     "R, the gap closed = (plain - condition) / (plain - residual), of the same optimiser: 0 as bad as plain, 1 as good "
     "as residual; Fieller's 95 % interval. Not corrected for their number"
 )
 SEARCHED = "Learning rates are the best of the search (in tuning/): change another setting."
-
-
-def show_conditions(
-    console: Console,
-    outcomes: pd.DataFrame,
-    runs: pd.DataFrame,
-    names: Sequence[str],
-    diverged: Sequence[Run],
-    classes: int,
-) -> None:
-    """Depth x condition: its outcomes. runs: as `gap_closed.condition_table` gives them."""
-    gone = [(str(run.labels["control"]), run.depth) for run in diverged]
-    depths = {*outcomes["depth_total"].tolist(), *(run.depth for run in diverged)}
-    marks = {depth: flags(runs, depth, classes, by="control") for depth in sorted(depths)}
-    show_outcomes(console, outcomes, names, gone, marks, by="control")
 
 
 def show_gaps_closed(console: Console, gaps: pd.DataFrame, rates: Mapping[tuple[str, int], float]) -> None:
@@ -41,7 +25,7 @@ def show_gaps_closed(console: Console, gaps: pd.DataFrame, rates: Mapping[tuple[
     for depth, name, outcome in gaps[["depth_total", "control", "outcome"]].drop_duplicates().itertuples(index=False):
         row = rows.setdefault((f"depth {depth}", name), {"rate": f"{rates[name, depth]:g}"})
         row[f"R, {outcome}"] = format_gap(wide[depth, name, outcome])
-    show_table(console, rows, title="How much of the gap between plain and residual is closed", caption=EXPLAINED)
+    show.table(console, rows, title="How much of the gap between plain and residual is closed", caption=EXPLAINED)
 
 
 def format_gap(numbers: Mapping[Any, float]) -> str:
@@ -54,7 +38,7 @@ def format_gap(numbers: Mapping[Any, float]) -> str:
 def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[str, Estimate]]]) -> None:
     """Differences in test accuracy, by depth, condition and what is subtracted."""
     rows = {
-        (f"depth {depth}", name): {title: format_estimate(change, digits=3) for title, change in changes.items()}
+        (f"depth {depth}", name): {title: show.estimate(change, digits=3) for title, change in changes.items()}
         for depth, by_name in found.items()
         for name, changes in by_name.items()
     }
@@ -64,22 +48,21 @@ def show_differences(console: Console, found: Mapping[int, Mapping[str, Mapping[
         bool(change.values) for by_name in found.values() for row in by_name.values() for change in row.values()
     )
     caption = f"mean [95 % t interval], (seeds' values) where there is none; not corrected for their number, {count}"
-    show_table(console, rows, title="Differences in test accuracy, paired by seed", caption=caption)
+    show.table(console, rows, title="Differences in test accuracy, paired by seed", caption=caption)
 
 
 def show_alignment(console: Console, alignment: pd.DataFrame, names: Sequence[str], depth: int) -> None:
     """Cosine and norm ratio of updates and true gradients, on one batch: the range over blocks of means over seeds."""
-    at_depth = alignment[alignment["depth_total"] == depth]
+    at_depth = select(alignment, depth_total=depth)
     moments = {"first": at_depth["epoch"].min(), "last": at_depth["epoch"].max()}
     rows = {}
     for name in names:
-        own = at_depth[at_depth["control"] == name]
         rows["", name] = {
-            f"{quantity}, {word}": block_range(own[(own["epoch"] == epoch) & (own["quantity"] == quantity)])
+            f"{quantity}, {word}": block_range(select(at_depth, control=name, epoch=epoch, quantity=quantity))
             for word, epoch in moments.items()
             for quantity in ("cosine", "norm ratio")
         }
-    show_table(
+    show.table(
         console,
         rows,
         title=f"Update against true gradient at depth {depth}: from block to block",

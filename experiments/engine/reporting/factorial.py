@@ -1,13 +1,15 @@
 """How arms and the factorial's effects are shown in the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
 
-from experiments.engine.reporting.console import format_estimate, mean_sd, show_decisions, show_table
-from experiments.engine.statistics.estimates import MARGIN, classify
+from experiments.engine.reporting import show
+from experiments.engine.running.run import Run
+from experiments.engine.statistics.estimates import MARGIN
 from experiments.engine.statistics.factorial import CEILING, EFFECTS, FACTORIAL, FLOOR, OUTCOMES, effects, flags
+from experiments.engine.statistics.long_tables import select
 
 SHOWN = (("train", "loss"), ("train", "accuracy"), ("test", "accuracy"))
 
@@ -15,9 +17,10 @@ SHOWN = (("train", "loss"), ("train", "accuracy"), ("test", "accuracy"))
 def show_outcomes(
     console: Console,
     outcomes: pd.DataFrame,
+    runs: pd.DataFrame,
     names: Sequence[str],
-    diverged: Sequence[tuple[str, int]],
-    marks: Mapping[int, Mapping[str, str]],
+    diverged: Sequence[Run],
+    classes: int,
     *,
     by: str = "arm",
 ) -> None:
@@ -26,30 +29,30 @@ def show_outcomes(
     Args:
         console: Where.
         outcomes: The table of that name.
+        runs: The same, as `factorial.outcome_table` gives them.
         names: Of arms (or conditions: values of the column `by`), in order.
-        diverged: Name and depth of every diverged run.
-        marks: By depth and name, "floor" or "ceiling".
-        by: The column that tells what is compared.
+        diverged: The runs without an outcome.
+        classes: Of the data set.
+        by: The column (or label of runs) that tells what is compared.
     """
     rows = {}
-    for depth in sorted(marks):
+    lost = [(run.labels.get(by, run.arm), run.depth) for run in diverged]
+    for depth in sorted({*outcomes["depth_total"].tolist(), *(run.depth for run in diverged)}):
+        marks = flags(runs, depth, classes, by=by)
         for name in names:
-            at = outcomes[(outcomes["depth_total"] == depth) & (outcomes[by] == name)]
-            values = {
-                f"{split} {quantity}": at[(at["split"] == split) & (at["quantity"] == quantity)]["value"]
-                for split, quantity in SHOWN
-            }
-            gone = diverged.count((name, depth))
-            if at.empty and not gone:  # not asked at this depth
-                continue
-            note = [f"{gone} diverged"] * bool(gone) + [marks[depth].get(name, "")]
-            n = str(len(values["test accuracy"]))
-            rows[f"depth {depth}", name] = {column: mean_sd(of) for column, of in values.items()} | {
-                "n": n,
-                "note": " ".join(note),
-            }
+            count, at = lost.count((name, depth)), select(outcomes, depth_total=depth, **{by: name})
+            if count or len(at):  # else it was not trained at this depth
+                note = [f"{count} diverged"] * bool(count) + [marks.get(name, "")]
+                rows[f"depth {depth}", name] = {**outcome_row(at, SHOWN), "note": " ".join(note)}
     caption = f"floor, ceiling: test accuracy within {FLOOR} of chance, or at least {CEILING}: effects on it mislead"
-    show_table(console, rows, title="At the end of training: mean ± sd over n seeds", caption=caption)
+    show.table(console, rows, title="At the end of training: mean ± sd over n seeds", caption=caption)
+
+
+def outcome_row(outcomes: pd.DataFrame, shown: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Mean ± sd over seeds of each split and quantity to be shown, and the number of seeds."""
+    values = [select(outcomes, split=split, quantity=quantity)["value"] for split, quantity in shown]
+    row = {f"{split} {quantity}": show.mean_sd(of) for (split, quantity), of in zip(shown, values, strict=True)}
+    return row | {"n": str(len(values[-1]))}
 
 
 def show_effects(console: Console, runs: pd.DataFrame, depth: int, *, by: str = "arm") -> None:
@@ -59,10 +62,8 @@ def show_effects(console: Console, runs: pd.DataFrame, depth: int, *, by: str = 
         console.print(f"depth {depth}: no effects, since no seed has finished all of {', '.join(FACTORIAL)}\n")
         return
     n = len(by_outcome[OUTCOMES[0]]["forward, backward on"].values)
-    rows = {
-        ("", name): {outcome: format_estimate(by_outcome[outcome][name]) for outcome in OUTCOMES} for name in EFFECTS
-    }
-    show_table(
+    rows = {("", name): {outcome: show.estimate(by_outcome[outcome][name]) for outcome in OUTCOMES} for name in EFFECTS}
+    show.table(
         console,
         rows,
         title=f"Effects of the shortcut at depth {depth}: mean [95 % t interval], paired over n = {n} seeds",
@@ -88,16 +89,16 @@ def decide_factorial(
     marks = {arm: mark for arm, mark in flags(runs, depth, classes, by=by).items() if arm in FACTORIAL}
     words = {"above": "helps", "below": "harms", "within": "changes nothing"}
     sums = {"above": "more than the sum", "below": "less than the sum", "within": "the sum"}
-    decisions = {}
+    decisions: dict[str, show.Decision] = {}
     for question, effect in questions.items():
         additive = effect == "interaction / gradient mismatch"
-        reading = (sums if additive else words).get(classify(found[effect], MARGIN), "undecided")
+        text, margin, reading = show.decision(found[effect], MARGIN, sums if additive else words, digits=2)
         if additive and marks:
             reading = f"cannot be read: {', '.join(f'{arm} at the {mark}' for arm, mark in marks.items())}"
-        decisions[question] = (format_estimate(found[effect]), f"{MARGIN}", reading)
-    n, seeds = len(found["whole shortcut"].values), runs[runs["depth_total"] == depth]["seed"].nunique()
+        decisions[question] = text, margin, reading
+    n, seeds = len(found["whole shortcut"].values), select(runs, depth_total=depth)["seed"].nunique()
     lost = f" of {seeds} seeds, the others diverged" if n < seeds else ""
-    show_decisions(console, decisions, title=f"{title}, depth {depth}, test accuracy, n = {n}{lost}")
+    show.decisions(console, decisions, title=f"{title}, depth {depth}, test accuracy, n = {n}{lost}")
     console.print(
         "One data set, one budget: this alone does not say why residual connections help. Both "
         "together give more than the sum wherever a gradient only helps the function that it belongs to."

@@ -1,4 +1,4 @@
-"""A run in the middle of its training: what decides the rest of it, kept now and then until the run is finished."""
+"""Checkpoints: the state of an unfinished training, written now and then, from which a killed run resumes."""
 
 import hashlib
 import io
@@ -26,37 +26,37 @@ class Stateful(Protocol):
 
 
 class Checkpoint:
-    """The state of one training at an epoch's end. file: None keeps nothing.
+    """The state of one training at an epoch's end. file: None writes nothing.
 
-    A file that is damaged, or another version's, is not used, with a warning. Several processes resume from what the
-    first has found; it alone keeps anything.
+    A file that is damaged, or of another version of the code, is not used, with a warning. Of several processes the
+    first alone reads and writes; the others resume from its state.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         leads = distributed.rank() == 0
-        self.file, self.last = file if leads else None, time.monotonic()
-        self.found = distributed.leaders(read(file) if leads else None) if file else None
+        self.file, self.written = file if leads else None, time.monotonic()
+        self.state = distributed.from_leader(read(file) if leads else None) if file else None
         self.caller_state: Callable[[], dict[str, Any]] = dict
-        """What the training's caller wants to find again."""
+        """Gives what the training's caller wants to be restored."""
 
     @property
     def restored_state(self) -> dict[str, Any]:
-        """The caller's state as it was kept; nothing where a training begins."""
-        return self.found["caller"] if self.found else {}
+        """The caller's state from the checkpoint; empty where a training starts from the beginning."""
+        return self.state["caller"] if self.state else {}
 
     def restore(self, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> int:
-        """Put everything back, if something was found; returns how many epochs are over."""
-        if self.found is None:
+        """Restore all parts and generators, if there is a checkpoint; the number of epochs that it has finished."""
+        if self.state is None:
             return 0
         for name, part in parts.items():
-            part.load_state_dict(self.found[name])
-        for generator, state in zip(generators, self.found["generators"], strict=True):
+            part.load_state_dict(self.state[name])
+        for generator, state in zip(generators, self.state["generators"], strict=True):
             generator.set_state(state)
-        return self.found["epochs"]
+        return self.state["epochs"]
 
     def save(self, epochs: int, parts: Mapping[str, Stateful], generators: Sequence[torch.Generator]) -> None:
-        """Keep everything, as it is after so many epochs, unless that was done a moment ago."""
-        if self.file is None or time.monotonic() - self.last < EVERY:
+        """Write the state after that many epochs, unless the last checkpoint is less than `EVERY` seconds old."""
+        if self.file is None or time.monotonic() - self.written < EVERY:
             return
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"epochs": epochs, "generators": [generator.get_state() for generator in generators]}
@@ -69,11 +69,11 @@ class Checkpoint:
             partial.replace(self.file)
         finally:
             partial.unlink(missing_ok=True)
-        self.last = time.monotonic()
+        self.written = time.monotonic()
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """A checkpoint's state; None if there is none, or none that can be used, which is then set partial."""
+    """A checkpoint's state; None if there is none, or none that can be used, which is then moved away."""
     if not file.exists():
         return None
     content = file.read_bytes()
@@ -92,7 +92,7 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def to_lists(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as lists, which a checkpoint can hold."""
+    """A table as lists, which a checkpoint can store."""
     return {"columns": table.to_dict("list"), "types": {name: str(kind) for name, kind in table.dtypes.items()}}
 
 

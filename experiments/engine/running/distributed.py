@@ -1,7 +1,7 @@
 """One network trained by several processes, as torchrun starts them: the first leads, the others train along.
 
 The leader runs a script as if it were alone: it alone decides which runs are missing, writes and prints. Before it
-trains a run, it sends it to the others, which train it, too, each on its share of every batch, and keep nothing.
+trains a run, it sends it to the others, which train it, too, each on its share of every batch, and write nothing.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=1)  # while the leader reads data or draws; whoever dies is noticed at once
+PATIENCE = timedelta(days=1)  # while the leader reads data or draws; a process that dies is noticed immediately
 
 
 def count() -> int:
@@ -31,7 +31,7 @@ def together() -> bool:
 
 
 def rank() -> int:
-    """The number of this one among them; 0 leads."""
+    """This process's number among them; 0 is the leader."""
     return dist.get_rank() if together() else 0
 
 
@@ -50,18 +50,18 @@ def joined() -> Iterator[None]:
 
 
 def backends() -> str:
-    """What messages go through; the leader's word comes from the CPU also where networks are trained on GPUs."""
+    """gloo for messages from the leader, which come from the CPU, and NCCL for gradients on GPUs."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-_NOTHING_YET: Any = None
+_NO_TASK: Any = None
 _waiting = True  # whether the others wait for the leader's next task: a fact of this process group, as the group itself
 
 
 def lead(task: Callable[..., Result], *arguments: object) -> Result:
     """The leader's result of a task that all processes do. An error in it ends this process, and with it all."""
     global _waiting
-    leaders((task, arguments))
+    from_leader((task, arguments))
     _waiting = False
     result = task(*arguments)
     _waiting = True
@@ -71,18 +71,18 @@ def lead(task: Callable[..., Result], *arguments: object) -> Result:
 def dismiss(status: int) -> None:
     """Let the others end with that exit status, unless they are in the middle of a task that broke."""
     if _waiting:
-        leaders(status)
+        from_leader(status)
 
 
 def follow() -> int:
     """Do the leader's tasks until it dismisses this process; the exit status that it sent."""
-    while not isinstance(message := leaders(_NOTHING_YET), int):
+    while not isinstance(message := from_leader(_NO_TASK), int):
         task, arguments = message
         task(*arguments)
     return message
 
 
-def leaders(value: Item) -> Item:
+def from_leader(value: Item) -> Item:
     """The leader's value, in all processes."""
     if not together():
         return value
@@ -92,16 +92,16 @@ def leaders(value: Item) -> Item:
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """What calls the network so that a backward leaves the mean of all processes' gradients."""
+    """The network as a module whose backward averages gradients over all processes."""
     return DistributedDataParallel(model, forward_sync_buffers=False) if together() else model
 
 
 def share(images: int) -> slice:
-    """This process's part of a batch of so many; ValueError if it does not divide."""
+    """This process's part of a batch of that many images; ValueError if it does not divide."""
     if images % count():
         raise ValueError(f"{images} images do not divide by {count()} processes")
-    each = images // count()
-    return slice(rank() * each, (rank() + 1) * each)
+    size = images // count()
+    return slice(rank() * size, (rank() + 1) * size)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def means(values: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Of each tensor the mean over the processes, in one message."""
+    """The mean of each tensor over the processes, in one message."""
     if not together():
         return values
     whole = mean(torch.cat([value.flatten() for value in values]))

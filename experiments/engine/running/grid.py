@@ -45,7 +45,7 @@ def run_grid(
         output: Where the joined tables go, as CSV.
         execution: Workers, and whether this is a dry run.
         store: Where runs are kept.
-        then: What follows by the outcome of these runs, if anything.
+        then: The work that depends on the outcome of these runs, if any; a dry run prints it.
 
     Returns:
         All runs' tables, joined by name, and the runs that diverged.
@@ -84,7 +84,7 @@ def run_grid(
 
 
 def join(runs: Sequence[Run], home: Path, output: Output) -> tuple[Tables, list[Run]]:
-    """The tables of all runs, one under the other, and the diverged runs; the tables also go to the output."""
+    """The concatenated tables of all runs, which also go to the output, and the diverged runs."""
     parts: dict[str, list[pd.DataFrame]] = {}
     diverged = []
     for run in runs:
@@ -105,7 +105,7 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def execute(run: Run, task: Task, home: Path, *, wait: bool) -> tuple[Run, bool]:
-    """Run one run, unless another process has just finished it; False with it if another is running it."""
+    """Execute a run that is not finished; the run, and False if another process is executing it."""
     torch.set_num_threads(1)
     folder, checkpoint = home / run.name, home.parent / "checkpoints" / f"{run.name}.pt"
     try:

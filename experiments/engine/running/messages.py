@@ -1,4 +1,4 @@
-"""What a script says while it runs: the logger, a user's mistakes, and the words in which they are put."""
+"""What a script prints while it runs: the logger, a user's mistakes, durations."""
 
 import logging
 from collections.abc import Sequence

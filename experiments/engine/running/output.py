@@ -27,7 +27,7 @@ class Output:
             make_folder(folder)
 
     def clear(self) -> None:
-        """Delete what an earlier call wrote here, with other settings perhaps; whatever else lies here stays."""
+        """Delete the files that an earlier call wrote, with other settings perhaps, and no others."""
         self.files = []
         if self.dry_run:
             return
@@ -39,7 +39,7 @@ class Output:
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Write NAME.csv."""
         if not self.dry_run:
-            write_csv(self.folder / f"{name}.csv", table)
+            write_text(self.folder / f"{name}.csv", table.to_csv(index=False))
             self.add([self.folder / f"{name}.csv"])
 
     def add(self, files: Iterable[Path]) -> None:
@@ -47,11 +47,6 @@ class Output:
         self.files += [file for file in files if file not in self.files]
         names = [file.relative_to(self.folder).as_posix() for file in self.files]
         write_text(self.folder / MANIFEST, json.dumps(names, indent=1) + "\n")
-
-
-def write_csv(file: Path, table: pd.DataFrame) -> None:
-    """Write a CSV so that the file is the old one or the new one, never half."""
-    write_text(file, table.to_csv(index=False))
 
 
 def write_text(file: Path, text: str) -> None:

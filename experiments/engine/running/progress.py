@@ -17,7 +17,7 @@ from experiments.engine.running.store import State, lacking, read_report
 
 @contextmanager
 def progress(runs: Sequence[Run], states: Mapping[str, State], home: Path) -> Iterator[Callable[[Run], None]]:
-    """Log what is finished already; then call what this gives for each run that has ended."""
+    """Log which runs are already finished, and give a function to be called with each run that ends."""
     log_states(runs, states, home)
     missing = [run for run in runs if states[run.name] != "finished"]
     console = Console(stderr=True)
@@ -62,15 +62,12 @@ def log_states(runs: Sequence[Run], states: Mapping[str, State], home: Path) -> 
 
 
 def show_plan(runs: Sequence[Run], missing: Sequence[Run], home: Path, *, max_parallel: int, then: str) -> None:
-    """Print a line for each run, and an estimate of the time that the missing ones take."""
+    """Print a line for each run, and how long the missing ones may take."""
     console = Console(highlight=False, markup=False)
     for run in runs:
         console.print(f"{'to do' if run in missing else 'done '} {run.name}", soft_wrap=True)
-    summary = [
-        f"{len(missing)} of {len(runs)} runs to do",
-        *([estimate(missing, home, max_parallel)] if missing else []),
-    ]
-    console.print("; ".join(summary), soft_wrap=True)
+    needed = f"; {estimate(missing, home, max_parallel)}" if missing else ""
+    console.print(f"{len(missing)} of {len(runs)} runs to do{needed}", soft_wrap=True)
     if then and missing:
         console.print(f"then: {then}")
 

@@ -63,8 +63,8 @@ def slots(device: torch.device) -> int:
 
 
 def check_sees(home: Path) -> None:
-    """Raise BadInput unless every machine of the cluster has this torch, and sees this checkout, the folder of the
-    runs as it is now, and the folder from which relative names lead on."""
+    """Raise BadInput unless every machine of the cluster has this version of torch, and sees this checkout, the
+    store of runs, and the working folder."""
     import ray
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -99,7 +99,7 @@ def check_sees(home: Path) -> None:
 def imap_unordered(
     function: Callable[[Item], Result], items: Sequence[Item], *, device: torch.device, max_parallel: int
 ) -> Iterator[Result]:
-    """What a function gives for each item, as it comes, in slots of one CPU, and one GPU if the device is one.
+    """The results of a function for all items, in the order in which they come; a call takes a CPU, or a GPU too.
 
     A run whose machine is lost is rerun elsewhere, from its last checkpoint. An error in it is raised as itself.
     """

@@ -32,7 +32,7 @@ class Run:
     labels: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of its tables, by which an experiment tells runs of one arm, depth and seed apart."""
     about: Mapping[str, object] = field(default_factory=dict)
-    """What `run.json` states beside the recipe, such as where the data came from."""
+    """Further facts for `run.json`, such as the source of the data."""
     work: float = 1.0
     """How long it takes compared with other runs at the same pace: layers times epochs."""
     pace: str = ""
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """What a run gave: its tables and arrays by name; the step at which its loss stopped being finite, if it did."""
+    """The result of a run: tables and arrays by name; the step at which its loss stopped being finite, if it did."""
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

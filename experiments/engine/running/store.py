@@ -55,7 +55,7 @@ def state_of(home: Path, run: Run) -> State:
 
 
 def lacking(report: dict[str, Any], run: Run) -> list[str]:
-    """The outputs that a run must give now, and that it was not asked for when it was run."""
+    """The outputs that a run must give now, and did not have to give when it was executed."""
     return sorted(set(run.outputs) - set(report["run"]["outputs"]))
 
 
@@ -69,7 +69,7 @@ def owners(home: Path) -> set[str]:
 
 
 def move_to_damaged(folder: Path) -> Path:
-    """Move a damaged run's folder to where nothing reads it; the place of all such folders."""
+    """Move a damaged run's folder into the folder of damaged ones, which is returned."""
     damaged = folder.parent.parent / "damaged"
     damaged.mkdir(exist_ok=True)
     folder.rename(next(place for n in range(10**6) if not (place := damaged / f"{folder.name}-{n}").exists()))

@@ -63,7 +63,7 @@ class Execution:
 
     @contextmanager
     def pool(self, device: torch.device, home: Path, *, most: int) -> Iterator[ImapUnordered[Any, Any]]:
-        """What calls a function for each item, of which there are at most `most`, for runs that are kept in `home`."""
+        """A function that maps in parallel, over at most `most` items, for runs that are stored in `home`."""
         parallel = min(self.max_parallel(device), max(1, most))
         if self.backend == "ray":
             if most:
@@ -93,9 +93,9 @@ def check_device(name: str) -> torch.device:
 
 
 def begin_worker(parent: int, numbered: Path | None = None) -> None:
-    """Begin a worker: Ctrl-C is its parent's to handle, and it ends soon after its parent, also a killed one.
+    """Set a worker up: its parent handles Ctrl-C, and it ends soon after its parent, also after a killed one.
 
-    Without this, a worker would go on with its run and with those that already wait for it, and an idle one for
+    Without this, a worker would continue with its run and with those in its queue, and an idle one would live for
     minutes. numbered: the store whose workers take the GPUs of this machine in turn.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -122,7 +122,7 @@ def _take(free: FileLock) -> bool:
     return True
 
 
-def _end_with(parent: int, *, interval: float = 0.5) -> None:
+def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(interval)
+        time.sleep(0.5)
     os._exit(1)

@@ -66,7 +66,7 @@ def compare(runs: pd.DataFrame, arm: str, limit: int, *, ordinary: str = "residu
 
 
 def read(change: Estimate, outcome: str) -> Reading:
-    """What one outcome's interval says; where there is none (under three seeds), nothing is decided."""
+    """The reading of one outcome's interval; undecided where there is none (under three seeds)."""
     ends = sorted(WORSE[outcome] * end for end in (change.low, change.high))
     worse = Estimate(change.values, WORSE[outcome] * change.mean, *ends)
     words: dict[str, Reading] = {"above": "falls short", "within": "recovered"}

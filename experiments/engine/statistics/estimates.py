@@ -40,8 +40,7 @@ def estimate(values: np.ndarray, max_abs: float = math.inf) -> Estimate:
         max_abs: The scale ends at +- this number.
 
     Returns:
-        NO_ESTIMATE without values; no interval (nan) under three seeds, or where it would leave the scale: then the
-        seeds' values speak alone.
+        NO_ESTIMATE without values; no interval (nan) under three seeds, or where it would leave the scale.
     """
     if len(values) == 0:
         return NO_ESTIMATE
@@ -54,7 +53,7 @@ def estimate(values: np.ndarray, max_abs: float = math.inf) -> Estimate:
 
 
 def classify(found: Estimate, margin: float, *, low: float | None = None) -> Side:
-    """On which side of a margin the whole 95 % interval lies.
+    """The side of a margin on which the whole 95 % interval is.
 
     Args:
         found: An estimate; one without an interval is undecided.

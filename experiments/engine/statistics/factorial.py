@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.long_tables import select
 from probes.tables import table
 
 FACTORIAL = ("residual", "stop-gradient", "gradient-only", "plain")
@@ -25,18 +26,6 @@ OUTCOMES = ("log train loss", "test accuracy", "logit test accuracy")
 FLOOR, CEILING = 0.1, 0.95  # an arm within 0.1 of chance, or at 0.95 and above, hides effects
 FITTED = 0.99
 """Of the training set: a network that classifies more of it right has fitted it."""
-
-
-def errors_on_test(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Each run's error on test images (from 0 to 1), in the end: the outcomes' columns."""
-    rows = outcomes[(outcomes["split"] == "test") & (outcomes["quantity"] == "accuracy")]
-    return rows.assign(quantity="error", value=1 - rows["value"])
-
-
-def errors_and_losses(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Each run's error on test images (from 0 to 1), and its training loss."""
-    train = outcomes[(outcomes["split"] == "train") & (outcomes["quantity"] == "loss")]
-    return pd.concat([errors_on_test(outcomes), train], ignore_index=True)
 
 
 def outcome_table(outcomes: pd.DataFrame, test_size: int, *, by: str = "arm") -> pd.DataFrame:
@@ -62,7 +51,7 @@ def effects(runs: pd.DataFrame, depth: int, outcome: str, *, by: str = "arm") ->
 
     All are taken over the same seeds: those whose four arms finished with every outcome finite.
     """
-    at_depth = runs[runs["depth_total"] == depth]
+    at_depth = select(runs, depth_total=depth)
     finite = at_depth[np.isfinite(at_depth[list(OUTCOMES)].to_numpy()).all(1)]
     arms = finite.pivot(index="seed", columns=by, values=outcome).reindex(columns=list(FACTORIAL)).dropna()
     if arms.empty:
@@ -88,7 +77,7 @@ def effect_table(runs: pd.DataFrame, *, by: str = "arm") -> pd.DataFrame:
 
 def flags(runs: pd.DataFrame, depth: int, classes: int, *, by: str = "arm") -> dict[str, str]:
     """The arms of one depth whose mean test accuracy is at the floor (chance) or at the ceiling."""
-    means = runs[runs["depth_total"] == depth].groupby(by)["test accuracy"].mean()
+    means = select(runs, depth_total=depth).groupby(by)["test accuracy"].mean()
     found = {}
     for arm, accuracy in means.items():
         if accuracy <= 1 / classes + FLOOR:

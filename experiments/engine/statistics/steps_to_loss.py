@@ -20,7 +20,7 @@ def trailing_means(losses: pd.DataFrame, *, window: int) -> pd.DataFrame:
 
 
 def steps_to_loss(losses: pd.DataFrame, targets: Sequence[float], *, window: int) -> pd.DataFrame:
-    """Of each run and target: the first step at which the mean of the last `window` losses is at or below the target.
+    """The first step of each run at which the mean of the last `window` losses is at or below each target.
 
     losses: as for `trailing_means`. Returns a row for every run and target: the columns that tell runs apart, target,
     quantity ("steps"), value. A target that a run has not reached at its end has no value (nan): it is censored. A loss

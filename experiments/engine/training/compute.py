@@ -1,4 +1,4 @@
-"""How a training computes on its device: in float32 and as it is written, unless a setting says otherwise."""
+"""How a training computes on its device: in float32 and uncompiled, unless a setting says otherwise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,19 +36,19 @@ class Computing:
                 ) from None
 
     def refuse_compile(self) -> None:
-        """Raise BadInput if the network is to be compiled, where a training changes gradients after its forward."""
+        """Raise BadInput for --compile, in an experiment that changes gradients between forward and backward."""
         if self.compile:
             raise BadInput(
                 "--compile: compiled code does not follow what this experiment does to gradients; leave it out"
             )
 
     def lay_out(self, model: nn.Module) -> None:
-        """Bring the network's weights, in place, into the order that training wants in memory."""
+        """Change the memory layout of the network's weights, in place, to that of training."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) in that order."""
+        """Images (N, C, H, W) in that memory layout."""
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def forward(self, device: torch.device) -> torch.autocast:
@@ -56,10 +56,10 @@ class Computing:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
 
     def compiled(self, forward: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What calls the network in training: as it is, or code for it and the shape that it is given.
+        """The network for training: itself, or compiled for the shape of its input.
 
-        Code follows a weight of gradients that changes before the next forward, but none that changes between a forward
-        and its backward.
+        Compiled code sees a gradient weight that changes before the next forward, but none that changes between a
+        forward and its backward.
         """
         if not self.compile:
             return forward

@@ -64,6 +64,10 @@ class Dataset:
         _, channels, height, width = self.splits["train"][0].shape
         return channels, height, width
 
+    def size(self, split: str) -> int:
+        """How many images the split has."""
+        return len(self.splits[split][1])
+
     @cached_property
     def digest(self) -> str:
         """A fingerprint of every image, label and split; of images in files by the files' names and lengths."""
@@ -179,7 +183,7 @@ class Batches:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images and labels of each batch in turn, shifted and mirrored by chance as the data allows.
 
-        share: of each batch these alone; they are shifted and mirrored as they are in the whole batch.
+        share: the part of each batch to give; it is shifted and mirrored as in the whole batch.
         """
         for whole, (images, labels) in zip(
             order, self.in_turn("train", [batch[share] for batch in order]), strict=True
@@ -199,7 +203,7 @@ class Batches:
 
 
 def to_device_async(drawn: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, on the device, without waiting for it to arrive."""
+    """A tensor that was drawn on the CPU, copied to the device without waiting."""
     crosses = drawn.device.type == "cpu" and device.type == "cuda"
     return drawn.pin_memory().to(device, non_blocking=True) if crosses else drawn.to(device)
 
@@ -207,7 +211,7 @@ def to_device_async(drawn: Tensor, device: torch.device) -> Tensor:
 def shift(
     images: Tensor, generator: torch.Generator, *, whole: int | None = None, share: slice = slice(None)
 ) -> Tensor:
-    """Each image moved by up to 1/8 of its side each way, zeros moving in: He et al. 2015's pad-4 crop at 32 x 32.
+    """Images shifted by up to 1/8 of their side, padded with zeros: He et al. 2015's pad-4 crop at 32 x 32.
 
     whole, share: the images are that share of a batch of so many, for all of which the moves are drawn.
     """

@@ -32,7 +32,7 @@ from stand in its attribute `generators`, if it has any, so that a training resu
 
 
 def backpropagation(model: nn.Module, loss: Tensor, moment: Moment) -> None:
-    """The gradient as it is."""
+    """The gradient of the loss, unchanged."""
     loss.backward()
 
 
@@ -64,10 +64,10 @@ def train(
     """Train, yielding after each epoch its batches' losses, in the order of steps.
 
     The seed decides the order of the data and its augmentation, nothing else: all arms of a seed see the same batches.
-    backward: leaves the update in `.grad`. computing: how, on the device; the network's weights may be laid out anew in
-    memory. gradient_context: a context for an epoch's forwards and backwards. checkpoint: where the training resumes,
-    and what keeps its state once the caller is done with an epoch. Raises Diverged at the end of the epoch in which the
-    loss stopped being finite: within an epoch nothing waits for a GPU.
+    backward: leaves the update in `.grad`. computing: how, on the device; it may change the memory layout of the
+    network's weights. gradient_context: a context for an epoch's forwards and backwards. checkpoint: from which the
+    training resumes, and where its state is written once the caller is done with an epoch. Raises Diverged at the end
+    of the epoch in which the loss stopped being finite: within an epoch nothing waits for a GPU.
 
     With several processes (torchrun), each takes its share of every batch, and all take the same step, by the mean of
     their gradients (DistributedDataParallel); the losses are of whole batches. BatchNorm normalises each share by
@@ -111,7 +111,7 @@ def train(
 
 
 def global_generators(device: torch.device) -> list[torch.Generator]:
-    """Of what a network draws in its forward: on the CPU, and on the GPU that it is trained on, if it is one."""
+    """The global generators that a network's forward draws from: of the CPU, and of its GPU if it has one."""
     if device.type == "cpu":
         return [torch.default_generator]
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -120,8 +120,8 @@ def global_generators(device: torch.device) -> list[torch.Generator]:
 
 @torch.no_grad()
 def recompute_bn_statistics(model: nn.Module, batches: Batches, *, batch_size: int = 128, most: int = 16) -> None:
-    """Take BatchNorm's running statistics anew from training images (at most 16 batches, always the same ones), of the
-    network that is evaluated: nothing is dropped meanwhile. Leaves it in eval mode.
+    """Recompute BatchNorm's running statistics from training images (at most 16 batches, always the same ones), without
+    dropout, and leave the network in eval mode.
 
     In a short training the running averages lag behind the weights, more in some arms than in others; without this, an
     evaluation would measure that lag.

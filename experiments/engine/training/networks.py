@@ -1,4 +1,4 @@
-"""The networks that a script can be asked about: the names of --network."""
+"""The networks that scripts can train: the names of --network."""
 
 from collections.abc import Callable
 from functools import partial

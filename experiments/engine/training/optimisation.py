@@ -54,7 +54,7 @@ class Training:
 
 
 def share(images: int) -> slice:
-    """This process's part of a batch, an equal one; BadInput where that is none or under two images."""
+    """This process's equal part of a batch; BadInput where it would have less than two images."""
     processes = distributed.count()
     if images % processes or images < 2 * processes:
         raise BadInput(
@@ -81,7 +81,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 class SignSGD(torch.optim.SGD):
-    """SGD to which every gradient is its sign (Bernstein et al. 2018, arXiv 1802.04434): no scale is left in it."""
+    """SGD on the gradients' signs (Bernstein et al. 2018, arXiv 1802.04434), which have no scale."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -104,7 +104,7 @@ def make_optimiser(model: nn.Module, training: Training) -> torch.optim.Optimize
 def make_schedule(
     optimiser: torch.optim.Optimizer, training: Training, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate's course over that many steps."""
+    """The learning-rate schedule over that many steps."""
     if training.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
             optimiser, training.learning_rate, total_steps=max(steps, 2), cycle_momentum=False

@@ -1,9 +1,9 @@
 """The settings that experiments on trained networks share, their checks, and the runs that follow from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -64,6 +64,10 @@ class NetworkSettings:
         """The experiment's folder of tables and figures."""
         return Output(self.out / experiment, dry_run=self.execution.dry_run)
 
+    def on(self, network: str | None) -> Self:
+        """The same settings for another network; None: for their own."""
+        return replace(self, network=network or self.network)
+
     def recipe(self, dataset: Dataset, treatment: object = None) -> Recipe:
         """How each network is trained."""
         return Recipe(
@@ -89,17 +93,10 @@ class NetworkSettings:
         labels: Mapping[str, Any] | None = None,
         treatment: object = None,
     ) -> list[Run]:
-        """A run for each depth, arm and seed.
+        """A run for each depth (in layers), arm and seed (by default those of the settings).
 
-        Args:
-            experiment: Its name.
-            dataset: What is learned.
-            arms: By name.
-            depths: In layers.
-            seeds: Those of the settings if not given.
-            outputs: The tables and arrays that each run must give, beside those of every training.
-            labels: Further columns of the runs' tables.
-            treatment: What is done beside ordinary training.
+        outputs: the tables and arrays that each run must give, beside those of every training. labels: further columns
+        of the runs' tables. treatment: what is done beside ordinary training.
         """
         recipe = self.recipe(dataset, treatment)
         pace = f"{self.network}, width {self.width}, batch {self.training.batch_size}, {self.device}, {recipe.data}"
@@ -136,6 +133,13 @@ def check_seeds(flag: str, seeds: Sequence[int]) -> None:
     check_unique(flag, seeds)
     if min(seeds) < 0 or max(seeds) >= 2**32:
         raise BadInput(f"{flag} {' '.join(map(str, seeds))}: give numbers from 0 to {2**32 - 1}")
+
+
+def check_networks(networks: Sequence[str]) -> None:
+    """Raise BadInput unless all are networks, none twice."""
+    check_unique("--networks", networks)
+    for network in networks:
+        check_choice("--networks", network, tuple(NETWORKS))
 
 
 def check_arms(arms: Sequence[str]) -> None:

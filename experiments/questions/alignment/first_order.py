@@ -1,4 +1,4 @@
-"""Does a step go uphill? The first-order change of the true loss over each step of a training."""
+"""The first-order change of the true loss over each step of a training: does it go uphill?"""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +13,8 @@ from models import residual_blocks, set_flows
 
 @dataclass
 class FirstOrderChanges:
-    """Of each step of one training: g . (weights after the step - weights before it), with g the true gradient of that
-    step's loss at the weights before, whatever the gradient that is learned from.
+    """g . (weights after the step - weights before it) for each step of one training, with g the true gradient of the
+    step's loss at the weights before, whatever gradient is trained with.
 
     The change holds all that the optimiser does, momentum and weight decay included. Not for networks with random
     feedback: their true gradient is not found here.
@@ -25,7 +25,7 @@ class FirstOrderChanges:
     _begun: tuple[Moment, Tensor, Tensor] | None = None
 
     def wrap_backward(self, backward: Backward) -> Backward:
-        """The same backward, which notes weights and true gradient first."""
+        """The same backward, which records weights and true gradient first."""
 
         def wrapped(model: nn.Module, loss: Tensor, moment: Moment) -> None:
             self._end_step(model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from experiments.engine.reporting.console import format_estimate
+from experiments.engine.reporting import show
 from experiments.questions.verdict.judging import KINDS, NONE_MADE, Judged, headline, standing
 from experiments.questions.verdict.measured import Reading
 from experiments.questions.verdict.verdict_file import READINGS, Verdicts
@@ -56,7 +56,7 @@ def show_reading(reading: Reading) -> str:
     name = f"{reading.version.name}, depth {reading.depth}" if reading.version.name else f"depth {reading.depth}"
     word = reading.word
     if reading.found.values:
-        word += f" ({format_estimate(reading.found)})"
+        word += f" ({show.estimate(reading.found)})"
     return f"{name}: {word}" if reading.version.required else f"[{name}: {word}]"
 
 

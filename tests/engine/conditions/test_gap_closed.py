@@ -10,8 +10,8 @@ from experiments.engine.conditions import catalogue
 from experiments.engine.conditions.conditions import Condition, choose, reference
 from experiments.engine.conditions.controls import Control
 from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, difference, gap_table, gaps_closed
+from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import block_range, format_gap
-from experiments.engine.reporting.console import format_estimate
 from experiments.engine.running.messages import BadInput
 from experiments.engine.statistics.estimates import NO_ESTIMATE
 from tests.support.drawings import pick
@@ -86,9 +86,9 @@ def test_differences_on_paper() -> None:
     found = difference(runs, 20, "a", "b")
     assert found.values == pytest.approx((0.3, 0.303, 0.297))
     assert found.high - found.mean == pytest.approx(4.3026527 * 0.003 / math.sqrt(3))
-    assert format_estimate(found, digits=3) == "+0.300 [+0.293, +0.307]"
+    assert show.estimate(found, digits=3) == "+0.300 [+0.293, +0.307]"
     assert difference(runs, 20, "a", "a") == difference(runs, 20, "a", "not run") == NO_ESTIMATE
-    assert format_estimate(NO_ESTIMATE) == "-"
+    assert show.estimate(NO_ESTIMATE) == "-"
 
 
 def test_a_condition_brings_its_references() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.engine.reporting.console import format_estimate
+from experiments.engine.reporting import show
 from experiments.engine.statistics.estimates import MARGIN, NO_ESTIMATE, Estimate, classify, estimate, exceeds
 
 
@@ -19,9 +19,9 @@ def test_intervals_cover_what_they_promise() -> None:
 def test_no_interval_under_three_seeds_or_beyond_the_scale() -> None:
     two = estimate(np.array([0.3, 0.3]))
     assert math.isnan(two.low)
-    assert format_estimate(two) == "+0.30 (+0.30, +0.30)"
+    assert show.estimate(two) == "+0.30 (+0.30, +0.30)"
     assert estimate(np.array([])) == NO_ESTIMATE
-    assert format_estimate(NO_ESTIMATE) == format_estimate(None) == "-"
+    assert show.estimate(NO_ESTIMATE) == show.estimate(None) == "-"
     assert math.isnan(estimate(np.array([0.9, 0.1, 0.5]), max_abs=1).low)
     assert not math.isnan(estimate(np.array([0.9, 0.1, 0.5])).low)
     assert math.isnan(estimate(np.array([0.9, 0.1, math.inf])).low)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.engine.reporting.console import terminal
+from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import decide_factorial, show_outcomes
 from experiments.engine.statistics.factorial import (
     EFFECTS,
@@ -113,7 +113,7 @@ def test_effects_of_conditions_are_read_by_their_own_column() -> None:
 
 def test_decisions_state_effects_and_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
     def printed(outcomes: pd.DataFrame) -> str:
-        decide_factorial(terminal(), outcome_table(outcomes, 100), 20, title="toy", classes=10)
+        decide_factorial(show.terminal(), outcome_table(outcomes, 100), 20, title="toy", classes=10)
         return " ".join(capsys.readouterr().out.split())
 
     shown = printed(outcomes())
@@ -128,10 +128,11 @@ def test_decisions_state_effects_and_their_limits(capsys: pytest.CaptureFixture[
     assert "depth 20: no effects; no seed has finished" in printed(outcomes().query("arm != 'plain'"))
 
 
-def test_an_arm_is_shown_at_the_depths_at_which_it_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_arm_is_shown_at_the_depths_at_which_it_was_trained(capsys: pytest.CaptureFixture[str]) -> None:
     everywhere = outcomes().assign(depth_total=lambda t: np.where(t["arm"] == "plain", 8, 20))
     trained = everywhere[everywhere["split"] == "test"].assign(split="train")
-    show_outcomes(terminal(), pd.concat([everywhere, trained]), FACTORIAL, [], {8: {}, 20: {}})
+    ends = pd.concat([everywhere, trained])
+    show_outcomes(show.terminal(), ends, outcome_table(ends, 100), FACTORIAL, [], 10)
     first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
     named = [word for word in first if word in FACTORIAL]
     assert named == ["plain", "residual", "stop-gradient", "gradient-only"]

@@ -1,5 +1,6 @@
 """The terminal: data frames as tables, numbers as text, and the files that were written."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,20 +15,22 @@ import figures
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.equivalence import DEFINITION, MARGINS, Comparison
-from experiments.engine.statistics.estimates import Estimate
+from experiments.engine.statistics.estimates import Estimate, classify
 
+Decision = tuple[str, str, str]
+"""An estimate as text, its margin, and the reading."""
 RULE = "The whole 95 % interval is compared with the margin; intervals are not corrected for their number."
 Rows = Mapping[tuple[str, str], Mapping[str, str]]
 """Text by (heading, row), then by column."""
 
 
 def terminal() -> Console:
-    """A console wide enough for the tables where the output is a file."""
+    """The terminal, or a console wide enough for the tables where the output is a file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
 
 
-def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
+def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
     """Print rows of text as a table.
 
     Args:
@@ -38,9 +41,10 @@ def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -
         caption: One paragraph below it.
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", *columns):
-        shown.add_column(column, no_wrap=column not in ("", "note", "reading"))  # numbers are never cut off
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("", *columns):  # names and remarks are wrapped where a table is too wide, and nothing is cut off
+        words = column in ("", "note", "reading")
+        shown.add_column(column, no_wrap=not words, overflow="fold" if words else "ellipsis")
     for index, (heading, name) in enumerate(rows):
         if heading and heading not in [before for before, _ in list(rows)[:index]]:
             shown.add_section()
@@ -50,13 +54,46 @@ def show_table(console: Console, rows: Rows, *, title: str, caption: str = "") -
     console.print(f"{caption}\n" if caption else "", markup=False)
 
 
-def show_decisions(console: Console, decisions: Mapping[str, tuple[str, str, str]], *, title: str) -> None:
-    """What was decided, by rules that were fixed before any run: by effect, its estimate, the margin, the reading."""
+def decision(
+    found: Estimate,
+    margin: float,
+    readings: Mapping[str, str],
+    *,
+    one_sided: bool = False,
+    digits: int = 3,
+    sign: bool = True,
+    missing: str = "undecided",
+) -> Decision:
+    """What an estimate decides, by a rule that was fixed before any run.
+
+    Args:
+        found: The estimate.
+        margin: With which its whole interval is compared.
+        readings: The words for an interval "above", "below" and "within" the margin; else it is "undecided".
+        one_sided: Whatever is not above the margin is within it.
+        digits: Of the estimate as text, after the point.
+        sign: Whether positive numbers have one.
+        missing: The reading where no seed has a value.
+    """
+    side = classify(found, margin, low=-math.inf if one_sided else None)
+    reading = readings.get(side, "undecided") if found.values else missing
+    return estimate(found, digits=digits, sign=sign), f"{margin:.3g}", reading
+
+
+def conclusion(console: Console, output: Output, made: Mapping[str, Decision], *, title: str, remark: str) -> None:
+    """End a report: the files that were written, what was decided (by effect), and its limits in a sentence."""
+    files(console, output)
+    decisions(console, made, title=title)
+    console.print(remark)
+
+
+def decisions(console: Console, made: Mapping[str, Decision], *, title: str) -> None:
+    """Each effect's estimate, margin and reading."""
     rows = {
         ("", effect): {"estimate [95 % interval]": found, "margin": margin, "reading": reading}
-        for effect, (found, margin, reading) in decisions.items()
+        for effect, (found, margin, reading) in made.items()
     }
-    show_table(console, rows, title=f"Decisions: {title}", caption=RULE)
+    table(console, rows, title=f"Decisions: {title}", caption=RULE)
 
 
 def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], name: str) -> None:
@@ -64,8 +101,8 @@ def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np
     output.add(figures.save(axes, table, output.folder / "figures", name))
 
 
-def show_files(console: Console, output: Output) -> None:
-    """Where everything was written."""
+def files(console: Console, output: Output) -> None:
+    """Print where the files are."""
     console.print(f"Written to {output.folder}:", soft_wrap=True)
     endings: dict[str, list[str]] = {}
     for file in sorted(output.files, key=lambda file: (len(file.parts), file)):
@@ -83,32 +120,32 @@ def all_diverged(
     *,
     advice: str = "A lower --learning-rate may help.",
 ) -> bool:
-    """Whether every run diverged, which is then printed."""
+    """Whether every run diverged; if so, say it."""
     if "outcomes" in tables:
         return False
-    show_files(console, output)
+    files(console, output)
     console.print(f"Every run diverged: there is nothing to compare. {advice}")
     return True
 
 
-def show_diverged(console: Console, diverged: Sequence[Run]) -> None:
+def diverged(console: Console, runs: Sequence[Run]) -> None:
     """The runs that diverged, and so have no outcomes."""
-    for run in diverged:
+    for run in runs:
         labels = "".join(f", {name} {value}" for name, value in run.labels.items())
         console.print(f"diverged: {run.experiment}, {run.arm}, depth {run.depth}, seed {run.seed}{labels}")
 
 
-def show_changes(console: Console, comparisons: Sequence[Comparison], *, where: str = "") -> None:
+def changes(console: Console, comparisons: Sequence[Comparison], *, where: str = "") -> None:
     """Comparisons with ordinary training. where: of the title, as " at depth 56"."""
     rows = {
         ("", found.arm): {
-            outcome: format_estimate(found.changes[outcome], digits=3) if found.changes else "-" for outcome in MARGINS
+            outcome: estimate(found.changes[outcome], digits=3) if found.changes else "-" for outcome in MARGINS
         }
         | {"n": str(found.pairs), "ordinary training is": found.reading}
         for found in comparisons
     }
     title = f"Change from ordinary training{where}: mean [95 % t interval], paired by seed"
-    show_table(console, rows, title=title, caption=f"{DEFINITION}.\nIntervals are not corrected for their number")
+    table(console, rows, title=title, caption=f"{DEFINITION}.\nIntervals are not corrected for their number")
 
 
 def mean_sd(values: pd.Series) -> str:
@@ -119,15 +156,15 @@ def mean_sd(values: pd.Series) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
-def format_steps(steps: pd.Series, seeds: int) -> str:
+def steps(found: pd.Series, seeds: int) -> str:
     """`57 ± 3`, mean and deviation over seeds; `2 of 3` where a seed has not reached the target."""
-    reached = steps.dropna()
+    reached = found.dropna()
     if len(reached) < seeds:
         return f"{len(reached)} of {seeds}"
     return f"{reached.mean():.0f}" + (f" ± {reached.std():.0f}" if seeds > 1 else "")
 
 
-def format_estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
+def estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
     """`-0.38 [-0.50, -0.26]`, the seeds' own values where there is no interval, `-` where there is no value."""
     if found is None or not found.values:
         return "-"
