@@ -9,7 +9,14 @@ import pytest
 from experiments.engine.conditions import catalogue
 from experiments.engine.conditions.conditions import Condition, choose, reference
 from experiments.engine.conditions.controls import Control
-from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, difference, gap_table, gaps_closed
+from experiments.engine.conditions.gap_closed import (
+    NO_GAP,
+    by_seed,
+    condition_table,
+    difference,
+    gap_table,
+    gaps_closed,
+)
 from experiments.engine.reporting.conditions import block_range, format_gap
 from experiments.engine.reporting.console import format_estimate
 from experiments.engine.running.messages import BadInput
@@ -78,6 +85,19 @@ def test_a_seed_that_diverged_in_one_condition_leaves_its_pairs() -> None:
     assert len(difference(runs, 20, "plain", "residual").values) == 3
     conditions = catalogue.UNMODIFIED_ARMS[:2] + catalogue.UNMODIFIED_ARMS[3:4]
     assert gaps_closed(runs, conditions, [20])["stop-gradient", 20, "test error"].note == "fewer than three seeds"
+
+
+@pytest.mark.parametrize("loss", [0.0, math.inf])
+def test_a_seed_whose_log_loss_is_not_finite_leaves_its_pairs(loss: float) -> None:
+    outcomes = toy_outcomes({"plain": 0.8, "residual": 0.2})
+    outcomes.loc[
+        (outcomes["control"] == "plain") & (outcomes["seed"] == 1) & (outcomes["split"] == "train"), "value"
+    ] = loss
+    runs = condition_table(outcomes, 360)
+    assert by_seed(runs, 20, ["plain", "residual"], "log train loss") == pytest.approx(
+        np.log([[8, 7.92], [2, 1.98]]), abs=1e-15
+    )
+    assert by_seed(runs, 20, ["plain", "residual"], "test error").shape == (2, 3)
 
 
 def test_differences_on_paper() -> None:
