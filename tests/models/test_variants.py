@@ -101,6 +101,7 @@ def test_fixup_scales_all_convolutions_of_a_branch_but_the_last() -> None:
 def test_fixup_s_numbers_stand_where_the_paper_has_them() -> None:
     """scale * conv2(relu(conv1(x + b1) + b2) + b3) + b4, in plain functions."""
     branch, x = network(block="fixup").blocks[0].branch, stream()
+    assert [p.item() for p in branch.parameters() if not p.dim()] == [0, 0, 0, 1, 0]  # biases and the factor
     with torch.no_grad():
         for value, parameter in enumerate(branch.parameters(), 1):
             parameter.copy_(value / 10 * torch.randn_like(parameter))

@@ -14,6 +14,7 @@ from experiments.engine.conditions.gap_closed import (
     by_seed,
     condition_table,
     difference,
+    differences,
     gap_table,
     gaps_closed,
 )
@@ -94,9 +95,8 @@ def test_a_seed_whose_log_loss_is_not_finite_leaves_its_pairs(loss: float) -> No
         (outcomes["control"] == "plain") & (outcomes["seed"] == 1) & (outcomes["split"] == "train"), "value"
     ] = loss
     runs = condition_table(outcomes, 360)
-    assert by_seed(runs, 20, ["plain", "residual"], "log train loss") == pytest.approx(
-        np.log([[8, 7.92], [2, 1.98]]), abs=1e-15
-    )
+    losses = by_seed(runs, 20, ["plain", "residual"], "log train loss")
+    assert losses == pytest.approx(np.log([[8, 7.92], [2, 1.98]]))
     assert by_seed(runs, 20, ["plain", "residual"], "test error").shape == (2, 3)
 
 
@@ -109,6 +109,16 @@ def test_differences_on_paper() -> None:
     assert format_estimate(found, digits=3) == "+0.300 [+0.293, +0.307]"
     assert difference(runs, 20, "a", "a") == difference(runs, 20, "a", "not run") == NO_ESTIMATE
     assert format_estimate(NO_ESTIMATE) == "-"
+
+
+def test_differences_are_taken_where_a_condition_has_one() -> None:
+    runs = runs_of({"a": 0.2, "b": 0.5, "c": 0.3})
+    minus = {"from b": {"a": "b", "c": "b"}, "from c": {"a": "c"}}
+    wanted = {
+        "a": {"from b": difference(runs, 20, "a", "b"), "from c": difference(runs, 20, "a", "c")},
+        "c": {"from b": difference(runs, 20, "c", "b"), "from c": NO_ESTIMATE},
+    }
+    assert differences(runs, [20], minus) == {20: wanted}
 
 
 def test_a_condition_brings_its_references() -> None:
