@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from models import PLAIN, CifarResNet, cifar_resnet
-from models.branches import DiracConv2d
+from models import PLAIN, CifarResNet, ResidualBlock, cifar_resnet
+from models.branches import DiracConv2d, fixup_weights
 from models.variants import BLOCK_KINDS, VARIANTS, BlockName, Variant
 from tests.support.networks import FLOAT64, images
 
@@ -85,9 +85,23 @@ def test_fixup_begins_as_its_shortcuts_with_scaled_convolutions(depth: int) -> N
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
+def test_fixup_scales_all_convolutions_of_a_branch_but_the_last() -> None:
+    """Two branches of m = 3: 2^(-1 / (2m - 2)) = 2^(-1/4) of the first two, zeros in the last and the classifier."""
+    branches = [nn.Sequential(*(nn.Conv2d(1, 1, 1, dtype=FLOAT64) for _ in range(3))) for _ in range(2)]
+    classifier = nn.Linear(2, 2)
+    for branch in branches:
+        for convolution in branch:
+            nn.init.ones_(convolution.weight)  # type: ignore[arg-type]
+    fixup_weights([ResidualBlock(branch) for branch in branches], classifier)
+    weights = [convolution.weight.item() for branch in branches for convolution in branch]  # type: ignore[operator]
+    assert weights == pytest.approx([2**-0.25, 2**-0.25, 0] * 2, abs=1e-15)
+    assert not any(parameter.any() for parameter in classifier.parameters())
+
+
 def test_fixup_s_numbers_stand_where_the_paper_has_them() -> None:
     """scale * conv2(relu(conv1(x + b1) + b2) + b3) + b4, in plain functions."""
     branch, x = network(block="fixup").blocks[0].branch, stream()
+    assert [p.item() for p in branch.parameters() if not p.dim()] == [0, 0, 0, 1, 0]  # biases and the factor
     with torch.no_grad():
         for value, parameter in enumerate(branch.parameters(), 1):
             parameter.copy_(value / 10 * torch.randn_like(parameter))

@@ -196,6 +196,21 @@ def test_random_feedback_on_paper() -> None:
     assert (y.item(), x.grad.item(), convolution.weight.grad[0, 0, 1, 1].item()) == (6, 35, 21)  # type: ignore[union-attr]
 
 
+def test_random_feedback_keeps_a_convolution_s_bias() -> None:
+    """The values of `nn.Conv2d`, to the rounding of sums over 36 products; the bias's own gradient counts pixels."""
+    model = cifar_resnet(8, width=4, block="skipinit").double()
+    convolution, x = (
+        residual_blocks(model)[0].branch.get_submodule("conv1"),
+        torch.rand(2, 4, 5, 5, dtype=torch.float64),
+    )
+    wanted = convolution(x)
+    random_feedback(model, torch.Generator().manual_seed(0))
+    found = convolution(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+    found.sum().backward()
+    assert convolution.bias.grad.tolist() == [2 * 5 * 5] * 4  # type: ignore[union-attr]
+
+
 def test_controls_are_values() -> None:
     assert len({Control(), Control(Cut()), Control(Cut()), Control(Cut(stage=1))}) == 3
 

@@ -9,7 +9,15 @@ import pytest
 from experiments.engine.conditions import catalogue
 from experiments.engine.conditions.conditions import Condition, choose, reference
 from experiments.engine.conditions.controls import Control
-from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, difference, gap_table, gaps_closed
+from experiments.engine.conditions.gap_closed import (
+    NO_GAP,
+    by_seed,
+    condition_table,
+    difference,
+    differences,
+    gap_table,
+    gaps_closed,
+)
 from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import block_range, format_gap
 from experiments.engine.running.messages import BadInput
@@ -80,6 +88,18 @@ def test_a_seed_that_diverged_in_one_condition_leaves_its_pairs() -> None:
     assert gaps_closed(runs, conditions, [20])["stop-gradient", 20, "test error"].note == "fewer than three seeds"
 
 
+@pytest.mark.parametrize("loss", [0.0, math.inf])
+def test_a_seed_whose_log_loss_is_not_finite_leaves_its_pairs(loss: float) -> None:
+    outcomes = toy_outcomes({"plain": 0.8, "residual": 0.2})
+    outcomes.loc[
+        (outcomes["control"] == "plain") & (outcomes["seed"] == 1) & (outcomes["split"] == "train"), "value"
+    ] = loss
+    runs = condition_table(outcomes, 360)
+    losses = by_seed(runs, 20, ["plain", "residual"], "log train loss")
+    assert losses == pytest.approx(np.log([[8, 7.92], [2, 1.98]]))
+    assert by_seed(runs, 20, ["plain", "residual"], "test error").shape == (2, 3)
+
+
 def test_differences_on_paper() -> None:
     """Accuracies 1 - e - s (1 + e): 0.3 + 0.3 s for errors 0.5 and 0.2."""
     runs = runs_of({"a": 0.2, "b": 0.5})
@@ -89,6 +109,16 @@ def test_differences_on_paper() -> None:
     assert show.estimate(found, digits=3) == "+0.300 [+0.293, +0.307]"
     assert difference(runs, 20, "a", "a") == difference(runs, 20, "a", "not run") == NO_ESTIMATE
     assert show.estimate(NO_ESTIMATE) == "-"
+
+
+def test_differences_are_taken_where_a_condition_has_one() -> None:
+    runs = runs_of({"a": 0.2, "b": 0.5, "c": 0.3})
+    minus = {"from b": {"a": "b", "c": "b"}, "from c": {"a": "c"}}
+    wanted = {
+        "a": {"from b": difference(runs, 20, "a", "b"), "from c": difference(runs, 20, "a", "c")},
+        "c": {"from b": difference(runs, 20, "c", "b"), "from c": NO_ESTIMATE},
+    }
+    assert differences(runs, [20], minus) == {20: wanted}
 
 
 def test_a_condition_brings_its_references() -> None:

@@ -1,5 +1,6 @@
 """Intervals over seeds, and on which side of a margin they lie."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -25,6 +26,14 @@ def test_no_interval_under_three_seeds_or_beyond_the_scale() -> None:
     assert math.isnan(estimate(np.array([0.9, 0.1, 0.5]), max_abs=1).low)
     assert not math.isnan(estimate(np.array([0.9, 0.1, 0.5])).low)
     assert math.isnan(estimate(np.array([0.9, 0.1, math.inf])).low)
+    for end in (1.0, -1.0):  # the scale's own ends belong to it
+        at_end = estimate(np.full(3, end), max_abs=1)
+        assert (at_end.low, at_end.high) == (end, end)
+
+
+def test_the_shared_constant_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NO_ESTIMATE.mean = 0.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
