@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import experiments.variants
+from experiments.engine.training.networks import NETWORKS
 from tests.test_boundaries import MAY_IMPORT, ROOMS
 
 ROOT = Path(__file__).parents[2]
@@ -243,4 +243,4 @@ def test_the_list_of_networks_is_complete() -> None:
         r"\| name \| what it is \| source \|\n\| --- .*\n((?:\|.*\n)+)", (DOCS / "networks.md").read_text()
     )
     names = [name for row in listed.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    assert sorted(names) == sorted(experiments.variants.NETWORKS)
+    assert sorted(names) == sorted(NETWORKS)

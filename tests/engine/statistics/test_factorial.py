@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -17,7 +16,6 @@ from experiments.engine.statistics.factorial import (
     flags,
     outcome_table,
 )
-from experiments.engine.statistics.long_tables import errors_and_losses, errors_on_test
 
 ACCURACY = {  # arm -> one value a seed; effects of seed 0 done by hand below
     "residual": (0.9, 0.8, 0.85),
@@ -35,18 +33,6 @@ def outcomes(accuracy: dict[str, tuple[float, ...]] = ACCURACY, seeds: int = 3) 
         for split, quantity, value in (("test", "accuracy", right), ("train", "loss", math.exp(-right)))
     ]
     return pd.DataFrame(rows)
-
-
-def test_errors_are_those_on_test_images_and_losses_those_of_training() -> None:
-    given = pd.DataFrame(
-        {"split": split, "quantity": quantity, "value": value}
-        for value, (split, quantity) in zip(
-            (0.1, 0.2, 0.3, 0.4), itertools.product(("train", "test"), ("loss", "accuracy")), strict=True
-        )
-    )
-    assert errors_on_test(given).to_dict("records") == [{"split": "test", "quantity": "error", "value": 0.6}]
-    both = errors_and_losses(given).to_dict("records")
-    assert [(row["quantity"], row["value"]) for row in both] == [("error", 0.6), ("loss", 0.1)]
 
 
 def test_effects_of_one_seed_on_paper() -> None:
