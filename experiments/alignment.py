@@ -80,9 +80,10 @@ class Settings(ConditionSettings):
     depths: tuple[int, ...] = (20, 56)
     """Layers, each 6n + 2."""
     arms: tuple[str, ...] = ("stop-gradient", "gradient-only", "shortest-path")
-    """Some of these three; beside them, those that learn from the true gradient of the same function."""
+    """Arms whose gradient is not the true one; beside them, those that learn from the true gradient of the same
+    function."""
     further: int = 3
-    """Epochs that follow from where each network ends."""
+    """Epochs for which the training of every network is continued."""
 
     def check(self) -> None:
         super().check()
@@ -90,9 +91,8 @@ class Settings(ConditionSettings):
         others = [arm for arm, flow in ARMS.items() if flow != flow.exact and flow.exact in ARMS.values()]
         for arm in self.arms:
             if arm not in others:
-                reason = (
-                    "its gradient is the true one" if ARMS[arm] == ARMS[arm].exact else "no arm has its true gradient"
-                )
+                true = ARMS[arm] == ARMS[arm].exact
+                reason = "its gradient is the true one" if true else "no arm has its true gradient"
                 raise BadInput(f"--arms {arm}: {reason}; give some of {', '.join(others)}")
         if self.further < 1:
             raise BadInput(f"--further {self.further}: give at least 1 epoch")
