@@ -1,7 +1,7 @@
 """The alignment experiment: its effects and decisions on paper, what its runs do, and a run at toy size."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from experiments.engine.training.recipe import Recipe
 from models import ARMS, RESIDUAL, STOP_GRADIENT, cifar_resnet, set_flows
 from tests.support.conditions import short_search
 from tests.support.drawings import pick
-from tests.support.scripts import run
+from tests.support.scripts import drawn, each_field_counts, toy_run
 
 STOP, SEEDS = "stop-gradient", (0, 1, 2)
 LOSSES = {  # of networks that end in the first arm and go on in the second
@@ -154,9 +154,6 @@ def test_which_arms_are_trained_and_go_on() -> None:
     assert settings.then("residual") == Continuation(("residual", STOP), 3)
     assert settings.then("plain") == Continuation(("plain", "gradient-only"), 3)
     assert Settings().then("residual").arms == ("residual", STOP, "shortest-path")
-
-
-def test_the_true_arm_of_every_arm() -> None:
     wanted = {"gradient-only": "plain", "plain": "plain"}
     assert {arm: true_arm(arm) for arm in ARMS} == {arm: wanted.get(arm, "residual") for arm in ARMS}
 
@@ -166,7 +163,7 @@ def digits() -> Dataset:
     return load(Data(train_limit=256))
 
 
-def toy_run(digits: Dataset, continuation: Continuation) -> Run:
+def made_run(digits: Dataset, continuation: Continuation) -> Run:
     training = Training(epochs=1, batch_size=64, learning_rate=0.05, momentum=0, weight_decay=0, schedule="step")
     recipe = Recipe("resnet", 4, digits.digest, training, AS_WRITTEN, "cpu", treatment=continuation)
     return Run("alignment", STOP, 8, 0, recipe, outputs=("alignment", "steps", "continued"))
@@ -178,7 +175,7 @@ def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
     model = cifar_resnet(8, flow=STOP_GRADIENT, width=4, in_channels=1)
     twin, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     set_flows(twin, [RESIDUAL] * 3)
-    run = toy_run(digits, Continuation(("residual",), 2))
+    run = made_run(digits, Continuation(("residual",), 2))
     batches = Batches(digits, torch.device("cpu"))
     for _ in train(twin, batches, replace(run.recipe.training, epochs=2), seed=0):
         pass
@@ -192,14 +189,11 @@ def test_a_network_goes_on_from_where_it_is(digits: Dataset) -> None:
 
 
 def test_every_field_of_the_treatment_changes_the_name_and_what_is_done(digits: Dataset) -> None:
-    base = Continuation(("residual",), 1)
-    changed = {"arms": replace(base, arms=(STOP,)), "epochs": replace(base, epochs=2)}
-    assert set(changed) == {field.name for field in fields(Continuation)}
-    runs = [toy_run(digits, treatment) for treatment in (base, *changed.values())]
-    assert len({run.name for run in runs}) == 3
-    ends = [train_and_go_on(run, dataset=digits).tables["continued"].query("then == then") for run in runs]
-    losses = [pick(end, split="train", quantity="loss")["value"].item() for end in ends]
-    assert len(set(losses)) == 3
+    def end(run: Run) -> float:
+        ends = train_and_go_on(run, dataset=digits).tables["continued"].query("then == then")
+        return pick(ends, split="train", quantity="loss")["value"].item()
+
+    each_field_counts(made_run(digits, Continuation(("residual",), 1)), end, {"arms": (STOP,), "epochs": 2})
 
 
 @pytest.mark.slow
@@ -207,9 +201,7 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     arguments = ["--depths", 8, "--arms", STOP, "--seeds", 0, 1, 2, "--tuning-seeds", 100, "--epochs", 2]
     arguments += ["--width", 2, "--train-limit", 256, "--further", 1]
     with short_search():
-        done = run("alignment", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "alignment"
+        folder, _ = toy_run("alignment", *arguments, cwd=tmp_path)
     found = pd.read_csv(folder / "alignment.csv")
     true = found[found["arm"] == "residual"]
     assert pick(true, quantity="cosine")["value"].to_numpy() == pytest.approx(1, abs=1e-9)
@@ -227,5 +219,4 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     outcomes = pd.read_csv(folder / "outcomes.csv")
     before = pick(continued, effect="before")["value"].to_numpy()
     np.testing.assert_array_equal(before, outcomes["value"])
-    for name in ("alignment", "alignment_over_epochs"):
-        assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
+    assert drawn(folder) >= {"alignment", "alignment_over_epochs"}

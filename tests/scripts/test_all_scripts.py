@@ -9,7 +9,7 @@ import pytest
 import figures
 from experiments.engine.running.cli import run_script
 from tests.support.conditions import short_search
-from tests.support.scripts import ROOT, file_of, print_of, run
+from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 NO_GRID = {"probe_model", "verdict"}
@@ -22,7 +22,7 @@ TOY = {  # the least that every script with a grid can be asked
     "dose_and_timing": f"{CONDITIONS} --conditions|weight 0.5",
     "ensemble": f"{NETWORK} --depths 8 14",
     "forward_statistics": f"{NETWORK} --tuning-seeds 100 --depth 8 --networks resnet",
-    "identity_mapping": f"{NETWORK} --blocks 1 --copying-epochs 1 --rates 0.1",
+    "identity_mapping": f"{NETWORK} --blocks 1 --rates 0.1",
     "inserted_identities": f"{NETWORK} --depth 8 --deeper 14",
     "layer_use": f"{NETWORK} --depth 8 --arms residual plain --attributed 4 --steps 2",
     "learning_rates": CONDITIONS,
@@ -34,6 +34,7 @@ TOY = {  # the least that every script with a grid can be asked
     "training_speed": f"{NETWORK} --depth 20 --networks resnet --arms residual plain",
     "variants": f"{NETWORK} --depth 8 --networks resnet dirac",
 }
+NOT_WEIGHTS = f"--depth 8 --width 2 --weights {__file__}"
 REPORTED = "that seed is reported; choose learning rates on others"
 MISTAKES = {
     "alignment": {
@@ -65,7 +66,6 @@ MISTAKES = {
         "--blocks 0 1": "--blocks 0: give at least 1",
         "--rates 0": "--rates 0.0: give finite numbers above 0",
         "--rates 0.1 0.1": "--rates: got 0.1 0.1; give one or more, each once",
-        "--copying-epochs 0": "--copying-epochs 0: give at least 1",
     },
     "inserted_identities": {
         "--network bottleneck": "--network: unknown 'bottleneck'; choose from resnet, skipinit",
@@ -83,7 +83,7 @@ MISTAKES = {
         "--tuning-seeds 100 4": f"--tuning-seeds 4: {REPORTED}",
         "--tuning-seeds": "--tuning-seeds: got none; give one or more, each once",
     },
-    "lesions": {"--draws 0": "--draws 0", "--weights nowhere.pt": "--weights nowhere.pt: No such file"},
+    "lesions": {"--draws 0": "--draws 0", "--weights nowhere.pt": "No such file", NOT_WEIGHTS: "UnpicklingError"},
     "magnitude_or_direction": {
         "--conditions dropout": "--conditions: unknown 'dropout'; choose from residual, stop-gradient, gr",
         "--conditions plain plain": "--conditions: got plain plain; give one or more, each once",
@@ -172,6 +172,7 @@ def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixtur
     assert " ".join(question.split()) in " ".join(shown.split("options")[0].split())
     for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
         assert f"--{flag} " in shown
+    assert not ("--network " in shown and "--networks " in shown)  # one network or several
 
 
 @pytest.mark.parametrize("script", TOY)
@@ -202,7 +203,19 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", TOY)
+@pytest.mark.parametrize("script", ["ensemble", "inserted_identities", "layer_use", "training_speed"])
+def test_where_every_run_diverged_that_is_said(script: str, tmp_path: Path) -> None:
+    flags = arguments(f"{TOY[script]} --epochs 2 --learning-rate 1e30")
+    folder, shown = toy_run(script, *flags, cwd=tmp_path)
+    assert ("Of every seed a network diverged" if script == "ensemble" else "Every run diverged: there") in shown
+    assert not {"insertion.csv", "errors.csv", "figures"} & {path.name for path in folder.iterdir()}
+
+
+LONG = {"alignment", "budget", "dose_and_timing", "forward_statistics", "inserted_identities", "layer_use"}
+LONG |= {"learning_rates", "lesions", "stopgrad_shortcut"}
+
+
+@pytest.mark.parametrize("script", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in TOY])
 def test_a_second_call_repeats_no_run_and_prints_the_same(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

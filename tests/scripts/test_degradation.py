@@ -1,5 +1,6 @@
 """The degradation experiment: its changes on paper, and a run at toy size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from experiments.engine.statistics.estimates import estimate
 from experiments.engine.training.data import Data
 from experiments.engine.training.optimisation import Training
 from models import cifar_resnet, imagenet_resnet, residual_mlp
+from tests.support.scripts import drawn
 
 ERRORS = {  # of plain and residual networks at depths 8 and 20, by seed
     ("plain", 8): (0.10, 0.20, 0.30),
@@ -20,6 +22,7 @@ ERRORS = {  # of plain and residual networks at depths 8 and 20, by seed
     ("residual", 8): (0.10, 0.20, 0.30),
     ("residual", 20): (0.05, 0.16, 0.24),
 }
+TOY = Settings(width=2, training=Training(epochs=1), data=Data(train_limit=256), execution=Execution(1))
 
 
 def outcomes() -> pd.DataFrame:
@@ -95,12 +98,7 @@ def test_responses_are_those_of_normalisations_or_without_any_of_all_layers_but_
 
 
 def test_a_run_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    training, data = Training(epochs=1), Data(train_limit=256)
-    main(
-        Settings(
-            depths=(8, 20), width=2, training=training, data=data, execution=Execution(1), out=tmp_path, seeds=(0, 1, 2)
-        )
-    )
+    main(replace(TOY, depths=(8, 20), seeds=(0, 1, 2), out=tmp_path))
     folder = tmp_path / "degradation"
     errors, responses = pd.read_csv(folder / "errors.csv"), pd.read_csv(folder / "responses.csv")
     assert len(errors) == 2 * 2 * 3 * 2  # arms, depths, seeds, splits
@@ -110,14 +108,12 @@ def test_a_run_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     counts = responses.groupby(["arm", "depth_total", "seed"]).size()
     assert (counts.xs(8, level="depth_total") == 7).all()
     assert (counts.xs(20, level="depth_total") == 19).all()
-    for name in ("degradation", "layer_responses"):
-        assert {file.suffix for file in (folder / "figures").glob(f"{name}.*")} == {".csv", ".pdf", ".png"}
+    assert drawn(folder) == {"degradation", "layer_responses"}
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("Response (standard deviation) of the median layer", "growth to depth 20, n = 3", "plain - residual"):
         assert text in shown
 
 
 def test_one_depth_alone_decides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    training, data = Training(epochs=1), Data(train_limit=64)
-    main(Settings(depths=(8,), seeds=(0,), width=2, training=training, data=data, execution=Execution(1), out=tmp_path))
+    main(replace(TOY, depths=(8,), seeds=(0,), out=tmp_path))
     assert "one depth alone says nothing of degradation; give two or more --depths" in capsys.readouterr().out

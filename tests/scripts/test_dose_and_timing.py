@@ -1,6 +1,7 @@
 """Dose and timing: what is done to the shortcut's gradient as columns, each decision on paper, and a toy run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,18 +21,15 @@ from experiments.dose_and_timing import (
 from experiments.engine.conditions.catalogue import COINS, DOSES, PLACES, timing
 from experiments.engine.conditions.gap_closed import condition_table
 from experiments.engine.training.optimisation import Training
-from tests.support.conditions import TEST_SIZE, Ran, outcomes, run_twice
+from tests.support.conditions import TEST_SIZE, outcomes, run_small
 from tests.support.drawings import pick
 
 EPOCHS = 10
 EVERY = (*ARMS, *DOSES, *COINS, *timing(EPOCHS), *PLACES)
 ORDINARY, WORSE = (0.09, 0.10, 0.11), (0.29, 0.30, 0.31)
 SCATTERED = (0.02, 0.10, 0.18)
-WEIGHT, CUT, COIN = (
-    "smallest weight that suffices",
-    "late cut - early cut, 5 of 10 epochs",
-    "unbiased coin - biased coin, chance 0.9",
-)
+WEIGHT, CUT = "smallest weight that suffices", "late cut - early cut, 5 of 10 epochs"
+COIN = "unbiased coin - biased coin, chance 0.9"
 
 
 def decided(**errors: Sequence[float]) -> dict[str, tuple[str, str, str]]:
@@ -106,10 +104,8 @@ def test_a_condition_s_treatment_and_amount_are_columns() -> None:
     found = with_treatments(outcomes({c.name: ORDINARY for c in EVERY}), EVERY)
     by_name = found.drop_duplicates("control").set_index("control")
     assert by_name.loc[[arm.name for arm in ARMS], ["treatment", "amount"]].isna().all(axis=None)
-    rows = {
-        str(name): (row["treatment"], row["amount"])
-        for name, row in by_name.drop([arm.name for arm in ARMS]).iterrows()
-    }
+    treated = by_name.drop([arm.name for arm in ARMS])[["treatment", "amount"]]
+    rows = dict(zip(treated.index, treated.itertuples(index=False, name=None), strict=True))
     wanted = {f"weight {w:g}": ("weight", w) for w in (0.1, 0.25, 0.5, 0.75)}
     wanted |= {f"{kind} coin, {c}": (f"{kind} coin", c) for c in (0.5, 0.9) for kind in ("biased", "unbiased")}
     wanted |= {f"{when} epoch {e}": (f"{when} epoch", e) for e in (2, 5, 8) for when in ("until", "from")}
@@ -124,22 +120,17 @@ def test_which_conditions_there_are() -> None:
     assert [c.name for c in short] == ["residual", "stop-gradient", "plain", "until epoch 2"]
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    chosen = ("weight 0.5", "unbiased coin, 0.5")
-    return run_twice(dose_and_timing, tmp_path_factory.mktemp("out"), conditions=chosen)
-
-
-def test_a_toy_run_writes_every_condition(ran: Ran) -> None:
-    found = pd.read_csv(ran.folder / "outcomes.csv")
+def test_a_toy_run_writes_every_condition(tmp_path: Path) -> None:
+    folder, shown = run_small(dose_and_timing, tmp_path, conditions=("weight 0.5", "unbiased coin, 0.5"))
+    found = pd.read_csv(folder / "outcomes.csv")
     names = ["residual", "stop-gradient", "plain", "weight 0.5", "unbiased coin, 0.5"]
     assert list(dict.fromkeys(found["control"])) == names
     assert len(pick(found, split="test", quantity="accuracy")) == 5 * 2
     assert pick(found, split="train", quantity="loss", seed=0)["value"].nunique() == 5
-    aligned = pick(pd.read_csv(ran.folder / "alignment.csv"), epoch=0, block="layer1.0", quantity="cosine", seed=0)
+    aligned = pick(pd.read_csv(folder / "alignment.csv"), epoch=0, block="layer1.0", quantity="cosine", seed=0)
     cosines = aligned.set_index("control")["value"]
     assert cosines["stop-gradient"] < cosines["weight 0.5"] < cosines["residual"]
-    drawn = pd.read_csv(ran.folder / "figures" / "dose_and_timing_8.csv")
+    drawn = pd.read_csv(folder / "figures" / "dose_and_timing_8.csv")
     assert set(pick(drawn, treatment="unbiased coin", amount=0.5)["control"]) == {"unbiased coin, 0.5"}
-    assert "Decisions: digits 8x8, depth 8, n = 2" in ran.shown
-    assert "loss x 2, 0.02" in ran.shown
+    assert "Decisions: digits 8x8, depth 8, n = 2" in shown
+    assert "loss x 2, 0.02" in shown

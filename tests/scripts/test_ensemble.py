@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.ensemble import differences, errors, top_error
-from tests.support.scripts import run
+from tests.support.scripts import drawn, toy_run
 
 LABELS = np.array([0, 1])
 # Two networks, each wrong about another image; together they are right about both.
@@ -43,24 +43,15 @@ def test_it_is_compared_with_the_member_that_validation_chooses() -> None:
 @pytest.mark.slow
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
     arguments = ["--depths", 8, 14, "--seeds", 0, 1, 2, "--epochs", 1, "--width", 2, "--train-limit", 256]
-    done = run("ensemble", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "ensemble"
+    folder, shown = toy_run("ensemble", *arguments, cwd=tmp_path)
     found = pd.read_csv(folder / "errors.csv")
     assert len(found) == 3 * 3 * 2  # seeds, two members and the ensemble, top-1 and top-5
     outcomes = pd.read_csv(folder / "outcomes.csv").query("split == 'test' and quantity == 'accuracy'")
     members = found.query("quantity == 'top-1 error'").dropna().set_index(["depth_total", "seed"])["value"]
     accuracy = outcomes.set_index(["depth_total", "seed"])["value"].loc[members.index]
     np.testing.assert_allclose(members, 1 - accuracy, atol=1e-12)
-    assert {file.suffix for file in (folder / "figures").glob("ensemble.*")} == {".csv", ".pdf", ".png"}
-    text = done.stdout[done.stdout.index("the ensemble's top-1 error minus that of") :]
+    assert "ensemble" in drawn(folder)
+    text = shown[shown.index("the ensemble's top-1 error minus that of") :]
     top1 = found.query("quantity == 'top-1 error'")
     together = top1[top1["depth_total"].isna()].set_index("seed")["value"]
     assert f"{(together - members.groupby('seed').mean()).mean():+.3f}" in text
-
-
-def test_a_seed_of_which_a_member_diverged_has_no_ensemble(tmp_path: Path) -> None:
-    arguments = ["--depths", 8, 14, "--seeds", 0, "--epochs", 2, "--width", 2, "--train-limit", 128]
-    done = run("ensemble", *arguments, "--learning-rate", 1e30, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Of every seed a network diverged: there is no ensemble." in done.stdout

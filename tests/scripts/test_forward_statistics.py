@@ -4,7 +4,6 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 
 from experiments.engine.conditions.catalogue import FORWARDS, on_networks
 from experiments.engine.conditions.conditions import Condition, ConditionSettings
-from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, gap_closed, gaps_closed
+from experiments.engine.conditions.gap_closed import NO_GAP, condition_table, gaps_closed
 from experiments.engine.conditions.learning_rate_search import ConditionRunner
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
@@ -21,10 +20,10 @@ from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import train
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import make_network
-from experiments.forward_statistics import Settings, count_recovering, decisions, is_dead, reading, report
+from experiments.forward_statistics import Settings, count_recovering, decisions, is_dead, report
 from tests.support.conditions import is_best
 from tests.support.drawings import pick
-from tests.support.scripts import run
+from tests.support.scripts import drawn, toy_run
 
 DEAD = set(product(("skipinit", "fixup"), ("plain", "gradient-only")))
 SAME = ("resnet", "norm-after-sum", "preactivation")
@@ -116,14 +115,6 @@ def test_decisions_by_whole_intervals() -> None:
     assert two["R of resnet, stop-gradient"] == ("fewer than three seeds", "0.5", "undecided")
 
 
-def test_readings() -> None:
-    plain, residual = np.array([0.90, 0.92, 0.91]), np.array([0.10, 0.11, 0.12])
-    halfway = np.array([0.45, 0.55, 0.50])
-    readings = [reading(gap_closed(plain, arm, residual)) for arm in (halfway, plain, residual)]
-    assert readings == ["undecided", "less than half", "more than half"]
-    assert reading(gap_closed(residual, residual, residual)) == NO_GAP
-
-
 def test_where_plain_is_dead_there_is_no_r() -> None:
     dead = [c for c in ASIDE if c.arm in ("plain", "gradient-only")]
     living = tuple(c for c in ASIDE if c not in dead)
@@ -141,12 +132,8 @@ def test_where_plain_is_dead_there_is_no_r() -> None:
 
 def test_conditions_of_a_network_are_named_and_share_the_arms_runs(runner: ConditionRunner) -> None:
     assert [c.name for c in ALIVE] == [f"resnet, {arm}" for arm in FACTORIAL]
-    names = {
-        runner.run_of(replace(c, name="x", network=network), 8, 0, 0.1).name
-        for c in ALIVE
-        for network in (None, "resnet")
-    }
-    assert len(names) == 4
+    given = [replace(c, name="x", network=network) for c in ALIVE for network in (None, "resnet")]
+    assert len({runner.run_of(c, 8, 0, 0.1).name for c in given}) == 4
 
 
 def test_what_diverged_is_named(runner: ConditionRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,8 +144,7 @@ def test_what_diverged_is_named(runner: ConditionRunner, tmp_path: Path, capsys:
     report(tables, [lost], ALIVE, [], rates, runner.dataset, settings, Output(tmp_path))
     shown = " ".join(capsys.readouterr().out.split())
     assert "Diverged, and left out of means and differences: resnet, stop-gradient at depth 8 (1 seed)." in shown
-    drawn = {file.stem for file in (tmp_path / "figures").iterdir()}
-    assert drawn == {"forward_statistics", "gap_closed"}
+    assert drawn(tmp_path) == {"forward_statistics", "gap_closed"}
 
 
 def test_the_mlp_is_asked_at_a_depth_at_which_it_stays_finite() -> None:
@@ -171,9 +157,7 @@ def test_the_mlp_is_asked_at_a_depth_at_which_it_stays_finite() -> None:
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
     arguments = ["--networks", "fixup", "resnet", "--depth", 8, "--seeds", 0, 1, 2, "--tuning-seeds", 100]
     arguments += ["--epochs", 1, "--width", 2, "--train-limit", 256]
-    done = run("forward_statistics", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "forward_statistics"
+    folder, shown = toy_run("forward_statistics", *arguments, cwd=tmp_path)
     found = pd.read_csv(folder / "outcomes.csv")
     trained = {(str(network), str(arm)) for network, arm in found[["network", "arm"]].to_numpy()}
     assert trained == set(product(("fixup", "resnet"), FACTORIAL)) - DEAD
@@ -183,5 +167,5 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     accuracies = tuned[tuned["quantity"] == "accuracy"]
     for control, rate in found.groupby("control")["learning_rate"].first().items():
         assert is_best(rate, pick(accuracies, control=control))  # one tuning seed
-    assert {file.suffix for file in (folder / "figures").glob("forward_statistics.*")} == {".csv", ".pdf", ".png"}
-    assert "fixup: stop-gradient -" in " ".join(done.stdout.split())
+    assert "forward_statistics" in drawn(folder)
+    assert "fixup: stop-gradient -" in " ".join(shown.split())

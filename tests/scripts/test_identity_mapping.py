@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from experiments.identity_mapping import (
 from experiments.inserted_identities import pass_on, silence
 from experiments.questions.distance_from_identity import BRANCHES, block_changes, mean_changes, some_images
 from models import ARMS, ResidualBlock
-from tests.support.scripts import run
+from tests.support.scripts import drawn, toy_run
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +100,8 @@ def test_without_normalisation_residual_stacks_begin_as_copies_and_plain_ones_op
     errors = {arm: copy_error(stack(arm, batches, network="skipinit"), batches, "test")["error"] for arm in ARMS}
     assert errors["residual"] == errors["stop-gradient"] == errors["shortest-path"] == 0
     assert errors["plain"] == errors["gradient-only"] > 0.1
-    scales = [
-        value for name, value in stack("plain", batches, network="skipinit").named_parameters() if "alpha" in name
-    ]
-    assert [scale.item() for scale in scales] == [1, 1]
+    parameters = stack("plain", batches, network="skipinit").named_parameters()
+    assert [scale.item() for name, scale in parameters if "alpha" in name] == [1, 1]
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
@@ -125,28 +124,19 @@ ERRORS = {  # of copies by arm and rate, a seed each
 
 def copying_tables(depths: tuple[int, ...] = (2, 8)) -> dict[str, pd.DataFrame]:
     """What the runs write: validation and test alike at the end, ten times as much at the start."""
-    tables: dict[str, list[dict[str, object]]] = {"outcomes": [], "starts": [], "curves": [], "blocks": []}
+    tables: dict[str, list[dict[str, Any]]] = {"outcomes": [], "starts": [], "curves": [], "blocks": []}
     for depth, ((arm, rate), errors) in product(depths, ERRORS.items()):
         for seed, error in enumerate(errors):
-            cell = {
-                "experiment": "identity_mapping",
-                "arm": arm,
-                "depth_total": depth,
-                "seed": seed,
-                "learning_rate": rate,
-            }
+            about = {"arm": arm, "depth_total": depth, "seed": seed, "learning_rate": rate}
+            row = about | {"quantity": "error", "value": error}
             for split in ("train", "validation", "test"):
-                row = {**cell, "split": split, "quantity": "error"}
-                tables["outcomes"].append({**row, "value": error})
-                tables["starts"].append({**row, "epoch": 0, "value": 10 * error})
-            for epoch in (1, 2):
-                row = {**cell, "epoch": epoch, "split": "validation", "quantity": "error"}
-                tables["curves"].append({**row, "value": error})
+                tables["outcomes"].append(row | {"split": split})
+                tables["starts"].append(row | {"split": split, "epoch": 0, "value": 10 * error})
+            tables["curves"] += [row | {"split": "validation", "epoch": epoch} for epoch in (1, 2)]
             for epoch, block in product((0, 2), range(depth // 2)):
-                row = {**cell, "epoch": epoch, "block": f"blocks.{block}", "depth": block}
-                tables["blocks"].append({**row, "quantity": "distance", "value": 0.1 + block})
-                if arm == "residual":
-                    tables["blocks"].append({**row, "quantity": "ratio", "value": 0.2 + epoch})
+                row = about | {"epoch": epoch, "block": f"blocks.{block}", "depth": block}
+                tables["blocks"].append(row | {"quantity": "distance", "value": 0.1 + block})
+                tables["blocks"] += [row | {"quantity": "ratio", "value": 0.2 + epoch}] * (arm == "residual")
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 
@@ -204,9 +194,8 @@ def test_an_error_of_exactly_0_is_the_smallest_that_is_compared() -> None:
 
 
 def test_mean_changes_take_the_residual_where_there_is_one() -> None:
-    found = mean_changes(copying_tables((8,))["blocks"], by="learning_rate").set_index(["arm", "epoch", "seed"])[
-        "value"
-    ]
+    changes = mean_changes(copying_tables((8,))["blocks"], by="learning_rate")
+    found = changes.set_index(["arm", "epoch", "seed"])["value"]
     assert found["plain", 0, 0].iloc[0] == pytest.approx(1.6)  # 0.1, 1.1, 2.1, 3.1
     assert found["residual", 0, 0].iloc[0] == pytest.approx(0.2)
     assert found["residual", 2, 0].iloc[0] == pytest.approx(2.2)
@@ -220,9 +209,7 @@ TOY += ["--blocks", 1, 2]
 
 @pytest.mark.slow
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
-    done = run("identity_mapping", *TOY, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / "identity_mapping"
+    folder, shown = toy_run("identity_mapping", *TOY, cwd=tmp_path)
     assert len(pd.read_csv(folder / "starts.csv")) == 2 * 2 * 2 * 3 * 3  # rates, blocks, arms, seeds, splits
     outcomes = pd.read_csv(folder / "outcomes.csv").query("quantity == 'error' and split == 'test'")
     copied = outcomes.set_index(["arm", "depth_total", "seed", "learning_rate"])["value"]
@@ -232,16 +219,15 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     assert len(ends)
     assert copied.loc[ends.index].tolist() == pytest.approx(ends.tolist())
     assert len(table) == 2 * 2 * 2 * 3  # first and last, blocks, arms, seeds
-    assert {file.suffix for file in (folder / "figures").glob("copying.*")} == {".csv", ".pdf", ".png"}
-    assert "1 block " in done.stdout[done.stdout.index("Decisions") :]
+    assert "copying" in drawn(folder)
+    assert "1 block " in shown[shown.index("Decisions") :]
 
 
 def test_without_plain_stacks_nothing_is_compared_and_a_rate_that_diverges_is_named(tmp_path: Path) -> None:
     few = ["--seeds", 0, "--arms", "residual", "--epochs", 2, "--width", 2, "--train-limit", 128, "--blocks", 1]
-    done = run("identity_mapping", *few, "--rates", 0.1, 1e30, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "diverged: identity_mapping, residual, depth 2, seed 0, learning_rate 1e+30" in done.stdout
-    assert "No comparison: it needs the arms plain and residual" in done.stdout
+    _, shown = toy_run("identity_mapping", *few, "--rates", 0.1, 1e30, cwd=tmp_path)
+    assert "diverged: identity_mapping, residual, depth 2, seed 0, learning_rate 1e+30" in shown
+    assert "No comparison: it needs the arms plain and residual" in shown
     found = pd.read_csv(tmp_path / "results" / "identity_mapping" / "copying.csv")
     assert set(found["learning_rate"]) == {0.1}
 

@@ -13,8 +13,9 @@ from experiments import learning_rates
 from experiments.engine.conditions.learning_rate_search import rate_of
 from experiments.learning_rates import curves, show_search, span
 from models import ARMS
-from tests.support.conditions import Ran, is_best, run_twice
+from tests.support.conditions import is_best, run_small
 from tests.support.drawings import pick
+from tests.support.scripts import drawn
 
 RATES = {(arm, 8): rate for arm, rate in zip(ARMS, (0.1, 0.0316, 0.1, 0.316, 0.1), strict=True)}
 
@@ -65,13 +66,9 @@ def test_the_range_of_each_arm_is_over_the_rates_that_all_were_tried_at() -> Non
     assert "plain 0.40 to 0.60" in said
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return run_twice(learning_rates, tmp_path_factory.mktemp("out"))
-
-
-def test_a_toy_run_reports_each_arm_at_its_best_rate(ran: Ran) -> None:
-    outcomes, search = (pd.read_csv(ran.folder / name) for name in ("outcomes.csv", "tuning/tuning.csv"))
+def test_a_toy_run_reports_each_arm_at_its_best_rate(tmp_path: Path) -> None:
+    folder, shown = run_small(learning_rates, tmp_path)
+    outcomes, search = (pd.read_csv(folder / name) for name in ("outcomes.csv", "tuning/tuning.csv"))
     assert set(search["seed"]) == {100}
     assert set(outcomes["seed"]) == {0, 1}
     for arm in ARMS:
@@ -80,10 +77,9 @@ def test_a_toy_run_reports_each_arm_at_its_best_rate(ran: Ran) -> None:
         (rate,) = set(pick(outcomes, arm=arm)["learning_rate"])
         assert is_best(rate, own)
     assert len(pick(outcomes, split="test", quantity="accuracy")) == 5 * 2
-    effects = pd.read_csv(ran.folder / "effects.csv")
+    effects = pd.read_csv(folder / "effects.csv")
     wide = pick(outcomes, split="test", quantity="accuracy").pivot(index="seed", columns="arm", values="value")
     found = pick(effects, effect="whole shortcut", outcome="test accuracy", quantity="mean")["value"].item()
     assert found == pytest.approx((wide["residual"] - wide["plain"]).mean())
-    drawn = {file.name for file in (ran.folder / "figures").iterdir()}
-    assert drawn == {f"{n}.{e}" for n in ("learning_rates", "accuracy_by_depth") for e in ("csv", "pdf", "png")}
-    assert "Decisions: digits 8x8, depth 8, test accuracy, n = 2" in ran.shown
+    assert drawn(folder) == {"learning_rates", "accuracy_by_depth"}
+    assert "Decisions: digits 8x8, depth 8, test accuracy, n = 2" in shown

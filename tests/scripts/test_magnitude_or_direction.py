@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,9 @@ from experiments.magnitude_or_direction import (
     decisions,
     subtractions,
 )
-from tests.support.conditions import TEST_SIZE, Ran, outcomes, run_twice
+from tests.support.conditions import TEST_SIZE, outcomes, run_small
 from tests.support.drawings import pick
+from tests.support.scripts import drawn
 
 # R of stop-gradient 0.25, with true norms 0.1, the true direction at its norms 0.9.
 ERRORS = {
@@ -125,26 +127,19 @@ def test_conditions_are_compared_with_stop_gradient_of_their_optimiser() -> None
     )
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    chosen = (TRUE_NORMS, FROZEN)
-    return run_twice(magnitude_or_direction, tmp_path_factory.mktemp("out"), conditions=chosen)
-
-
-def test_a_toy_run_exchanges_what_it_says(ran: Ran) -> None:
-    found = pd.read_csv(ran.folder / "alignment.csv")
+def test_a_toy_run_exchanges_what_it_says(tmp_path: Path) -> None:
+    folder, shown = run_small(magnitude_or_direction, tmp_path, conditions=(TRUE_NORMS, FROZEN))
+    found = pd.read_csv(folder / "alignment.csv")
     exchanged = pick(found, control=TRUE_NORMS, epoch=1)
     assert pick(exchanged, quantity="norm ratio")["value"].to_numpy() == pytest.approx(1, abs=1e-5)
     assert pick(exchanged, quantity="cosine")["value"].min() < 0.99
     frozen = pick(found, control=FROZEN, quantity="norm ratio").groupby("block")["value"].max()
     assert (frozen["layer1.0"], frozen["layer2.0"]) == (0, 0)
     assert frozen["layer3.0"] > 0
-    results = pd.read_csv(ran.folder / "outcomes.csv")
+    results = pd.read_csv(folder / "outcomes.csv")
     assert set(results["control"]) == {"residual", "stop-gradient", "plain", TRUE_NORMS, FROZEN}
     assert len(pick(results, split="test", quantity="accuracy")) == 5 * 2
-    gaps = pd.read_csv(ran.folder / "scores.csv")
+    gaps = pd.read_csv(folder / "scores.csv")
     assert set(gaps["control"]) == set(results["control"])
-    assert {file.suffix for file in (ran.folder / "figures").glob("magnitude_or_direction.*")} == {
-        ".csv", ".pdf", ".png",
-    }  # fmt: skip
-    assert "Decisions: digits 8x8, depth 8, n = 2" in ran.shown
+    assert "magnitude_or_direction" in drawn(folder)
+    assert "Decisions: digits 8x8, depth 8, n = 2" in shown

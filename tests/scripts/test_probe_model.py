@@ -128,11 +128,7 @@ def test_bands_are_described() -> None:
     ],
 )
 def test_a_model_or_input_that_cannot_be_had_is_one_line(
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
         probe(monkeypatch, *arguments)

@@ -1,15 +1,12 @@
 """Training on short paths: what the script writes at toy size, its two ends, and what it concludes."""
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from experiments.engine.running.cli import run_script
 from experiments.engine.running.run import Run
 from experiments.engine.running.workers import Execution
 from experiments.engine.statistics.equivalence import Comparison
@@ -18,6 +15,7 @@ from experiments.engine.training.data import Data, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import train_run
 from experiments.short_paths import Limit, Settings, conclusion, main, make_runs, train_limited
+from tests.support.scripts import drawn, each_field_counts
 
 DATA = Data(train_limit=128)
 
@@ -62,9 +60,7 @@ def test_tables_runs_and_figures_name_the_limit(toy: Path) -> None:
     assert len(runs) == 12
     (limited,) = [run for name, run in runs.items() if name.startswith("at-most-1-depth8-seed1-")]
     assert limited["recipe"]["treatment"] == {"class": "Limit", "paths": "at-most", "branches": 1}
-    assert {path.name for path in (toy / "figures").iterdir()} == {
-        f"{name}.{ending}" for name in ("short_paths", "short_path_changes") for ending in ("csv", "pdf", "png")
-    }
+    assert drawn(toy) == {"short_paths", "short_path_changes"}
     changes = pd.read_csv(toy / "changes.csv")
     assert changes[["arm", "treatment", "path_length"]].drop_duplicates().values.tolist() == [
         ["at-most-0", "at-most", 0], ["at-most-1", "at-most", 1], ["sampled-1", "sampled", 1],
@@ -90,10 +86,8 @@ def test_the_two_ends_are_arms_of_the_main_experiment(toy: Path, dataset: Datase
 @pytest.mark.parametrize(
     ("limit", "same"),
     [
-        (Limit("at-most", 3), True),
-        (Limit("sampled", 3), True),
-        (Limit("at-most", 2), False),
-        (Limit("exactly", 2), False),
+        *((Limit("at-most", 3), True), (Limit("sampled", 3), True)),
+        *((Limit("at-most", 2), False), (Limit("exactly", 2), False)),
     ],
 )
 def test_a_limit_that_admits_every_path_changes_nothing(dataset: Dataset, limit: Limit, same: bool) -> None:
@@ -101,11 +95,10 @@ def test_a_limit_that_admits_every_path_changes_nothing(dataset: Dataset, limit:
 
 
 def test_every_field_of_a_limit_changes_the_run_and_what_it_does(dataset: Dataset) -> None:
-    limit = Limit("at-most", 1)
-    for field, other in {"paths": "sampled", "branches": 0}.items():
-        changed = replace(limit, **{field: other})  # type: ignore[arg-type]
-        assert run_of(changed, dataset, arm="one").name != run_of(limit, dataset, arm="one").name
-        assert losses(changed, dataset) != losses(limit, dataset)
+    def train(run: Run) -> list[float]:
+        return train_limited(run, dataset=dataset).tables["losses"]["value"].tolist()
+
+    each_field_counts(run_of(Limit("at-most", 1), dataset), train, {"paths": "sampled", "branches": 0})
 
 
 def test_branches_are_drawn_alike_for_a_seed(dataset: Dataset) -> None:
@@ -120,13 +113,6 @@ def test_limits_beyond_the_blocks_are_the_residual_arm(dataset: Dataset) -> None
     assert len({run.name for run in runs}) == len(runs) == 14
     assert [Settings(depth=depth).blocks for depth in (8, 20, 56, 110)] == [3, 9, 27, 54]
     assert Settings(depth=110).limits()[-1] == Limit("sampled", 23)  # Veit et al.'s own
-
-
-def test_flags_reach_the_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["short_paths", "--quick", "--at-most", "0", "4", "--sampled", "10"])
-    with pytest.raises(SystemExit):
-        run_script("experiments.short_paths")
-    assert capsys.readouterr().err == "error: --sampled 10: depth 20 has 9 blocks; give 0 to 9\n"
 
 
 def test_the_conclusion_holds_from_a_limit_on() -> None:

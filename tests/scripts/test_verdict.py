@@ -139,15 +139,10 @@ def test_a_simpler_residue_can_be_supported(results: Path) -> None:
     """Stop-gradient as good as residual: the gradient's way back does not count."""
     for file in results.glob("**/outcomes.csv"):
         rows = pd.read_csv(file)
-        good = rows[rows["arm"] == "residual"].set_index(["depth_total", "budget", "seed", "split", "quantity"])[
-            "value"
-        ]
-        stop = rows["arm"] == "stop-gradient"
-        same = [
-            good.get(key, math.nan) for key in rows[stop][list(good.index.names)].itertuples(index=False, name=None)
-        ]
-        value = pd.Series(same, index=rows.index[stop]).fillna(rows["value"])
-        rows.loc[stop, "value"] = value
+        keys = ["depth_total", "budget", "seed", "split", "quantity"]
+        good = rows[rows["arm"] == "residual"].drop_duplicates(keys).set_index(keys)["value"].rename("good")
+        same, stop = rows.join(good, on=keys)["good"], rows["arm"] == "stop-gradient"
+        rows.loc[stop, "value"] = same[stop].fillna(rows["value"])
         rows.to_csv(file, index=False)
     runs, source = collect(results), VERDICTS.sources[0]
     found = judge(runs, source, VERDICTS.effects)
@@ -216,8 +211,3 @@ def test_experiments_that_disagree_are_refused(results: Path) -> None:
     rows.to_csv(file, index=False)
     with pytest.raises(BadInput, match="disagree on 'plain', depth 20, seed 0: they ran with other settings"):
         verdict.main(Settings(out=results))
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="there is no such folder; run the experiments first"):
-        verdict.main(Settings(out=tmp_path / "none"))

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,32 +73,11 @@ def short_search() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-@dataclass(frozen=True)
-class Ran:
-    """A script's run at toy size, and the same call once more."""
-
-    folder: Path
-    shown: str
-    again: str
-    repeated: list[Path]
-    """Files of runs that the second call wrote."""
-    log: str
-    """What the second call logged of its runs."""
-
-
-def run_twice(script: ModuleType, out: Path, **changes: Any) -> Ran:
-    settings = script.Settings(out=out, **SMALL | changes)
-    log, shown = io.StringIO(), list[str]()
-    before: dict[Path, int] = {}
-    with short_search():
-        for _ in range(2):
-            before = {path: path.stat().st_mtime_ns for path in settings.store.glob("*/*")}
-            with redirect_stdout(io.StringIO()) as text, redirect_stderr(log := io.StringIO()):
-                script.main(settings)
-            shown.append(" ".join(text.getvalue().split()))
-    after = {path: path.stat().st_mtime_ns for path in settings.store.glob("*/*")}
-    repeated = [path for path, moment in after.items() if before.get(path) != moment]
-    return Ran(out / script.EXPERIMENT, shown[0], shown[1], repeated, log.getvalue())
+def run_small(script: ModuleType, out: Path, **changes: Any) -> tuple[Path, str]:
+    """A run of the script at toy size: its folder, and what it printed, on one line."""
+    with short_search(), redirect_stdout(io.StringIO()) as text, redirect_stderr(io.StringIO()):
+        script.main(script.Settings(out=out, **SMALL | changes))
+    return out / script.EXPERIMENT, " ".join(text.getvalue().split())
 
 
 def run_made_up(script: ModuleType, out: Path, ends: Ends, **changes: Any) -> str:

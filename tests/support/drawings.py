@@ -17,74 +17,59 @@ from figures import ARMS
 from figures.layer_use import PANELS
 
 NAMES = list(ARMS)
-SHORTCUT_BACK = {"residual", "gradient-only", "shortest-path"}
-SHORTCUT_FORWARD = {"residual", "stop-gradient", "shortest-path"}
 BLOCKS, SINGLE = 4, {"stop-gradient": 4, "shortest-path": 0}  # of the sampled paths; the arms with one length alone
 LIMITS = {"at-most": (0, 1, 4), "sampled": (4,)}
 EPOCHS, COINS, WEIGHTS = (2, 5, 8), (0.5, 0.9), (0.1, 0.25, 0.5, 0.75)
 
 
-def number(*key: Any) -> float:
-    """Some number between 0.1 and 1, the same for the same key."""
-    return 0.1 + 0.9 * (sum(7 * (i + 1) * ord(letter) for i, letter in enumerate(str(key))) % 101) / 101
-
-
 def long(**columns: Iterable[Any]) -> pd.DataFrame:
-    """A row for every combination of the columns' entries, with some value."""
+    """A row for every combination of the entries, with a value from 0.1 to 1, the same for the same row."""
     rows = pd.DataFrame(list(product(*columns.values())), columns=list(columns))
-    return rows.assign(value=[number(*row) for row in rows.itertuples(index=False)])
+    letters = [sum(7 * (i + 1) * ord(letter) for i, letter in enumerate(str(row))) for row in rows.values.tolist()]
+    return rows.assign(value=0.1 + 0.9 * (np.array(letters, float) % 101) / 101)
 
 
 def tables(
     arms: Iterable[str] = NAMES, depths: Iterable[int] = (20, 56), seeds: Iterable[int] = (0, 1, 2)
 ) -> dict[str, pd.DataFrame]:
     """The tables of the main experiment; networks have 4 junctions, epochs are 0, 1, 2."""
-    made: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("outcomes", "curves", "gradients", "magnitudes", "paths")
+    about, measured = {"arm": arms, "depth_total": depths, "seed": seeds}, ("loss", "accuracy")
+    blocks = long(**about, epoch=range(3), depth=range(4))
+    blocks = blocks.assign(block=[f"layer1.{depth}" for depth in blocks["depth"]])
+    sizes, arm = 10 ** (-5 * blocks["value"]), blocks["arm"]
+    forward = arm.isin(["residual", "stop-gradient", "shortest-path"])
+    backward = arm.isin(["residual", "gradient-only", "shortest-path"])
+    gradients = {"total": sizes, "shortcut": sizes / 2 * backward, "branch": sizes / 3 * (arm != "shortest-path")}
+    magnitudes = {"branch": sizes, "shortcut": 2.0 * forward, "ratio": (sizes / 2).where(forward)}
+    paths = long(**about, epoch=range(3), path_length=range(5))
+    alone = paths["arm"].map({"stop-gradient": 4, "plain": 4, "shortest-path": 0})  # of arms with a single path
+    there = alone.isna() | (alone == paths["path_length"])
+    spectra = {"norm": 10 ** (-5 * paths["value"]) * there, "share": there / np.where(alone.isna(), 5, 1)}
+    return {
+        "outcomes": long(**about, split=("train", "validation", "test"), quantity=measured),
+        "curves": long(**about, epoch=range(3), split=("train", "validation"), quantity=measured),
+        "gradients": by_quantity(blocks, gradients | {"other": 0.0}),
+        "magnitudes": by_quantity(blocks, magnitudes),
+        "paths": by_quantity(paths, spectra),
     }
-    for arm, depth_total, seed in product(arms, depths, seeds):
-        run = {"experiment": "toy", "arm": arm, "depth_total": depth_total, "seed": seed}
-        for split, quantity in product(("train", "validation", "test"), ("loss", "accuracy")):
-            value = number(arm, depth_total, seed, split, quantity)
-            made["outcomes"].append(run | {"split": split, "quantity": quantity, "value": value})
-        for epoch in range(3):
-            now = run | {"step": 10 * epoch, "epoch": epoch}
-            for split, quantity in product(("train", "validation"), ("loss", "accuracy")):
-                value = number(arm, depth_total, seed, epoch, split, quantity)
-                made["curves"].append(now | {"split": split, "quantity": quantity, "value": value})
-            for depth in range(4):
-                here = now | {"block": f"layer1.{depth}", "depth": depth}
-                base = 10 ** (-5 * number(arm, depth_total, seed, epoch, depth))
-                parts = {"total": base, "other": 0.0}
-                parts["shortcut"] = base / 2 if arm in SHORTCUT_BACK else 0.0
-                parts["branch"] = base / 3 if arm != "shortest-path" else 0.0
-                made["gradients"] += [here | {"quantity": name, "value": value} for name, value in parts.items()]
-                forward = arm in SHORTCUT_FORWARD
-                sizes = {"branch": base, "shortcut": 2.0 * forward, "ratio": base / 2 if forward else np.nan}
-                made["magnitudes"] += [here | {"quantity": name, "value": value} for name, value in sizes.items()]
-            lengths = {"stop-gradient": [4], "plain": [4], "shortest-path": [0]}.get(arm, list(range(5)))
-            for length in range(5):
-                norm = 10 ** (-5 * number(arm, depth_total, seed, epoch, "length", length)) * (length in lengths)
-                share = (length in lengths) / len(lengths)
-                made["paths"] += [
-                    now | {"path_length": length, "quantity": "norm", "value": norm},
-                    now | {"path_length": length, "quantity": "share", "value": share},
-                ]
-    return {name: pd.DataFrame(rows) for name, rows in made.items()}
+
+
+def by_quantity(rows: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
+    """The rows once for each quantity, with its values."""
+    return pd.concat([rows.assign(quantity=name, value=of) for name, of in values.items()], ignore_index=True)
 
 
 def sampled(epochs: tuple[int, ...] = (0, 1, 3), depths: tuple[int, ...] = (8, 20)) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for arm, depth, seed, epoch in product(["residual", *SINGLE], depths, (0, 1), epochs):
-        now = {"experiment": "toy", "arm": arm, "depth_total": depth, "seed": seed, "epoch": epoch}
-        for k in range(BLOCKS + 1):
-            norm = (1 + seed) * 10.0 ** (-k * (1 + epoch) / 4) * (SINGLE.get(arm, k) == k)
-            at = {"path_norm": norm, "path_norm_low": 0.8 * norm, "path_norm_high": 1.2 * norm}
-            at |= {"mass": norm * math.comb(BLOCKS, k), "samples": 7, "cancellation": 0.5 if norm else math.nan}
-            rows += [now | {"path_length": k, "quantity": name, "value": value} for name, value in at.items()]
-        ends = {"mass_low": 1 + seed, "mass_high": 3}
-        rows += [now | {"quantity": name, "value": value} for name, value in ends.items()]
-    return pd.DataFrame(rows)
+    about = {"arm": ["residual", *SINGLE], "depth_total": depths, "seed": (0, 1), "epoch": epochs}
+    rows = long(**about, path_length=range(BLOCKS + 1))
+    k, alone = rows["path_length"], rows["arm"].map(SINGLE)
+    norm = (1 + rows["seed"]) * 10.0 ** (-k * (1 + rows["epoch"]) / 4) * (alone.isna() | (alone == k))
+    paths = {"path_norm": norm, "path_norm_low": 0.8 * norm, "path_norm_high": 1.2 * norm, "samples": 7}
+    paths |= {"mass": norm * [math.comb(BLOCKS, branches) for branches in k.tolist()]}
+    paths |= {"cancellation": pd.Series(0.5, rows.index).where(norm > 0)}
+    runs = long(**about)
+    bands = by_quantity(runs, {"mass_low": 1 + runs["seed"], "mass_high": 3})
+    return pd.concat([by_quantity(rows, paths), bands], ignore_index=True)
 
 
 def limited(
@@ -99,51 +84,42 @@ def limited(
 
 
 def limited_changes(*, intervals: bool = True) -> pd.DataFrame:
-    ends = {"low": -0.2, "high": 0.3} if intervals else {"low": np.nan, "high": np.nan}
-    rows = []
-    for (treatment, lengths), outcome in product(LIMITS.items(), ("log train loss", "test accuracy")):
-        for k in lengths:
-            numbers = {quantity: value * (1 + k) for quantity, value in ({"mean": 0.1} | ends).items()}
-            row = {"treatment": treatment, "arm": f"{treatment}-{k}", "depth_total": 20, "outcome": outcome}
-            for quantity, value in (numbers | {"n": 3, "margin": 0.25}).items():
-                rows.append({**row, "path_length": k, "quantity": quantity, "value": value})
-    return pd.DataFrame(rows)
+    limits = pd.DataFrame([(name, f"{name}-{k}", k) for name, lengths in LIMITS.items() for k in lengths])
+    limits.columns = ["treatment", "arm", "path_length"]
+    outcomes = pd.DataFrame({"depth_total": 20, "outcome": ("log train loss", "test accuracy")})
+    rows, end = limits.merge(outcomes, "cross"), 1.0 if intervals else math.nan
+    scaled = {"mean": 0.1, "low": -0.2 * end, "high": 0.3 * end}
+    values: dict[str, Any] = {name: value * (1 + rows["path_length"]) for name, value in scaled.items()}
+    return by_quantity(rows, values | {"n": 3, "margin": 0.25})
 
 
 def doses() -> pd.DataFrame:
     """Outcomes of every way to cut a part of the shortcut's gradient, beside three arms."""
-    kinds = [("weight", f"weight {w:g}", w) for w in WEIGHTS]
-    kinds += [(f"{kind} coin", f"{kind} coin, {c:g}", c) for c in COINS for kind in ("biased", "unbiased")]
-    kinds += [(f"{when} epoch", f"{when} epoch {e}", e) for e in EPOCHS for when in ("until", "from")]
-    kinds += [("stage", f"stage {n}", n) for n in (1, 2, 3)]
-    kinds += [("every n-th block", f"every {n}. block", n) for n in (2, 3)]
-    runs = [(name, "residual", treatment, amount) for treatment, name, amount in kinds]
-    runs += [(arm, arm, None, None) for arm in ("residual", "stop-gradient", "plain")]
+    kinds: list[tuple[str, str | None, float]] = [(f"weight {w:g}", "weight", w) for w in WEIGHTS]
+    kinds += [(f"{kind} coin, {c:g}", f"{kind} coin", c) for c in COINS for kind in ("biased", "unbiased")]
+    kinds += [(f"{when} epoch {e}", f"{when} epoch", e) for e in EPOCHS for when in ("until", "from")]
+    kinds += [(f"stage {n}", "stage", n) for n in (1, 2, 3)]
+    kinds += [(f"every {n}. block", "every n-th block", n) for n in (2, 3)]
+    kinds += [(arm, None, math.nan) for arm in ("residual", "stop-gradient", "plain")]
+    names = pd.DataFrame(kinds, columns=["control", "treatment", "amount"])
+    names["arm"] = names["control"].where(names["treatment"].isna(), "residual")
     wanted = {"depth_total": (8,), "seed": range(3), "split": ("train", "test"), "quantity": ("accuracy", "loss")}
-    parts = [
-        long(control=[name], **wanted).assign(
-            arm=arm, treatment=pd.Series(treatment, range(12), dtype=object), amount=a
-        )
-        for name, arm, treatment, a in runs
-    ]
-    return pd.concat([part.astype({"amount": float}) for part in parts], ignore_index=True)
+    return long(control=names["control"], **wanted).merge(names, on="control")
 
 
 def blocks(arms: Iterable[str] = NAMES, seeds: int = 3) -> pd.DataFrame:
-    """What each block does, in every panel of layer_use."""
-    rows: list[dict[str, Any]] = []
-    for arm, seed, panel, depth in product(arms, range(seeds), PANELS, range(-1, 4)):
-        if depth < 0 and panel.quantity != "read-out":
-            continue
-        if panel.quantity in ("read-out", "attribution") and arm in ("plain", "gradient-only"):
-            continue
-        about = {"arm": arm, "seed": seed, "epoch": 0 if panel.at_start else 10, "block": f"layer{1 + depth // 2}.0"}
-        about |= {"statistics": panel.statistics or None, "depth": depth, "quantity": panel.quantity}
-        rows.append(about | {"value": number(arm, seed, panel, depth)})
-    for arm, seed, statistics in product(arms, range(seeds), ("kept", "re-estimated")):
-        about = {"arm": arm, "seed": seed, "epoch": 10, "statistics": statistics, "quantity": "whole"}
-        rows.append(about | {"value": number(arm, seed, statistics)})
-    return pd.DataFrame(rows)
+    """What each block does, in every panel of layer_use; plain blocks have no read-out and no attribution."""
+    parts = [long(arm=arms, seed=range(seeds), statistics=("kept", "re-estimated"), epoch=[10], quantity=["whole"])]
+    for panel in PANELS:
+        reads = panel.quantity in ("read-out", "attribution")
+        measured = [arm for arm in arms if not (reads and arm in ("plain", "gradient-only"))]
+        about = {"quantity": [panel.quantity], "statistics": [panel.statistics or None]}
+        depths = range(-1 if panel.quantity == "read-out" else 0, 4)
+        if measured:
+            epoch = [0 if panel.at_start else 10]
+            parts.append(long(arm=measured, seed=range(seeds), epoch=epoch, depth=depths, **about))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(block=[f"layer{1 + depth // 2}.0" for depth in table["depth"].fillna(0).astype(int)])
 
 
 def centres() -> pd.DataFrame:
@@ -154,16 +130,13 @@ def centres() -> pd.DataFrame:
 
 
 def lesions(lesion: str) -> pd.DataFrame:
-    rows = []
-    for arm, seed, statistics in product(("residual", "plain"), (0, 1), ("kept", "re-estimated")):
-        key = {"arm": arm, "depth_total": 20, "seed": seed, "statistics": statistics}
-        rows.append(key | {"lesion": "none", "count": 0, "quantity": "error", "value": 0.1})
-        for depth in range(4):
-            hurt = key | {"lesion": lesion, "count": 1 + depth // 2, "draw": depth % 2}
-            hurt |= {"block": f"layer{1 + depth // 2}.{depth % 2}", "depth": depth}
-            rows.append(hurt | {"quantity": "error", "value": 0.2 + 0.1 * depth + 0.01 * seed})
-            rows.append(hurt | {"quantity": "tau", "value": 1 - 0.1 * depth})
-    return pd.DataFrame(rows)
+    about = {"arm": ("residual", "plain"), "depth_total": [20], "seed": (0, 1), "statistics": ("kept", "re-estimated")}
+    whole = long(**about, lesion=["none"], count=[0], quantity=["error"]).assign(value=0.1)
+    hurt = long(**about, lesion=[lesion], depth=range(4))
+    depth = hurt["depth"]
+    hurt = hurt.assign(count=1 + depth // 2, draw=depth % 2, block=[f"layer{1 + k // 2}.{k % 2}" for k in depth])
+    values = {"error": 0.2 + 0.1 * depth + 0.01 * hurt["seed"], "tau": 1 - 0.1 * depth}
+    return pd.concat([whole, by_quantity(hurt, values)], ignore_index=True)
 
 
 def speeds() -> pd.DataFrame:
@@ -225,12 +198,9 @@ def judged() -> pd.DataFrame:
 
 
 def profile() -> pd.DataFrame:
-    rows = [
-        {"depth": depth, "quantity": quantity, "value": 10.0**-depth}
-        for depth in range(3)
-        for quantity in ("total", "shortcut", "branch", "ratio")
-    ]
-    return pd.DataFrame([*rows, *({"depth": depth, "quantity": "other", "value": 0.0} for depth in range(3))])
+    values = 10.0 ** -np.arange(3)
+    rows = dict.fromkeys(("total", "shortcut", "branch", "ratio"), values) | {"other": 0.0}
+    return by_quantity(pd.DataFrame({"depth": range(3)}), rows)
 
 
 def responses(quantity: str, **more: Iterable[Any]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Small networks, and the few measures, that several tests share."""
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+
+from probes import Recording, record
 
 FLOAT64 = torch.float64
 
@@ -52,6 +55,26 @@ def perceptron(width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Sequential
 
 def chain(depth: int, width: int = 3, *, dtype: torch.dtype = FLOAT64) -> nn.Sequential:
     return nn.Sequential(*(Residual(perceptron(width, dtype=dtype)) for _ in range(depth)))
+
+
+def scalars(*weights: float) -> nn.Sequential:
+    """Blocks x + w x, without an activation; by default of weights 2, 3, 5."""
+    return nn.Sequential(*(Residual(linear(weight)) for weight in weights or (2.0, 3.0, 5.0)))
+
+
+def one() -> Tensor:
+    return torch.ones(1, 1, dtype=FLOAT64)
+
+
+def squares(outputs: Tensor) -> Tensor:
+    return outputs.square().sum()
+
+
+def recorded(model: nn.Module, x: Tensor, loss: Callable[[Any], Tensor] = torch.sum, **options: Any) -> Recording:
+    """Of a forward and the backward of a loss of its outputs, under `record`'s options; the graph is kept."""
+    with record(model, **options) as recording:
+        loss(model(x)).backward(retain_graph=True)
+    return recording
 
 
 def dense(out: int = 4) -> nn.Linear:
@@ -113,6 +136,19 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     assert visible(model) == before
     assert _get_current_function_mode_stack() == []
     assert torch.is_grad_enabled()
+
+
+class Tag(nn.Module):
+    """The identity, which keeps a weak eye on the newest graph that went through it."""
+
+    newest: weakref.ref[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        node: Any = x.grad_fn
+        node.metadata["tag"] = token = nn.Module()  # dies with the node
+        self.newest = weakref.ref(token)
+        return x
 
 
 class Raising(nn.Module):

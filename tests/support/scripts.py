@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from experiments.engine.running import grid
+from experiments.engine.running.run import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +47,31 @@ def run(script: str, *arguments: object, cwd: Path) -> CompletedProcess[str]:
         except SystemExit as end:
             status = int(end.code or 0)
     return CompletedProcess(given, status, out.getvalue(), err.getvalue())
+
+
+def toy_run(script: str, *arguments: object, cwd: Path) -> tuple[Path, str]:
+    """Of a run that ends well: its folder, and what it printed."""
+    done = run(script, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "results" / script, done.stdout
+
+
+def drawn(folder: Path) -> set[str]:
+    """The figures that a script has written: each is a PDF and a PNG beside the CSV that it was drawn from."""
+    files = {file.name for file in (folder / "figures").iterdir()}
+    names = {name.partition(".")[0] for name in files}
+    assert files == {f"{name}.{ending}" for name in names for ending in ("csv", "pdf", "png")}
+    return names
+
+
+def each_field_counts(run: Run, do: Callable[[Run], object], changes: dict[str, object]) -> None:
+    """Each field of the run's treatment, changed, changes the run's name and what it does."""
+    treatment, usual = run.recipe.treatment, do(run)
+    assert set(changes) == {field.name for field in fields(treatment)}
+    for name, value in changes.items():
+        other = replace(run, recipe=replace(run.recipe, treatment=replace(treatment, **{name: value})))
+        assert other.name != run.name
+        assert do(other) != usual, name
 
 
 def travelled(function: Callable[..., Any]) -> Callable[..., Any]:
