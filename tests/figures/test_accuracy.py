@@ -88,10 +88,8 @@ def test_interaction_joins_the_four_means() -> None:
     mean = pick(MAIN["outcomes"], split="test", quantity="accuracy").groupby(["depth_total", "arm"])["value"].mean()
     for axis, depth in zip(axes[0], (20, 56), strict=True):
         joins = [drawn_y(line) for line in axis.lines if list(line.get_xdata()) == [0, 1] and line.get_linewidth() > 1]
-        expected = [
-            [mean[depth, a] for a in pair] for pair in (("stop-gradient", "residual"), ("plain", "gradient-only"))
-        ]
-        np.testing.assert_allclose(joins, expected)
+        pairs = (("stop-gradient", "residual"), ("plain", "gradient-only"))
+        np.testing.assert_allclose(joins, [[mean[depth, arm] for arm in pair] for pair in pairs])
         for arm, backward in {"plain": 0, "stop-gradient": 0, "gradient-only": 1, "residual": 1}.items():
             rows = pick(MAIN["outcomes"], split="test", quantity="accuracy", depth_total=depth, arm=arm)
             assert sorted(dots_of(axis, arm)) == sorted(rows["value"])
@@ -102,7 +100,5 @@ def test_interaction_joins_the_four_means() -> None:
 
 
 def test_arms_outside_the_factorial_get_a_panel_that_says_so() -> None:
-    outcomes = tables(["shortest-path"])["outcomes"]
-    assert "none of the arms\nstop-gradient, residual, plain, gradient-only" in texts(
-        figures.interaction(outcomes)[0, 0]
-    )
+    axes = figures.interaction(tables(["shortest-path"])["outcomes"])
+    assert "none of the arms\nstop-gradient, residual, plain, gradient-only" in texts(axes[0, 0])

@@ -49,9 +49,12 @@ def said(axes: Any) -> str:
     return texts(axes[0, 0].figure)
 
 
-def test_norms_shares_and_cancellation_of_the_deepest_network() -> None:
-    drawn = sampled()
-    axes = figures.sampled_paths(drawn)
+@pytest.fixture(scope="module")
+def axes() -> Any:
+    return figures.sampled_paths(sampled())
+
+
+def test_norms_shares_and_cancellation_of_the_deepest_network(axes: Any) -> None:
     assert axes.shape == (3, 3)
     assert [axis.get_title() for axis in axes[0]] == ["at initialisation", "after epoch 1", "after epoch 3"]
     assert [axis.get_yscale() for axis in axes[:, 0]] == ["log", "linear", "log"]
@@ -68,24 +71,21 @@ def test_norms_shares_and_cancellation_of_the_deepest_network() -> None:
     shown = said(axes)
     for text in ("depth 20, 7 paths a length", "each of 2 seeds", "95 % of the mass", "paths at right angles"):
         assert text in shown
-    assert "depth 8, 7 paths" in said(figures.sampled_paths(drawn, depth_total=8))
+    assert "depth 8, 7 paths" in said(figures.sampled_paths(sampled(), depth_total=8))
 
 
-def test_single_paths_are_points_of_norm_alone() -> None:
-    axes = figures.sampled_paths(sampled())
+def test_single_paths_are_points_of_norm_alone(axes: Any) -> None:
     for arm, length in SINGLE.items():
         (point,) = curves_of(axes[0, 0], arm, thick=True)
         assert list(np.asarray(point.get_xdata())) == [length]
         assert not curves_of(axes[1, 0], arm, thick=True) + curves_of(axes[2, 0], arm, thick=True)
     assert "a single path, no curves: stop-gradient, shortest-path" in said(axes)
-    alone = sampled()
-    axes = figures.sampled_paths(alone[alone["arm"] != "residual"])
-    assert axes.shape == (1, 3)
-    assert "at right angles" not in said(axes)
+    alone = figures.sampled_paths(sampled().query("arm != 'residual'"))
+    assert alone.shape == (1, 3)
+    assert "at right angles" not in said(alone)
 
 
-def test_the_bar_spans_the_band_above_the_curves() -> None:
-    axes = figures.sampled_paths(sampled())
+def test_the_bar_spans_the_band_above_the_curves(axes: Any) -> None:
     heights = set()
     for axis in axes[1]:
         (bar,) = [line for line in axis.lines if line.get_linewidth() == 1.2]
@@ -96,19 +96,17 @@ def test_the_bar_spans_the_band_above_the_curves() -> None:
     assert heights.pop() > max(curves)
 
 
-def test_the_line_of_right_angles() -> None:
-    axes = figures.sampled_paths(sampled())
+def test_the_line_of_right_angles(axes: Any) -> None:
     (line,) = [line for line in axes[2, 0].lines if line.get_linewidth() == 0.8]
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [1, 0.5, 6**-0.5, 0.5, 1])
 
 
-def test_a_ratio_that_no_sum_can_have_is_explained() -> None:
+def test_a_ratio_that_no_sum_can_have_is_explained(axes: Any) -> None:
+    assert "too few paths" not in said(axes)
     paths = sampled()
-    assert "too few paths" not in said(figures.sampled_paths(paths))
     high = (paths["quantity"] == "cancellation") & (paths["path_length"] == 2)
-    assert "a ratio above 1: too few paths" in said(
-        figures.sampled_paths(paths.assign(value=paths["value"].where(~high | paths["value"].isna(), 3.0)))
-    )
+    above = paths.assign(value=paths["value"].where(~high | paths["value"].isna(), 3.0))
+    assert "a ratio above 1: too few paths" in said(figures.sampled_paths(above))
 
 
 def test_of_many_epochs_three_are_drawn() -> None:
@@ -127,5 +125,3 @@ def test_only_norms_are_enough() -> None:
 def test_a_network_that_the_table_lacks_is_named() -> None:
     with pytest.raises(ValueError, match=r"^sampled_paths: no finite value where .*depth_total is 99"):
         figures.sampled_paths(sampled(), depth_total=99)
-    with pytest.raises(ValueError, match=r"sampled_paths draws 3 x 3 panels of this table; got 2 axes"):
-        figures.sampled_paths(sampled(), axes=figures.sampled_paths(sampled())[0, :2])

@@ -13,9 +13,8 @@ from tests.support.drawings import MAIN, close, geometric, pick, tables, texts, 
 def test_residual_magnitudes_go_from_light_to_dark_for_arms_with_a_shortcut() -> None:
     axes = figures.residual_magnitudes(MAIN["magnitudes"])
     assert [axis.get_title() for axis in axes[0]] == ["residual", "stop-gradient", "shortest-path"]
-    for (row, depth), (column, arm) in product(
-        enumerate([20, 56]), enumerate(["residual", "stop-gradient", "shortest-path"])
-    ):
+    arms = ("residual", "stop-gradient", "shortest-path")
+    for (row, depth), (column, arm) in product(enumerate([20, 56]), enumerate(arms)):
         thick = [line for line in axes[row, column].lines if line.get_linewidth() > 1]
         rows = pick(MAIN["magnitudes"], quantity="ratio", depth_total=depth, arm=arm)
         for epoch, line in enumerate(thick):
@@ -37,13 +36,10 @@ def test_an_arm_that_ended_early_has_fewer_epochs_of_magnitudes() -> None:
 
 
 def test_residual_magnitudes_draw_six_of_many_epochs() -> None:
-    magnitudes = pd.concat(
-        [tables(["residual"], [20], [0])["magnitudes"].query("epoch == 0").assign(epoch=e) for e in range(61)]
-    )
-    axes = figures.residual_magnitudes(magnitudes)
-    assert [entry.get_text() for entry in axes[0, 0].figure.legends[0].get_texts()] == [
-        f"epoch {epoch}" for epoch in (0, 1, 4, 11, 26, 60)
-    ]
+    first = tables(["residual"], [20], [0])["magnitudes"].query("epoch == 0")
+    axes = figures.residual_magnitudes(pd.concat([first.assign(epoch=epoch) for epoch in range(61)]))
+    legend = [entry.get_text() for entry in axes[0, 0].figure.legends[0].get_texts()]
+    assert legend == [f"epoch {epoch}" for epoch in (0, 1, 4, 11, 26, 60)]
 
 
 def test_arms_without_a_shortcut_get_a_panel_that_says_so() -> None:
