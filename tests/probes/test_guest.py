@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models import ARMS, Flow, cifar_resnet
 from probes import gate, gradient_norms, lesion, limit_paths, path_gradients, record, residual_magnitudes
-from tests.support.networks import Apply, Raising, RaisingBackward, images, left_as_it_was, network, visible
+from tests.support.networks import Apply, Raising, RaisingBackward, Tag, images, left_as_it_was, network, visible
 
 
 def ours(flow: Flow) -> nn.Module:
@@ -171,30 +171,9 @@ def test_the_user_s_own_hooks_survive_and_run() -> None:
         model.zero_grad()
 
 
-class Tag(torch.autograd.Function):
-    """The identity, in whose graph node something lives that can be watched."""
-
-    watched: weakref.ref[nn.Module]
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.something = nn.Module()
-        Tag.watched = weakref.ref(ctx.something)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
-class Tagged(nn.Module):
-    def forward(self, x: Tensor) -> Any:
-        return Tag.apply(x)
-
-
 @pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
 def test_memory_returns_without_the_garbage_collector(by_name: bool) -> None:
-    model = network(Tagged())
+    model = network(tag := Tag())
     gc.disable()
     try:
         with record(model, blocks=list(model) if by_name else None) as recording:
@@ -204,24 +183,24 @@ def test_memory_returns_without_the_garbage_collector(by_name: bool) -> None:
             probe(recording)
         kept = weakref.ref(recording.gradient(recording.sites[0], "total"))
         del loss
-        assert by_name or Tag.watched() is not None, "a recording keeps its graph"
+        assert by_name or tag.newest() is not None, "a recording keeps its graph"
         del recording
-        assert Tag.watched() is None
+        assert tag.newest() is None
         assert kept() is None
     finally:
         gc.enable()
 
 
 def test_a_graph_is_freed_after_each_step_of_a_training_loop() -> None:
-    model = network(Tagged())
+    model = network(tag := Tag())
     gc.disable()
     try:
         with record(model) as recording:
             model(torch.randn(4, 3)).sum().backward()
-            first = Tag.watched
+            first = tag.newest
             model(torch.randn(4, 3)).sum().backward()
             assert first() is None
-            assert Tag.watched() is not None
+            assert tag.newest() is not None
         assert len(recording.sites) == 3
     finally:
         gc.enable()

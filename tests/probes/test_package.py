@@ -1,11 +1,6 @@
-"""The package as a whole: its rooms import one way, and a copy of it works under another name."""
+"""The package as a whole: its rooms import one way, and the examples of its docstrings run."""
 
-import ast
 import inspect
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,57 +10,27 @@ import torch.nn.functional as F
 
 import probes
 from models import cifar_resnet
-
-FOLDER = Path(probes.__file__).parent
-USERS_SCRIPT = """
-import torch, my_probes, probes
-assert probes.OWN and my_probes.__version__
-
-class Block(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 3)
-    def forward(self, x):
-        return x + self.layer(x).tanh()
-
-net = torch.nn.Sequential(torch.nn.Linear(3, 3), Block())
-with my_probes.record(net) as recording:
-    net(torch.ones(2, 3)).sum().backward(retain_graph=True)
-print(*my_probes.gradient_norms(recording)["quantity"], len(my_probes.path_gradients(recording)))
-"""
+from tests.test_boundaries import imports
 
 
-def imports(source: str, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """What a module of a package imports relatively, also inside functions and for type checkers alone."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            yield (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
-
-
-def rooms(sources: dict[tuple[str, ...], str]) -> dict[str, set[str]]:
+def rooms() -> dict[str, set[str]]:
     """From room to room (a sub-package, or a file beside them): who imports whom."""
     arrows: dict[str, set[str]] = {}
-    for module, source in sources.items():
-        found = {name[0] for name in imports(source, module[:-1])}
-        arrows.setdefault(module[0], set()).update(found - {module[0]})
+    for module, targets in imports(Path(probes.__file__).parents[1]).items():
+        package, _, rest = module.partition(".")
+        if package == "probes" and rest:
+            found = {target.split(".")[1] for target in targets if target.startswith("probes.")}
+            arrows.setdefault(room := rest.split(".")[0], set()).update(found - {room})
     return arrows
 
 
-def sources() -> dict[tuple[str, ...], str]:
-    paths = [path for path in FOLDER.rglob("*.py") if path.parent != FOLDER or path.name != "__init__.py"]
-    return {path.relative_to(FOLDER).with_suffix("").parts: path.read_text() for path in paths}
-
-
 def test_rooms_import_one_way() -> None:
-    order = list(TopologicalSorter(rooms(sources())).static_order())
+    order = list(TopologicalSorter(rooms()).static_order())
     wanted = ["scaling", "discovery", "gradients", "recording", "measurements"]
     assert [room for room in order if room in wanted] == wanted
-
-
-def test_the_check_sees_a_circle_also_for_type_checkers_alone() -> None:
-    circle = "if TYPE_CHECKING:\n    from ..recording import Recording"
+    (back := rooms())["discovery"].add("recording")
     with pytest.raises(CycleError):
-        list(TopologicalSorter(rooms(sources() | {("discovery", "new"): circle})).static_order())
+        list(TopologicalSorter(back).static_order())
 
 
 EXAMPLES = {name: doc for name in probes.__all__ if "Example::" in (doc := inspect.getdoc(getattr(probes, name)) or "")}
@@ -83,12 +48,3 @@ def test_every_function_has_an_example_and_says_what_it_takes() -> None:
     functions = {name for name in probes.__all__ if inspect.isfunction(getattr(probes, name))}
     assert functions == EXAMPLES.keys()
     assert all("Args:" in doc and "Raises:" in doc for doc in EXAMPLES.values())
-
-
-def test_a_renamed_copy_works_beside_a_user_s_own_probes(tmp_path: Path) -> None:
-    shutil.copytree(FOLDER, tmp_path / "my_probes", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "probes.py").write_text("OWN = True")
-    (tmp_path / "script.py").write_text(USERS_SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["total", "shortcut", "branch", "other", "2"], done.stderr

@@ -19,39 +19,44 @@ from probes import (
     residual_magnitudes,
     sample_paths,
 )
-from tests.support.networks import FLOAT64, Apply, Residual, chain, linear, network, perceptron, values
-
-
-def ones() -> Tensor:
-    return torch.ones(1, 1, dtype=FLOAT64)
-
-
-def scalar_chain() -> nn.Sequential:
-    return nn.Sequential(Residual(linear(2.0)), Residual(linear(3.0)))
+from tests.support.networks import (
+    FLOAT64,
+    Apply,
+    Residual,
+    chain,
+    linear,
+    network,
+    one,
+    perceptron,
+    recorded,
+    scalars,
+    squares,
+    values,
+)
 
 
 def test_two_backwards_of_one_forward_leave_the_last() -> None:
-    model = scalar_chain()
+    model = scalars(2.0, 3.0)
     with record(model) as recording:
-        loss = model(ones()).sum()
+        loss = model(one()).sum()
         loss.backward(retain_graph=True)
         (10 * loss).backward()
     assert gradient_norms(recording)["value"].tolist() == [120, 40, 80, 0, 40, 10, 30, 0]
 
 
 def test_two_forwards_leave_the_last() -> None:
-    model = scalar_chain()
+    model = scalars(2.0, 3.0)
     with record(model) as recording:
-        model(7 * ones()).sum().backward()
-        (10 * model(ones())).sum().backward()
+        model(7 * one()).sum().backward()
+        (10 * model(one())).sum().backward()
     assert values(gradient_norms(recording), "total") == [120, 40]
     assert values(residual_magnitudes(recording), "shortcut") == [1, 3]
 
 
 def test_a_backward_of_an_earlier_forward_is_not_the_last_forward_s() -> None:
-    model = scalar_chain()
+    model = scalars(2.0, 3.0)
     with record(model) as recording:
-        first, second = model(ones()).sum(), model(ones()).sum()
+        first, second = model(one()).sum(), model(one()).sum()
         second.backward()
         (1000 * first).backward()
     assert values(gradient_norms(recording), "total") == [12, 4]
@@ -68,7 +73,7 @@ def two_outputs() -> nn.Module:
 def test_a_backward_that_ends_early_leaves_nothing_of_the_one_before() -> None:
     model = two_outputs()
     with record(model) as recording:
-        out, hidden = model(ones())
+        out, hidden = model(one())
         out.sum().backward(retain_graph=True)
         hidden.sum().backward()
     with pytest.raises(ValueError, match="no gradient reached 'last'"):
@@ -85,7 +90,7 @@ def test_a_backward_that_enters_inside_a_branch_is_not_added_to_the_one_before()
     tables = []
     for first_backward in (False, True):
         with record(model) as recording:
-            out, inside = model(ones())
+            out, inside = model(one())
             if first_backward:
                 out.sum().backward(retain_graph=True)
             inside.sum().backward()
@@ -95,9 +100,8 @@ def test_a_backward_that_enters_inside_a_branch_is_not_added_to_the_one_before()
 
 @pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "junctions"])
 def test_a_recorded_gradient_is_not_the_tensor_that_the_user_may_change(blocks: bool) -> None:
-    model, x = scalar_chain(), ones().requires_grad_()
-    with record(model, blocks=list(model) if blocks else None) as recording:
-        model(x).sum().backward()
+    model, x = scalars(2.0, 3.0), one().requires_grad_()
+    recording = recorded(model, x, blocks=list(model) if blocks else None)
     assert x.grad is not None
     x.grad.zero_()
     assert values(gradient_norms(recording), "total") == [12, 4]
@@ -109,7 +113,7 @@ def test_a_position_s_gradient_may_be_clipped_in_place() -> None:
 
     model = Apply(forward, stem=linear(1.0), position=linear(1.0), block=Residual(linear(2.0)))
     with record(model) as recording:
-        model(ones()).sum().backward()
+        model(one()).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     assert values(gradient_norms(recording), "total") == [3]
 
@@ -117,7 +121,7 @@ def test_a_position_s_gradient_may_be_clipped_in_place() -> None:
 def test_gradients_that_can_be_differentiated_again_are_recorded_as_plain_tensors() -> None:
     model = nn.Sequential(linear(1.0), Residual(perceptron(1)))
     with record(model, keep=True) as recording:
-        torch.autograd.grad(model(ones()).sum(), list(model.parameters()), create_graph=True)
+        torch.autograd.grad(model(one()).sum(), list(model.parameters()), create_graph=True)
     (site,) = recording.junctions
     assert not any(recording.gradient(site, name).requires_grad for name in ("total", "shortcut", "branch", "junction"))
 
@@ -131,9 +135,9 @@ def test_sites_of_a_model_inside_another_are_named_from_the_model_that_is_record
 
 
 def test_two_recordings_may_be_nested() -> None:
-    model = scalar_chain()
+    model = scalars(2.0, 3.0)
     with record(model) as outer, record(model) as inner:
-        model(ones()).sum().backward()
+        model(one()).sum().backward()
     assert values(gradient_norms(outer), "total") == values(gradient_norms(inner), "total") == [12, 4]
 
 
@@ -146,16 +150,12 @@ def test_a_forward_that_is_computed_again_in_the_backward_is_recorded_once() -> 
     model, x = chain(2), torch.randn(2, 3, dtype=FLOAT64)
     tables = []
     for net in (model, Apply(checkpointed, **dict(model.named_children()))):
-        with record(net) as recording:
-            net(x).square().sum().backward()
-        tables.append(gradient_norms(recording))
+        tables.append(gradient_norms(recorded(net, x, squares)))
     pd.testing.assert_frame_equal(tables[0], tables[1])
 
 
 def test_the_model_s_input_stays_without_a_gradient() -> None:
-    model, x = scalar_chain(), ones()
-    with record(model):
-        model(x).sum().backward()
+    recorded(scalars(2.0, 3.0), x := one())
     assert not x.requires_grad
     assert x.grad is None
 
@@ -179,15 +179,12 @@ class Pausing(torch.autograd.Function):
 
 def test_a_probe_s_backward_in_one_thread_does_not_hide_a_training_step_in_another() -> None:
     model = nn.Sequential(Residual(Apply(lambda self, x: Pausing.apply(self.get_submodule("w")(x)), w=linear(2.0))))
-    with record(model) as first:
-        model(ones()).sum().backward(retain_graph=True)
+    first = recorded(model, one())
     found: list[Tensor] = []
     thread = threading.Thread(target=lambda: found.append(path_gradients(first)))
     thread.start()
     assert Pausing.reached.wait(60)
-    other = scalar_chain()
-    with record(other) as second:
-        other(ones()).sum().backward()
+    second = recorded(scalars(2.0, 3.0), one())
     Pausing.resumed.set()
     thread.join()
     assert values(gradient_norms(second), "total") == [12, 4]
@@ -196,9 +193,7 @@ def test_a_probe_s_backward_in_one_thread_does_not_hide_a_training_step_in_anoth
 
 def test_a_whole_model_checkpointed_from_outside_is_recorded_each_time() -> None:
     model, x = network().eval(), torch.randn(4, 3)
-    with record(model) as recording:
-        model(x).square().sum().backward()
-    wanted = gradient_norms(recording)
+    wanted = gradient_norms(recorded(model, x, squares))
     for _ in range(2):
         with record(model) as recording:
             outputs: Any = checkpoint(model, x, use_reentrant=False)
@@ -216,19 +211,19 @@ every_probe = pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
 @every_probe
 @pytest.mark.parametrize("forward", ["none", "without gradients", "without junctions"])
 def test_no_forward_that_could_be_recorded(probe: Callable[[Recording], object], forward: str) -> None:
-    model = perceptron(1) if forward == "without junctions" else scalar_chain()
+    model = perceptron(1) if forward == "without junctions" else scalars(2.0, 3.0)
     with record(model) as recording, torch.set_grad_enabled(forward != "without gradients"):
         if forward != "none":
-            model(ones())
+            model(one())
     with pytest.raises(ValueError, match=r"nothing was recorded: .* gradients enabled; .*record\(model, blocks="):
         probe(recording)
 
 
 @every_probe
 def test_no_backward_inside_the_context(probe: Callable[[Recording], object]) -> None:
-    model = scalar_chain()
+    model = scalars(2.0, 3.0)
     with record(model) as recording:
-        out = model(ones())
+        out = model(one())
     out.sum().backward()
     if probe is residual_magnitudes:
         assert values(residual_magnitudes(recording), "ratio") == [2, 3]
@@ -240,8 +235,7 @@ def test_no_backward_inside_the_context(probe: Callable[[Recording], object]) ->
 @every_probe
 def test_blocks_named_by_hand(probe: Callable[[Recording], object]) -> None:
     model = perceptron(1)
-    with record(model, blocks=[model[0], model[2]]) as recording:
-        model(ones()).sum().backward(retain_graph=True)
+    recording = recorded(model, one(), blocks=[model[0], model[2]])
     if probe is gradient_norms:
         assert len(gradient_norms(recording)) == 2
     else:

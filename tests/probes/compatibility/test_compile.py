@@ -9,16 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probes import Junction, find_junctions, gate
-from tests.support.gated_by_hand import (
-    UNGATED,
-    Gradients,
-    assert_recorded,
-    equal,
-    inputs,
-    model,
-    not_silent,
-    step,
-)
+from tests.support.gated_by_hand import UNGATED, Gradients, assert_recorded, equal, inputs, model, not_silent, step
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from models import ARMS, cifar_resnet
+from models.projections import Projection
 from probes import find_junctions, record, residual_magnitudes, scale_gradient
-from tests.support.networks import FLOAT64, Apply, Residual, block_of, chain, dense, perceptron, rows, values
+from tests.support.networks import FLOAT64, Apply, Residual, block_of, chain, dense, perceptron, recorded, rows, values
 
 
 class Host(nn.Module):
@@ -143,10 +145,7 @@ def test_the_first_fork_may_be_the_model_s_raw_input() -> None:
 
 
 def test_the_raw_input_may_lie_in_a_list_or_a_dictionary() -> None:
-    model, x = (
-        Apply(lambda self, inputs: self.get_submodule("f")(inputs[0]["x"]), f=chain(2)),
-        torch.randn(2, 3).double(),
-    )
+    model, x = Apply(lambda self, inputs: self.f(inputs[0]["x"]), f=chain(2)), torch.randn(2, 3).double()
     assert [junction.name for junction in find_junctions(model, [{"x": x}])] == ["f.0", "f.1"]
 
 
@@ -175,11 +174,6 @@ def test_a_module_that_adds_again_counts_its_adds() -> None:
     model.add_module("h", h)
     model.add_module("again", nn.Sequential(h))
     assert [(name, depth) for name, depth, _ in found(model)] == [("h", 0), ("h#1", 1), ("h@1", 2), ("h@1#1", 3)]
-
-
-def test_a_second_look_begins_to_count_anew() -> None:
-    model = chain(3)
-    assert found(model) == found(model)
 
 
 def test_a_junction_around_junctions_is_found_after_them() -> None:
@@ -271,9 +265,7 @@ def test_unfreezing_changes_no_junction() -> None:
     def seen(frozen: int) -> list[str]:
         for index, module in enumerate(model):
             module.requires_grad_(index != frozen)
-        with record(model) as recording:
-            model(rows()).sum().backward()
-        return [site.name for site in recording.sites]
+        return [site.name for site in recorded(model, rows()).sites]
 
     assert seen(0) == seen(4) == seen(0) == ["1", "2", "3"]
 
@@ -284,9 +276,7 @@ def test_frozen_pruned_weights_are_parameters() -> None:
         residual.get_submodule("f").register_parameter("bias", None)
         prune.l1_unstructured(residual.get_submodule("f"), "weight", amount=0.3)  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    with record(model) as recording:
-        model(rows().requires_grad_()).sum().backward()
-    assert [site.name for site in recording.junctions] == ["0", "1"]
+    assert [site.name for site in recorded(model, rows().requires_grad_()).junctions] == ["0", "1"]
 
 
 def test_a_constant_that_is_added_to_the_shortcut_leaves_it_an_identity() -> None:
@@ -311,3 +301,23 @@ def test_a_block_in_another_thread_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match="'block' runs in a thread of its own"):
         find_junctions(Apply(forward, block=Residual(nn.Linear(3, 3))), torch.randn(2, 3))
+
+
+# Our networks.
+
+
+@pytest.mark.parametrize("projection", ["A", "B", "C"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_of_ours_has_the_same_junctions(arm: str, projection: Projection) -> None:
+    model = cifar_resnet(20, flow=ARMS[arm], width=4, projection=projection)
+    junctions = find_junctions(model, torch.randn(2, 3, 8, 8))
+    names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
+    assert [junction.name for junction in junctions] == names
+    assert [junction.depth for junction in junctions] == list(range(9))
+    projections = set(names) if projection == "C" else {"layer2.0", "layer3.0"}
+    assert {junction.name for junction in junctions if junction.shortcut == "projection"} == projections
+
+
+def test_bottlenecks_change_their_channels_in_the_first_block_too() -> None:
+    junctions = find_junctions(cifar_resnet(29, block="bottleneck", width=4), torch.randn(2, 3, 8, 8))
+    assert [j.shortcut for j in junctions] == ["projection", "identity", "identity"] * 3

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import torchvision
 import transformers
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import VisionTransformer
 
 from models import RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, cifar_resnet
 from probes import gate, scale_gradient
 from tests.support.networks import FLOAT64, images
+from tests.support.zoo import ZOO
 
 Pair = tuple[float, float]
 WEIGHTS: list[Pair] = [(0.0, 1.0), (0.3, 1.0), (1.0, 0.0), (0.5, 0.2), (-1.5, 1.0)]  # shortcut, branch
@@ -92,7 +92,7 @@ def inverted_residual(block: Any, weights: Pair, x: Tensor) -> Tensor:
 
 
 def vit() -> nn.Module:
-    model = VisionTransformer(16, 8, 3, 2, 16, 24, dropout=0.1, num_classes=5)
+    model: Any = ZOO["torchvision:vit"].make()
     nn.init.normal_(model.heads.get_parameter("head.weight"))  # begins at zero: nothing would come back through it
     return model
 
@@ -100,20 +100,6 @@ def vit() -> nn.Module:
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
     return transformers.GPT2Model(config)
-
-
-def bert() -> nn.Module:
-    config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=50
-    )
-    return transformers.BertModel(config)
-
-
-def gptj() -> nn.Module:
-    config = transformers.GPTJConfig(
-        n_embd=32, n_layer=2, n_head=2, vocab_size=50, rotary_dim=8, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPTJModel(config)
 
 
 def tokens() -> Tensor:
@@ -131,16 +117,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]
         lambda: timm.create_model("resnetv2_50", layers=(2, 2), channels=(32, 64), stem_chs=16, num_classes=5),
         partial(images, 2, 32), "PreActBottleneck", pre_activation,
     ),
-    "vit": (
-        vit, partial(images, 2, 16), "EncoderBlock", vit_block,
-    ),
+    "vit": (vit, partial(images, 2, 16), "EncoderBlock", vit_block),
     "convnext_atto": (
         lambda: timm.create_model("convnext_atto", num_classes=5, drop_path_rate=0.3, ls_init_value=0.1),
         partial(images, 2, 32), "ConvNeXtBlock", convnext_block,
     ),
     "gpt2": (gpt2, tokens, "GPT2Block", gpt2_block),
-    "bert": (bert, tokens, "BertLayer", bert_layer),
-    "gptj": (gptj, tokens, "GPTJBlock", gptj_block),
+    "bert": (ZOO["hf:bert"].make, tokens, "BertLayer", bert_layer),
+    "gptj": (ZOO["hf:gptj"].make, tokens, "GPTJBlock", gptj_block),
 }  # fmt: skip
 
 

@@ -3,24 +3,13 @@
 import copy
 
 import pytest
-import timm
 import torch
-import torchvision
-import transformers as hf
 from torch import Tensor, nn
 
 from models import GRADIENT_ONLY, PLAIN, RESIDUAL, STOP_GRADIENT, cifar_resnet
 from probes import Junction, find_junctions, lesion, permute
-from probes.scaling import scale_gradient
-from tests.support.networks import FLOAT64, Apply, Residual, chain, dense, images, left_as_it_was, linear, rows
-
-
-def scalars() -> nn.Sequential:
-    return nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
-
-
-def one() -> Tensor:
-    return torch.ones(1, 1, dtype=FLOAT64)
+from tests.support.networks import FLOAT64, Apply, chain, dense, images, left_as_it_was, one, rows, scalars
+from tests.support.zoo import ZOO
 
 
 @pytest.mark.parametrize(("gone", "wanted"), [([], 72), ([0], 24), ([1], 18), ([2], 12), ([0, 2], 4), ([0, 1, 2], 1)])
@@ -60,7 +49,6 @@ def test_without_its_branch_a_sum_is_the_shortcut(body: object) -> None:
 @pytest.mark.parametrize("flow", [RESIDUAL, STOP_GRADIENT], ids=["residual", "stop-gradient"])
 def test_our_blocks_without_their_branches(flow: object) -> None:
     """Silencing the branch's last normalisation by hand does the same."""
-    torch.manual_seed(0)
     model = cifar_resnet(14, width=4, flow=flow).double().eval()  # type: ignore[arg-type]
     x = images()
     junctions = find_junctions(model, x)
@@ -90,42 +78,25 @@ def test_gradients_of_a_lesioned_network() -> None:
     assert all(p.grad is None for p in model[1].parameters())
 
 
-FOREIGN = {
-    "torchvision": (lambda: torchvision.models.resnet18(num_classes=5), lambda: torch.randn(2, 3, 32, 32)),
-    "timm": (
-        lambda: timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=5, img_size=32),
-        lambda: torch.randn(2, 3, 32, 32),
-    ),
-    "hugging face": (
-        lambda: hf.GPT2Model(
-            hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=1)
-        ),
-        lambda: torch.randint(0, 50, (2, 8)),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:gpt2"])
 def test_foreign_networks(name: str) -> None:
     """With every branch gone, nothing of the blocks but shortcuts is left: their weights do not matter."""
-    make, inputs = FOREIGN[name]
-    model, x = make().eval(), inputs()
-    junctions = find_junctions(model, x)
+    model, inputs = ZOO[name].make().eval(), ZOO[name].inputs()
+    junctions = find_junctions(model, **inputs)
     edited = copy.deepcopy(model)
     for parameter in (p for n, p in edited.named_parameters() if any(k in n for k in ("conv2", "mlp", "attn"))):
         parameter.data.normal_()
     with torch.no_grad(), lesion(model, delete=junctions), lesion(edited, delete=junctions):
-        outputs = [m(x) for m in (model, edited)]
-    first, second = (o if isinstance(o, Tensor) else o.last_hidden_state for o in outputs)
-    assert torch.equal(first, second)
+        outputs = [network(**inputs) for network in (model, edited)]
     with torch.no_grad():
-        whole = model(x)
-    assert not torch.equal(first, whole if isinstance(whole, Tensor) else whole.last_hidden_state)
+        outputs.append(model(**inputs))
+    first, second, whole = (out if isinstance(out, Tensor) else out.last_hidden_state for out in outputs)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, whole)
 
 
 @pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY], ids=["plain", "gradient-only"])
 def test_plain_blocks_are_skipped(flow: object) -> None:
-    torch.manual_seed(0)
     model = cifar_resnet(14, width=4, flow=flow).double().eval()  # type: ignore[arg-type]
     x, block = images(), "layer1.1"
     assert block in dict(model.named_modules())
@@ -150,15 +121,9 @@ def test_other_strangers() -> None:
     model = scalars()
     with pytest.raises(ValueError, match="skip takes modules of the model"), lesion(model, skip=[nn.ReLU()]):
         pass
-    junctions = find_junctions(nn.Sequential(nn.Sequential(Residual(linear(2.0)))), one())
+    junctions = find_junctions(nn.Sequential(scalars(2.0)), one())
     with pytest.raises(ValueError, match=r"no add is called 0\.0 in this forward"), lesion(model, delete=junctions):
         model(one())
-    with lesion(scale_gradient_model(), delete=[]):
-        pass
-
-
-def scale_gradient_model() -> nn.Module:
-    return Apply(lambda _, x: scale_gradient(x, 0.5))
 
 
 # Other orders.
@@ -237,18 +202,11 @@ def test_a_skipped_block_that_overwrites_its_input() -> None:
 
 def test_junctions_of_one_s_own_making_and_other_strangers() -> None:
     model = chain(2, 4)
-    with (
-        pytest.raises(ValueError, match="give junctions as find_junctions"),
-        lesion(model, delete=[Junction("0", 0, "identity")]),
-    ):
+    own = [Junction("0", 0, "identity")]
+    with pytest.raises(ValueError, match="give junctions as find_junctions"), lesion(model, delete=own):
         pass
-    with (
-        pytest.raises(ValueError, match="takes a list of junctions"),
-        lesion(
-            model,
-            delete=find_junctions(model, rows())[0],  # type: ignore[arg-type]
-        ),
-    ):
+    (first, *_) = find_junctions(model, rows())
+    with pytest.raises(ValueError, match="takes a list of junctions"), lesion(model, delete=first):  # type: ignore[arg-type]
         pass
     with pytest.raises(ValueError, match="the same blocks on both sides"), permute(model, ["0"]):  # type: ignore[arg-type]
         pass

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from tests.support.networks import (
     gradients_at,
     images,
     linear,
+    one,
     perceptron,
+    recorded,
+    scalars,
     values,
 )
 
@@ -37,9 +41,7 @@ def parts(recording: Recording, depth: int) -> dict[str, Tensor]:
 
 def test_two_scalar_blocks_as_on_paper() -> None:
     """y = x + 2x, z = y + 3y, loss 5z: 20 arrive at y, 5 by the shortcut and 15 by the branch; 60 at x, 20 and 40."""
-    model = nn.Sequential(Residual(linear(2.0)), Residual(linear(3.0)))
-    with record(model, keep=True) as recording:
-        (5 * model(torch.ones(1, 1, dtype=FLOAT64))).sum().backward()
+    recording = recorded(scalars(2.0, 3.0), one(), lambda y: 5 * y.sum(), keep=True)
     table = gradient_norms(recording)
     assert list(table.columns) == ["block", "depth", "quantity", "value"]
     assert table["block"].tolist() == ["0"] * 4 + ["1"] * 4
@@ -49,30 +51,18 @@ def test_two_scalar_blocks_as_on_paper() -> None:
     assert [parts(recording, depth)["junction"].item() for depth in (0, 1)] == [20, 5]
 
 
-@pytest.mark.parametrize("shortcut_first", [True, False])
-def test_the_parts_do_not_depend_on_the_order_of_the_addends(shortcut_first: bool) -> None:
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        branch = self.get_submodule("f")(x)
-        return x + branch if shortcut_first else branch + x
-
-    model = Apply(forward, f=linear(2.0))
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
-    assert gradient_norms(recording)["value"].tolist() == [3, 1, 2, 0]
+BLOCKS: dict[str, tuple[Callable[..., Tensor], list[float]]] = {
+    "x + f": (lambda block, x: x + block.f(x), [3, 1, 2, 0]),
+    "f + x": (lambda block, x: block.f(x) + x, [3, 1, 2, 0]),
+    "a product of two reads": (lambda block, x: x + block.f(x) * block.g(x), [13, 1, 12, 0]),  # the slope at x = 1
+    "a square": (lambda block, x: x + block.h(x * x), [13, 1, 12, 0]),
+}
 
 
-@pytest.mark.parametrize("square", [True, False])
-def test_a_branch_that_reads_its_fork_more_than_once_is_added_up(square: bool) -> None:
-    """x + 2x · 3x and x + 6 x²: both have at x = 1 the slope 1 + 12."""
-
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        f, g, h = (self.get_submodule(name) for name in "fgh")
-        return x + (h(x * x) if square else f(x) * g(x))
-
-    model = Apply(forward, f=linear(2.0), g=linear(3.0), h=linear(6.0))
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
-    assert gradient_norms(recording)["value"].tolist() == [13, 1, 12, 0]
+@pytest.mark.parametrize(("block", "wanted"), BLOCKS.values(), ids=BLOCKS)
+def test_ways_to_write_a_block(block: Callable[..., Tensor], wanted: list[float]) -> None:
+    model = Apply(block, f=linear(2.0), g=linear(3.0), h=linear(6.0))
+    assert gradient_norms(recorded(model, one()))["value"].tolist() == wanted
 
 
 @pytest.mark.parametrize("projection", ["A", "B", "C"])
@@ -82,8 +72,7 @@ def test_totals_are_autograd_s_and_the_parts_add_up(arm: str, projection: str) -
     x = images()
     names = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1)]
     wanted = gradients_at(model, names, x, loss)
-    with record(model, keep=True) as recording:
-        loss(model(x)).backward()
+    recording = recorded(model, x, loss, keep=True)
     table = gradient_norms(recording)
     assert [site.name for site in recording.sites] == names
     for depth, gradient in enumerate(wanted):
@@ -100,8 +89,7 @@ def test_totals_are_autograd_s_and_the_parts_add_up(arm: str, projection: str) -
 def test_totals_of_a_foreign_network_are_autograd_s(name: str) -> None:
     model = getattr(torchvision.models, name)(weights=None, num_classes=10).double()
     x = images(2, 32)
-    with record(twin := copy.deepcopy(model), keep=True) as recording:
-        loss(twin(x)).backward()
+    recording = recorded(copy.deepcopy(model), x, loss, keep=True)
     wanted = gradients_at(model, [site.name for site in recording.sites], x, loss)
     assert all(torch.equal(parts(recording, depth)["total"], g) for depth, g in enumerate(wanted))
     assert values(gradient_norms(recording), "other") == [0] * len(wanted)
@@ -113,9 +101,7 @@ def test_what_an_auxiliary_head_sends_back_is_other() -> None:
         return self.get_submodule("last")(hidden), self.get_submodule("head")(hidden)
 
     model = Apply(forward, first=Residual(linear(2.0)), last=Residual(linear(3.0)), head=linear(7.0))
-    with record(model) as recording:
-        out, aux = model(torch.ones(1, 1, dtype=FLOAT64))
-        (out + 10 * aux).sum().backward()
+    recording = recorded(model, one(), lambda outputs: (outputs[0] + 10 * outputs[1]).sum())
     assert gradient_norms(recording)["value"].tolist() == [3 * 74, 74, 2 * 74, 0, 1 + 3 + 70, 1, 3, 70]
 
 
@@ -125,9 +111,7 @@ def test_what_a_head_on_the_inside_of_a_branch_sends_back_came_by_the_branch() -
         return x + self.get_submodule("g")(inside), inside
 
     model = Apply(forward, f=linear(2.0), g=linear(3.0))
-    with record(model) as recording:
-        out, inside = model(torch.ones(1, 1, dtype=FLOAT64))
-        (out + inside).sum().backward()
+    recording = recorded(model, one(), lambda outputs: outputs[0].sum() + outputs[1].sum())
     assert gradient_norms(recording)["value"].tolist() == [9, 1, 8, 0]
 
 
@@ -153,9 +137,7 @@ def test_gradients_that_vanish_or_explode_in_float32_keep_their_norms(scale: flo
     model, x = cifar_resnet(14, width=4), images(dtype=torch.float32)
     tables = []
     for net, dtype in ((model, torch.float32), (copy.deepcopy(model).double(), FLOAT64)):
-        with record(net) as recording:
-            (loss(net(x.to(dtype))) * scale).backward()
-        tables.append(gradient_norms(recording))
+        tables.append(gradient_norms(recorded(net, x.to(dtype), lambda logits: loss(logits) * scale)))
     for quantity in ("total", "shortcut", "branch"):
         # Float32 rounds at 6e-8 an operation, over some hundred operations on sums of a few hundred terms.
         assert values(tables[0], quantity) == pytest.approx(values(tables[1], quantity), rel=1e-4, abs=0)
@@ -174,8 +156,7 @@ def test_a_sum_over_the_batch_gives_n_times_the_norm_of_a_mean() -> None:
     model, x = chain(3), torch.randn(5, 3, dtype=FLOAT64)
     tables = []
     for reduction in (torch.mean, torch.sum):
-        with record(model) as recording:
-            reduction(model(x).square().sum(1)).backward()
+        recording = recorded(model, x, lambda y, reduction=reduction: reduction(y.square().sum(1)))
         tables.append(gradient_norms(recording))
     assert tables[1]["value"].tolist() == pytest.approx((5 * tables[0]["value"]).tolist(), rel=1e-14)
 
@@ -190,8 +171,7 @@ def vgg_like() -> nn.Sequential:
 def test_blocks_named_by_hand_give_autograd_s_total_and_nothing_else() -> None:
     model, x = vgg_like(), images()
     wanted = gradients_at(model, ["0", "3", "7"], x, loss)
-    with record(model, blocks=[model[0], model[3], model[7]], keep=True) as recording:
-        loss(model(x)).backward()
+    recording = recorded(model, x, loss, blocks=[model[0], model[3], model[7]], keep=True)
     table = gradient_norms(recording)
     assert table["block"].tolist() == ["0", "3", "7"]
     assert table["depth"].tolist() == [0, 1, 2]
@@ -202,23 +182,18 @@ def test_blocks_named_by_hand_give_autograd_s_total_and_nothing_else() -> None:
 
 def test_blocks_come_in_the_order_in_which_they_run() -> None:
     model = vgg_like()
-    with record(model, blocks=[model[7], model[0]]) as recording:
-        model(images()).sum().backward()
+    recording = recorded(model, images(), blocks=[model[7], model[0]])
     assert gradient_norms(recording)["block"].tolist() == ["0", "7"]
 
 
 def test_a_block_named_by_hand_counts_its_calls() -> None:
     block = linear(2.0)
     model = nn.Sequential(block, nn.Tanh(), block, block)
-    with record(model, blocks=[block]) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward()
+    recording = recorded(model, one(), blocks=[block])
     assert gradient_norms(recording)["block"].tolist() == ["0", "0@1", "0@2"]
 
 
 @pytest.mark.parametrize("blocks", [[nn.Linear(1, 1)], []], ids=["another model's", "none"])
 def test_blocks_that_are_no_part_of_the_model_are_refused(blocks: list[nn.Module]) -> None:
-    with (
-        pytest.raises(ValueError, match="record: blocks must be modules of the model"),
-        record(vgg_like(), blocks=blocks),
-    ):
-        pass
+    with pytest.raises(ValueError, match="record: blocks must be modules of the model"):
+        recorded(vgg_like(), images(), blocks=blocks)

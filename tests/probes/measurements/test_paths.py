@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from models import Flow, ResidualBlock, cifar_resnet
 from models.projections import Projection
 from probes import (
-    Recording,
     find_junctions,
     gate,
     gradient_norms,
@@ -28,16 +27,18 @@ from probes import (
 from tests.support.networks import (
     FLOAT64,
     Apply,
-    Residual,
     block_of,
-    chain,
     dense,
     gradients_at,
     images,
     linear,
+    one,
     perceptron,
+    recorded,
     relative_error,
     rows,
+    scalars,
+    squares,
     values,
 )
 
@@ -45,38 +46,42 @@ from tests.support.networks import (
 HUNDREDTHS = st.integers(-300, 300).map(lambda number: number / 100)
 
 
-def recorded(model: nn.Module, x: Tensor) -> Recording:
-    with record(model) as recording:
-        model(x).square().sum().backward(retain_graph=True)
-    return recording
-
-
-def scalar_lengths(model: nn.Module) -> Tensor:
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
-    return path_gradients(recording).flatten()
-
-
-def test_three_scalar_blocks_give_what_is_multiplied_on_paper() -> None:
-    """(1 + 2t)(1 + 3t)(1 + 5t) = 1 + 10t + 31t² + 30t³; the gradient is 72."""
-    model = nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
-    table = path_contributions(recording)
-    assert path_gradients(recording).flatten().tolist() == [1, 10, 31, 30]
+@pytest.mark.parametrize("scale", [1, 1e-200, 1e-300, 1e200])
+def test_three_scalar_blocks_give_what_is_multiplied_on_paper(scale: float) -> None:
+    """(1 + 2t)(1 + 3t)(1 + 5t) = 1 + 10t + 31t² + 30t³; the gradient is 72; also where squares leave the range."""
+    table = path_contributions(recording := recorded(scalars(), one(), lambda y: scale * y.sum()))
+    wanted, rounding = [1, 10, 31, 30], 0 if scale == 1 else 1e-14
+    scaled = pytest.approx([w * scale for w in wanted], rel=rounding, abs=0)
+    assert path_gradients(recording).flatten().tolist() == scaled
     assert list(table.columns) == ["path_length", "quantity", "value"]
     assert table["path_length"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert values(table, "norm") == [1, 10, 31, 30]
-    assert values(table, "share") == pytest.approx([1 / 72, 10 / 72, 31 / 72, 30 / 72], rel=1e-15)
+    assert values(table, "norm") == scaled
+    assert values(table, "share") == pytest.approx([w / 72 for w in wanted], rel=rounding or 1e-15)
 
 
-def test_shares_are_signed() -> None:
+@pytest.mark.parametrize(
+    ("scale", "norms", "shares"),
+    [(1, [1, 2, 3], [-0.25, 0.5, 0.75]), (0, [0, 0, 0], [math.nan] * 3)],
+    ids=["signed", "of a gradient of zero"],
+)
+def test_shares(scale: float, norms: list[float], shares: list[float]) -> None:
     """(1 - 3t)(1 + t) = 1 - 2t - 3t²; the gradient is -4, which the empty path opposes."""
-    model = nn.Sequential(Residual(linear(-3.0)), Residual(linear(1.0)))
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
-    assert values(path_contributions(recording), "norm") == [1, 2, 3]
-    assert values(path_contributions(recording), "share") == [-0.25, 0.5, 0.75]
+    table = path_contributions(recorded(scalars(-3.0, 1.0), one(), lambda y: scale * y.sum()))
+    assert values(table, "norm") == norms
+    assert values(table, "share") == pytest.approx(shares, nan_ok=True)
+
+
+BLOCKS: dict[str, tuple[Callable[..., Tensor], list[float]]] = {
+    "f + x": (lambda block, x: block.f(x) + x, [1, 2]),
+    "a fork that is read twice": (lambda block, x: x + block.f(x) * block.g(x), [1, 12]),  # at x = 1
+    "alpha": (lambda block, x: torch.add(x, block.f(x), alpha=2), [1, 4]),
+}
+
+
+@pytest.mark.parametrize(("block", "wanted"), BLOCKS.values(), ids=BLOCKS)
+def test_ways_to_write_a_block(block: Callable[..., Tensor], wanted: list[float]) -> None:
+    model = Apply(block, f=linear(2.0), g=linear(3.0))
+    assert path_gradients(recorded(model, one())).flatten().tolist() == wanted
 
 
 @settings(max_examples=30, deadline=None)
@@ -95,32 +100,8 @@ def test_chains_of_any_weights_are_polynomials(blocks: list[tuple[float, float, 
     padded = [*wanted.coef, *[0.0] * (len(blocks) + 1 - len(wanted.coef))]  # numpy drops trailing zeros
     # Float64 rounds each of some ten operations at 1e-16 of the largest sum that the weights allow.
     scale = math.prod(abs(s) + abs(b * w) for w, _, s, b in blocks)
-    assert scalar_lengths(model).tolist() == pytest.approx(padded, rel=0, abs=1e-14 * scale)
-
-
-def test_the_order_of_the_addends_does_not_matter() -> None:
-    def turned(self: nn.Module, x: Tensor) -> Tensor:
-        return self.get_submodule("f")(x) + x
-
-    model = nn.Sequential(Apply(turned, f=linear(2.0)), Residual(linear(3.0)), Apply(turned, f=linear(5.0)))
-    assert scalar_lengths(model).tolist() == [1, 10, 31, 30]
-
-
-def test_a_branch_may_read_its_fork_more_than_once() -> None:
-    """x + 2x · 3x has at x = 1 the slope 1 + 12."""
-
-    def product(self: nn.Module, x: Tensor) -> Tensor:
-        return x + self.get_submodule("f")(x) * self.get_submodule("g")(x)
-
-    assert scalar_lengths(Apply(product, f=linear(2.0), g=linear(3.0))).tolist() == [1, 12]
-
-
-def test_an_add_that_multiplies_its_addend_counts_as_it_does() -> None:
-    def doubled(self: nn.Module, x: Tensor) -> Tensor:
-        return torch.add(x, self.get_submodule("f")(x), alpha=2)
-
-    model = nn.Sequential(Apply(doubled, f=linear(2.0)), Apply(doubled, f=linear(3.0)))
-    assert scalar_lengths(model).tolist() == [1, 10, 24]
+    got = path_gradients(recorded(model, one())).flatten()
+    assert got.tolist() == pytest.approx(padded, rel=0, abs=1e-14 * scale)
 
 
 class Detachable(nn.Module):
@@ -147,7 +128,7 @@ def test_every_single_path_taken_by_itself_adds_up_to_the_same_lengths(depth: in
         wanted[path.count("branch")] += torch.autograd.grad(model(x).square().sum(), x)[0]
     for block in blocks:
         block.takes = ("shortcut", "branch")
-    lengths = path_gradients(recorded(model, x))
+    lengths = path_gradients(recorded(model, x, squares))
     # Each of the 2^5 paths rounds at 1e-16 of its own size.
     torch.testing.assert_close(lengths, wanted, rtol=1e-12, atol=1e-12)
 
@@ -178,31 +159,12 @@ def test_a_foreign_network_s_lengths_sum_to_autograd_s_gradient() -> None:
     model = torchvision.models.resnet18(weights=None, num_classes=10).double()
     x = images(2, 32)
     (wanted,) = gradients_at(model, ["layer1.0"], x, lambda y: y.square().sum())
-    recording = recorded(model, x)
+    recording = recorded(model, x, squares)
     lengths = path_gradients(recording)
     assert lengths.shape == (9, *wanted.shape)
     assert relative_error(lengths.sum(0), wanted) < 1e-12
     assert relative_error(recording.gradient(recording.junctions[0], "total"), wanted) < 1e-14
     assert sum(values(path_contributions(recording), "share")) == pytest.approx(1, abs=1e-12)
-
-
-def test_a_gradient_of_zero_has_norms_of_zero_and_no_shares() -> None:
-    model = chain(3)
-    with record(model) as recording:
-        (0 * model(torch.ones(2, 3, dtype=FLOAT64))).sum().backward(retain_graph=True)
-    table = path_contributions(recording)
-    assert values(table, "norm") == [0, 0, 0, 0]
-    assert all(math.isnan(share) for share in values(table, "share"))
-
-
-@pytest.mark.parametrize("scale", [1e-200, 1e-300, 1e200])
-def test_contributions_keep_their_digits_where_squares_leave_the_range(scale: float) -> None:
-    model = nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
-    with record(model) as recording:
-        (scale * model(torch.ones(1, 1, dtype=FLOAT64))).sum().backward(retain_graph=True)
-    table = path_contributions(recording)
-    assert values(table, "norm") == pytest.approx([scale, 10 * scale, 31 * scale, 30 * scale], rel=1e-14)
-    assert values(table, "share") == pytest.approx([1 / 72, 10 / 72, 31 / 72, 30 / 72], rel=1e-14)
 
 
 SUMS = {
@@ -218,12 +180,10 @@ SUMS = {
 @pytest.mark.parametrize("body", SUMS.values(), ids=SUMS)
 def test_sums_of_three_are_one_junction_for_every_probe(body: Callable[..., object]) -> None:
     """Single paths of length 0 and L are the exact ones; without branches, the block is the identity both ways."""
-    torch.manual_seed(0)
     model, x = nn.Sequential(dense(), block_of(body), block_of(body), dense()), rows()
     junctions = find_junctions(model, x)
     assert len(junctions) == 2
-    with record(model) as recording:
-        model(x).square().sum().backward(retain_graph=True)
+    recording = recorded(model, x, squares)
     exact = path_gradients(recording)
     assert values(gradient_norms(recording), "other") == pytest.approx([0, 0], abs=1e-12)  # two ways in: rounding
     sampled = sample_paths(recording, samples=None, lengths=[0, 2])

@@ -1,6 +1,7 @@
 """Where path lengths are not defined, the path functions say why, and what to do."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,9 @@ from probes import (
     residual_magnitudes,
     sample_paths,
 )
-from tests.support.networks import Apply, Residual, chain, dense, perceptron, relative_error, rows
+from tests.support.networks import Apply, Residual, chain, dense, perceptron, recorded, relative_error, rows
 
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-both_functions = pytest.mark.parametrize("function", [path_gradients, path_contributions])
 
 
 def run(model: nn.Module, dtype: torch.dtype = torch.float64, *, retain_graph: bool = True) -> Recording:
@@ -30,7 +30,7 @@ def run(model: nn.Module, dtype: torch.dtype = torch.float64, *, retain_graph: b
     return recording
 
 
-@both_functions
+@pytest.mark.parametrize("function", [path_gradients, path_contributions, sample_paths])
 def test_a_graph_that_the_backward_freed(function: Callable[[Recording], object]) -> None:
     with pytest.raises(RuntimeError, match=r"graph was freed by the backward: call loss.backward\(retain_graph=True\)"):
         function(run(chain(3), retain_graph=False))
@@ -64,39 +64,41 @@ def test_a_net_of_the_same_make_without_a_long_skip_passes(dtype: torch.dtype) -
     assert len(path_gradients(run(around(0.0, dtype), dtype))) == 4
 
 
-@both_precisions
-def test_an_identity_added_around_two_junctions(dtype: torch.dtype) -> None:
-    recording = run(Residual(chain(2, dtype=dtype)), dtype)
-    assert len(recording.junctions) == 3
-    with pytest.raises(ValueError, match="the junctions are no chain"):
-        path_gradients(recording)
-
-
-@both_precisions
-def test_a_junction_inside_a_branch(dtype: torch.dtype) -> None:
+def within(dtype: torch.dtype) -> nn.Module:
+    """A junction inside a branch."""
     inner = nn.Sequential(nn.Linear(3, 3, dtype=dtype), Residual(perceptron(dtype=dtype)), nn.Tanh())
-    with pytest.raises(ValueError, match="the junctions are no chain"):
-        path_gradients(run(nn.Sequential(Residual(perceptron(dtype=dtype)), Residual(inner)), dtype))
+    return nn.Sequential(Residual(perceptron(dtype=dtype)), Residual(inner))
 
 
-@both_precisions
-def test_an_auxiliary_head(dtype: torch.dtype) -> None:
-    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        first = self.get_submodule("first")(x)
-        return self.get_submodule("last")(first), self.get_submodule("head")(first)
-
+def auxiliary_head(dtype: torch.dtype) -> nn.Module:
     parts = {name: Residual(perceptron(dtype=dtype)) for name in ("first", "last")}
-    with pytest.raises(ValueError, match=r"no chain: at the fork of 'last' .*auxiliary head"):
-        path_gradients(run(Apply(forward, head=nn.Linear(3, 3, dtype=dtype), **parts), dtype))
+
+    def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.last(first := self.first(x)), self.head(first)
+
+    return Apply(forward, head=nn.Linear(3, 3, dtype=dtype), **parts)
+
+
+def side_by_side(dtype: torch.dtype) -> nn.Module:
+    return Apply(lambda m, x: (m.left(x), m.right(x)), left=chain(1, dtype=dtype), right=chain(1, dtype=dtype))
 
 
 @both_precisions
-def test_two_chains_side_by_side(dtype: torch.dtype) -> None:
-    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.get_submodule("left")(x), self.get_submodule("right")(x)
-
-    with pytest.raises(ValueError, match="the junctions are no chain"):
-        path_gradients(run(Apply(forward, left=chain(1, dtype=dtype), right=chain(1, dtype=dtype)), dtype))
+@pytest.mark.parametrize(
+    ("make", "count", "message"),
+    [
+        (lambda dtype: Residual(chain(2, dtype=dtype)), 3, "the junctions are no chain"),  # an identity around two
+        (within, 3, "the junctions are no chain"),
+        (auxiliary_head, 2, r"no chain: at the fork of 'last' .*auxiliary head"),
+        (side_by_side, 2, "the junctions are no chain"),
+    ],
+    ids=["an identity around", "within a branch", "an auxiliary head", "side by side"],
+)
+def test_what_is_no_chain(make: Callable[..., nn.Module], count: int, message: str, dtype: torch.dtype) -> None:
+    recording = run(make(dtype), dtype)
+    assert len(recording.junctions) == count
+    with pytest.raises(ValueError, match=message):
+        path_gradients(recording)
 
 
 def test_the_other_probes_still_work_there() -> None:
@@ -125,10 +127,8 @@ class Between(nn.Module):
 
 @pytest.mark.parametrize("tap", [1, 2])
 def test_routes_that_begin_between_junctions_are_refused(tap: int) -> None:
-    torch.manual_seed(0)
     model = Between(tap=tap, weight=1e-3)
-    with record(model) as recording:
-        model(rows()).backward(retain_graph=True)
+    recording = recorded(model, rows())
     for probe in (
         lambda: path_gradients(recording),
         lambda: path_gradients(recording, max_length=1),
@@ -143,8 +143,7 @@ def test_routes_that_begin_between_junctions_are_refused(tap: int) -> None:
 
 def test_routes_that_begin_before_the_first_fork_matter_to_parameters() -> None:
     model = Between(tap=0, weight=1.0)
-    with record(model) as recording:
-        model(rows()).backward(retain_graph=True)
+    recording = recorded(model, rows())
     lengths = path_gradients(recording)
     assert relative_error(lengths.sum(0), recording.gradient(recording.sites[0], "total")) < 1e-12
     with pytest.raises(ValueError, match="also used by a route around"):
@@ -154,9 +153,7 @@ def test_routes_that_begin_before_the_first_fork_matter_to_parameters() -> None:
 
 
 def test_lengths_are_whole_numbers() -> None:
-    model = chain(2, 4)
-    with record(model) as recording:
-        model(rows()).sum().backward(retain_graph=True)
+    recording = recorded(chain(2, 4), rows())
     with pytest.raises(ValueError, match=r"max_length is 1\.5"):
         path_contributions(recording, max_length=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"lengths \[1.0\]"):

@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from models import cifar_resnet
-from probes import limit_paths, path_contributions, path_gradients, record
-from tests.support.networks import FLOAT64, Residual, gradients_at, images, perceptron, relative_error, values
+from probes import limit_paths, path_contributions, path_gradients
+from tests.support.networks import FLOAT64, Residual, gradients_at, images, perceptron, recorded, relative_error, values
 
 # Train-mode BatchNorm in float64 rounds at about 1e-15 through 54 blocks; one path more or less is off by 1e-3.
 CLOSE = 1e-12
@@ -33,8 +33,7 @@ def own_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 def by_length(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The path lengths at the first fork and at the parameters."""
-    with record(model) as recording:
-        loss(model(x)).backward(retain_graph=True)
+    recording = recorded(model, x, loss)
     return path_gradients(recording), path_gradients(recording, of="parameters")
 
 
@@ -73,8 +72,7 @@ def test_lengths_of_deep_networks_sum_to_autograd(depth: int) -> None:
 @pytest.mark.parametrize("depth", [56, 110])
 def test_shares_of_deep_networks_sum_to_1_at_every_parameter(depth: int) -> None:
     model = cifar_resnet(depth, width=4).double().train()
-    with record(model) as recording:
-        loss(model(images())).backward(retain_graph=True)
+    recording = recorded(model, images(), loss)
     table = path_contributions(recording, of="parameters")
     assert list(table.columns) == ["block", "path_length", "quantity", "value"]
     shares = table[table["quantity"] == "share"].groupby("block")["value"].sum()
@@ -122,9 +120,7 @@ def test_lengths_at_the_parameters_of_one_block_on_paper() -> None:
     first, last = nn.Linear(1, 1, dtype=FLOAT64), nn.Linear(1, 1, dtype=FLOAT64)
     branch, x = perceptron(1), torch.randn(1, 1, dtype=FLOAT64)
     model = nn.Sequential(first, Residual(branch), last)
-    with record(model) as recording:
-        model(x).sum().backward(retain_graph=True)
-    lengths = path_gradients(recording, of="parameters")
+    lengths = path_gradients(recorded(model, x), of="parameters")
     hidden = torch.tanh(branch[0](first(x)))
     slope = branch.get_parameter("2.weight") * (1 - hidden**2) * branch.get_parameter("0.weight")
     wanted = torch.stack([last.weight, last.weight * slope]).flatten()
@@ -136,8 +132,7 @@ def test_lengths_at_the_parameters_of_one_block_on_paper() -> None:
 
 def test_max_length_leaves_out_longer_paths_only() -> None:
     model, x = cifar_resnet(20, width=4).double(), images()
-    with record(model) as recording:
-        loss(model(x)).backward(retain_graph=True)
+    recording = recorded(model, x, loss)
     whole, short = (path_gradients(recording, of="parameters", max_length=most) for most in (None, 2))
     assert whole.keys() == short.keys()
     for name, of_length in short.items():
@@ -149,8 +144,7 @@ def test_twice_the_loss_has_twice_the_norms_and_the_same_shares() -> None:
     model, x = cifar_resnet(8, width=4).double(), images()
     tables = []
     for scale in (1, 2):
-        with record(model) as recording:
-            (scale * F.cross_entropy(model(x), torch.arange(4))).backward(retain_graph=True)
+        recording = recorded(model, x, lambda y, scale=scale: scale * F.cross_entropy(y, torch.arange(4)))
         tables.append(path_contributions(recording, of="parameters"))
     one, two = tables
     assert values(two, "norm") == pytest.approx([2 * norm for norm in values(one, "norm")], rel=CLOSE)

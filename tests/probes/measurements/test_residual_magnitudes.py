@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from models import GRADIENT_ONLY, PLAIN, RESIDUAL, Flow, ResidualBlock, cifar_resnet
+from models import GRADIENT_ONLY, PLAIN, Flow, ResidualBlock, cifar_resnet
 from probes import record, residual_magnitudes
-from tests.support.networks import FLOAT64, Apply, Residual, images, linear, values
+from tests.support.networks import FLOAT64, Apply, Residual, images, linear, one, values
 
 
 def magnitudes(model: nn.Module, x: Tensor) -> pd.DataFrame:
@@ -127,9 +127,9 @@ def test_an_addend_that_is_overwritten_later_was_measured_before(overwritten: st
         return total
 
     model = Apply(forward, stem=linear(2.0), f=linear(3.0))
-    assert magnitudes(model, torch.ones(1, 1, dtype=FLOAT64))["value"].tolist() == [6, 2, 3, 1]
+    assert magnitudes(model, one())["value"].tolist() == [6, 2, 3, 1]
     with record(model, keep=True) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64))
+        model(one())
     (site,) = recording.junctions
     assert (site.shortcut.item(), site.branch.item()) == (2, 6)
 
@@ -139,7 +139,3 @@ def test_float32_addends_too_small_to_be_squared_keep_their_digits() -> None:
     table = magnitudes(model, torch.tensor([[3e-30, 4e-30]]))
     # Float32 itself rounds 3e-30 at 6e-8 of its size.
     assert table["value"].tolist() == pytest.approx([5e-30, 5e-30, 1, 0.96], rel=1e-6)
-
-
-def test_no_backward_is_needed() -> None:
-    assert len(magnitudes(cifar_resnet(8, flow=RESIDUAL, width=4).double(), images())) == 12

@@ -7,32 +7,27 @@ from itertools import combinations
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ARMS, CifarResNet, cifar_resnet
-from probes import Recording, find_junctions, gate, path_contributions, path_gradients, record, sample_paths
+from probes import find_junctions, gate, path_contributions, path_gradients, sample_paths
 from tests.support.networks import (
     FLOAT64,
-    Residual,
     block_of,
     chain,
     images,
-    linear,
+    one,
     perceptron,
+    recorded,
     relative_error,
     rows,
+    scalars,
+    squares,
     values,
 )
 
 # Float64 rounds at 1e-16 an operation; one path more or less changes a mean by more than 1e-3.
 CLOSE = 1e-12
-
-
-def recorded(model: nn.Module, x: Tensor) -> Recording:
-    with record(model) as recording:
-        model(x).square().sum().backward(retain_graph=True)
-    return recording
 
 
 def small(arm: str = "residual", depth: int = 20) -> CifarResNet:
@@ -68,9 +63,7 @@ def leaky(depth: int) -> nn.Module:
 
 def test_on_paper() -> None:
     """Blocks x + 2x, x + 3x, x + 5x: the paths of length 1 have slopes 2, 3, 5, those of length 2 have 6, 10, 15."""
-    model = nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
+    recording = recorded(scalars(), one())
     table = sample_paths(recording, samples=None)
     assert list(table.columns) == ["path_length", "quantity", "value"]
     assert values(table, "path_norm") == pytest.approx([1, 10 / 3, 31 / 3, 30], rel=1e-15)
@@ -84,7 +77,7 @@ def test_all_paths_are_the_paths_that_gates_leave_open(model: nn.Module, entry: 
     """2, 64 and 64 backwards of a gated network, projections included."""
     x = torch.randn(4, 3, dtype=FLOAT64) if entry == "1" else images()
     wanted = brute_force(model, x, entry=entry)
-    recording = recorded(model, x)
+    recording = recorded(model, x, squares)
     table = sample_paths(recording, samples=None)
     means = [math.fsum(g.norm().item() for g in paths) / len(paths) for paths in wanted]
     assert values(table, "path_norm") == pytest.approx(means, rel=CLOSE)
@@ -96,7 +89,7 @@ def test_all_paths_are_the_paths_that_gates_leave_open(model: nn.Module, entry: 
 
 def test_the_sampled_mean_is_the_mean_of_all_paths() -> None:
     """8 blocks, 20 samples of up to 70 paths: within four standard errors, at each of five seeds."""
-    recording = recorded(leaky(8), torch.randn(4, 3, dtype=FLOAT64))
+    recording = recorded(leaky(8), torch.randn(4, 3, dtype=FLOAT64), squares)
     wanted = values(sample_paths(recording, samples=None), "path_norm")
     for seed in range(5):
         table = sample_paths(recording, samples=20, seed=seed)
@@ -110,7 +103,7 @@ def test_the_sampled_mean_is_the_mean_of_all_paths() -> None:
 
 def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
     """Forty seeds at three lengths: 95 % of 120 are 114, less some for a normal interval of 30 skewed values."""
-    recording = recorded(leaky(8), torch.randn(4, 3, dtype=FLOAT64))
+    recording = recorded(leaky(8), torch.randn(4, 3, dtype=FLOAT64), squares)
     wanted = values(sample_paths(recording, lengths=[3, 4, 5], samples=None), "path_norm")
     held = 0
     for seed in range(40):
@@ -122,9 +115,7 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
 
 def test_intervals_of_two_samples_on_paper() -> None:
     """Two of the paths of slopes 2, 3, 5: their mean says which, and the standard error is half their difference."""
-    model = nn.Sequential(*(Residual(linear(w)) for w in (2.0, 3.0, 5.0)))
-    with record(model) as recording:
-        model(torch.ones(1, 1, dtype=FLOAT64)).sum().backward(retain_graph=True)
+    recording = recorded(scalars(), one())
     found = set()
     for seed in range(8):
         table = sample_paths(recording, lengths=[1], samples=2, seed=seed)
@@ -136,14 +127,14 @@ def test_intervals_of_two_samples_on_paper() -> None:
 
 
 def test_the_same_seed_takes_the_same_paths() -> None:
-    recording = recorded(small(), images())
+    recording = recorded(small(), images(), squares)
     one, same, other = (sample_paths(recording, lengths=[4], samples=5, seed=seed) for seed in (3, 3, 4))
     pd.testing.assert_frame_equal(one, same)
     assert values(one, "path_norm") != values(other, "path_norm")
 
 
 def test_one_sample_has_no_interval() -> None:
-    table = sample_paths(recorded(leaky(4), torch.randn(4, 3, dtype=FLOAT64)), lengths=[2, 4], samples=1)
+    table = sample_paths(recorded(leaky(4), torch.randn(4, 3, dtype=FLOAT64), squares), lengths=[2, 4], samples=1)
     assert math.isnan(values(table, "path_norm_low")[0])
     assert values(table, "path_norm_low")[1] == values(table, "path_norm_high")[1]  # the only path of its length
 
@@ -151,7 +142,7 @@ def test_one_sample_has_no_interval() -> None:
 @pytest.mark.parametrize(("arm", "only"), [("stop-gradient", 9), ("plain", 9), ("shortest-path", 0)])
 def test_networks_of_a_single_path(arm: str, only: int) -> None:
     """All samples of the other lengths are zero, and the only path's norm is that of the exact spectrum."""
-    recording = recorded(small(arm), images())
+    recording = recorded(small(arm), images(), squares)
     exact = values(path_contributions(recording), "norm")
     table = sample_paths(recording, samples=3)
     assert [k for k, mass in enumerate(values(table, "mass")) if mass] == [only]
@@ -161,7 +152,7 @@ def test_networks_of_a_single_path(arm: str, only: int) -> None:
 @pytest.mark.parametrize("model", [leaky(5), small(depth=14)])
 def test_cancellation_is_at_most_1(model: nn.Module) -> None:
     x = torch.randn(4, 3, dtype=FLOAT64) if isinstance(model, nn.Sequential) else images()
-    recording = recorded(model, x)
+    recording = recorded(model, x, squares)
     norms = values(path_contributions(recording), "norm")
     masses = values(sample_paths(recording, samples=None), "mass")
     ratios = [norm / mass for norm, mass in zip(norms, masses, strict=True)]
@@ -181,26 +172,19 @@ def test_paths_that_agree_do_not_cancel_and_opposite_ones_do() -> None:
         ((2.0, -2.0), 1, [1, 0, 1]),
         ((2.0, 3.0), 0, [math.nan] * 3),
     ):
-        model = nn.Sequential(*(Residual(linear(w)) for w in weights))
-        with record(model) as recording:
-            (scale * model(torch.ones(1, 1, dtype=FLOAT64))).sum().backward(retain_graph=True)
+        recording = recorded(scalars(*weights), one(), lambda y, scale=scale: scale * y.sum())
         found = values(path_contributions(recording, samples=10), "cancellation")
         assert found == pytest.approx(wanted, nan_ok=True)
 
 
 def test_sampling_leaves_gradients_and_random_state_as_they_were() -> None:
     model = small()
-    recording = recorded(model, images())
+    recording = recorded(model, images(), squares)
     before, state = [p.grad.clone() for p in model.parameters() if p.grad is not None], torch.get_rng_state()
     sample_paths(recording, samples=2)
     after = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def nested() -> nn.Module:
-    inner = nn.Sequential(nn.Linear(3, 3, dtype=FLOAT64), Residual(perceptron()), nn.Tanh())
-    return nn.Sequential(Residual(perceptron()), Residual(inner))
 
 
 @pytest.mark.parametrize(
@@ -211,38 +195,27 @@ def nested() -> nn.Module:
         (leaky(3), {"lengths": []}, "give some of 0 to 3"),
         (leaky(3), {"samples": 0}, "samples is 0; give at least 1, or None for all paths"),
         (leaky(20), {"samples": None}, r"20 junctions have 184,756 paths of length 10, too many .*at most 100,000"),
-        (nested(), {}, "the junctions are no chain"),
         (perceptron(), {}, r"nothing was recorded: .* record\(model, blocks="),
     ],
 )
 def test_errors_say_what_to_do(model: nn.Module, options: dict[str, object], message: str) -> None:
-    recording = recorded(model, torch.randn(4, 3, dtype=FLOAT64))
+    recording = recorded(model, torch.randn(4, 3, dtype=FLOAT64), squares)
     with pytest.raises(ValueError, match=message):
         sample_paths(recording, **options)  # type: ignore[arg-type]
 
 
 def test_a_length_that_has_few_paths_may_be_walked_whole_in_a_large_network() -> None:
-    recording = recorded(leaky(20), torch.randn(4, 3, dtype=FLOAT64))
+    recording = recorded(leaky(20), torch.randn(4, 3, dtype=FLOAT64), squares)
     assert values(sample_paths(recording, lengths=[1, 19], samples=None), "samples") == [20, 20]
-
-
-def test_a_graph_that_the_backward_freed() -> None:
-    model = leaky(3)
-    with record(model) as recording:
-        F.cross_entropy(model(torch.randn(4, 3, dtype=FLOAT64)), torch.zeros(4, dtype=torch.long)).backward()
-    with pytest.raises(RuntimeError, match=r"graph was freed by the backward: call loss.backward\(retain_graph=True\)"):
-        sample_paths(recording)
 
 
 def test_paths_are_sampled_for_the_inputs_only() -> None:
     with pytest.raises(ValueError, match=r'paths are sampled for the gradient at the first fork: of="inputs"'):
-        path_contributions(recorded(leaky(3), torch.randn(4, 3, dtype=FLOAT64)), of="parameters", samples=3)
+        path_contributions(recorded(leaky(3), torch.randn(4, 3, dtype=FLOAT64), squares), of="parameters", samples=3)
 
 
 def test_a_weighted_shortcut_weighs_single_paths() -> None:
     """y = f(x) + x / 2 in two blocks: the path without branches carries a quarter."""
     model, x = nn.Sequential(*(block_of(lambda m, x: torch.add(m.f(x).tanh(), x, alpha=0.5)) for _ in range(2))), rows()
-    with record(model) as recording:
-        model(x).sum().backward(retain_graph=True)
-    (shortest,) = values(sample_paths(recording, lengths=[0]), "path_norm")
+    (shortest,) = values(sample_paths(recorded(model, x), lengths=[0]), "path_norm")
     assert shortest == pytest.approx(0.25 * x.numel() ** 0.5, rel=1e-12)
