@@ -52,15 +52,8 @@ def test_a_report_says_where_numbers_come_from(tmp_path: Path) -> None:
     run_grid(runs(about={"title": "toys"})[:1], outcome, Output(tmp_path), execution=ONE)
     report = json.loads((tmp_path / "runs" / runs()[0].name / "run.json").read_text())
     assert report["run"] == {
-        "experiment": "toy",
-        "arm": "a",
-        "depth": 8,
-        "seed": 0,
-        "recipe": {"class": "Toy", "rate": 1, "device": "cpu"},
-        "outputs": [],
-        "about": {"title": "toys"},
-        "work": 1.0,
-        "pace": "",
+        **{"experiment": "toy", "arm": "a", "depth": 8, "seed": 0, "work": 1.0, "pace": ""},
+        **{"recipe": {"class": "Toy", "rate": 1, "device": "cpu"}, "outputs": [], "about": {"title": "toys"}},
     }
     assert report["outcome"] == "finished"
     assert {"wall_seconds", "versions", "commit", "hardware"} < set(report)

@@ -15,7 +15,7 @@ from experiments.engine.running.progress import estimate, progress
 from experiments.engine.running.run import Run
 from experiments.engine.running.store import State
 from experiments.engine.running.workers import Execution
-from tests.support.grid_script import ONE, RUNS, Slow, Toy, run_slowly
+from tests.support.grid_script import ONE, RUNS, Slow, Toy, ran, run_slowly
 
 DRY = Execution(1, dry_run=True)
 
@@ -96,12 +96,8 @@ def test_a_bar_on_a_terminal(
 
 
 @pytest.mark.parametrize(("level", "wanted"), [("DEBUG", (24, True, True)), ("WARNING", (0, False, True))])
-def test_levels(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    level: str,
-    wanted: tuple[int, bool, bool],
+def test_runs_of_another_version_are_kept_and_levels_choose_what_is_said_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, level: str, wanted: object
 ) -> None:
     run_slowly(tmp_path, 0)
     capsys.readouterr()
@@ -113,6 +109,7 @@ def test_levels(
     finally:
         logger.setLevel(before)
     shown = capsys.readouterr().err
+    assert len(ran(tmp_path)) == len(RUNS)
     assert (shown.count(" is finished, by "), "already finished" in shown, "another version" in shown) == wanted
 
 

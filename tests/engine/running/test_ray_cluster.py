@@ -120,10 +120,8 @@ def test_no_more_run_max_parallel_than_is_asked_for_and_results_come_as_they_are
             time.sleep(1)
         return item
 
-    assert list(ray_cluster.imap_unordered(in_turn, ["first", "second"], device=CPU, max_parallel=2)) == [
-        "second",
-        "first",
-    ]
+    done = list(ray_cluster.imap_unordered(in_turn, ["first", "second"], device=CPU, max_parallel=2))
+    assert done == ["second", "first"]
 
 
 @pytest.mark.slow
@@ -176,20 +174,18 @@ def test_what_the_cluster_lacks_is_named(tmp_path: Path, address: str, monkeypat
         ("ray:", "--ray-address ray:: give HOST:PORT, or auto"),
         ("ray://127.0.0.1:10001", "--ray-address ray://127.0.0.1:10001: give HOST:PORT, or auto"),
         ("127.0.0.1:{port}", r"no cluster answers at 127.0.0.1:{port} .*start one \(ray start --head\), or give its"),
+        ("auto", "RAY_ADDRESS rubbish: give HOST:PORT, or auto"),
     ],
 )
-def test_an_address_that_does_not_answer_is_refused_at_once(address: str, message: str) -> None:
+def test_an_address_that_does_not_answer_is_refused_at_once(
+    address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="the extra cluster is not installed")
     port = free_port()
+    if address == "auto":
+        monkeypatch.setenv("RAY_ADDRESS", "rubbish")
     with pytest.raises(BadInput, match=message.format(port=port)):
         Execution(backend="ray", ray_address=address.format(port=port)).check("cpu")
-
-
-def test_the_environments_address_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="the extra cluster is not installed")
-    monkeypatch.setenv("RAY_ADDRESS", "rubbish")
-    with pytest.raises(BadInput, match="RAY_ADDRESS rubbish: give HOST:PORT, or auto"):
-        Execution(backend="ray").check("cpu")
 
 
 def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,17 +134,6 @@ def test_a_damaged_run_is_moved_away_and_rerun(
     assert (tmp_path / "damaged" / f"{RUNS[3].name}-0").is_dir()
 
 
-def test_runs_of_another_version_are_kept_with_a_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_slowly(tmp_path, 0)
-    capsys.readouterr()
-    monkeypatch.setattr("experiments.engine.running.progress.commit", lambda: "another")
-    run_slowly(tmp_path, 0)
-    assert len(ran(tmp_path)) == len(RUNS)
-    assert capsys.readouterr().err.startswith("24 of 24 runs are already finished\n24 of them by another version")
-
-
 def test_a_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
     run_slowly(tmp_path, 0)
     before = sorted(tmp_path.rglob("*"))

@@ -203,12 +203,9 @@ class NoWaiting(TorchDispatchMode):
     """Fails where a tensor's value is asked for, which would wait for a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket not in {
-            torch.ops.aten._local_scalar_dense,
-            torch.ops.aten.nonzero,
-            torch.ops.aten.equal,
-            torch.ops.aten.is_nonzero,
-        }, f"{func} waits for the device"
+        waiting = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}
+        waiting |= {torch.ops.aten.equal, torch.ops.aten.is_nonzero}
+        assert func.overloadpacket not in waiting, f"{func} waits for the device"
         return func(*args, **(kwargs or {}))
 
 

@@ -34,11 +34,8 @@ def read(folder: Path, image_size: int | None = None) -> dict[str, tuple[np.ndar
 def test_digits_are_split_once_and_for_all_by_class() -> None:
     first, second = load(Data()), load(Data())
     assert first.digest == second.digest
-    assert {name: len(labels) for name, (_, labels) in first.splits.items()} == {
-        "train": 1077,
-        "validation": 360,
-        "test": 360,
-    }
+    sizes = {name: len(labels) for name, (_, labels) in first.splits.items()}
+    assert sizes == {"train": 1077, "validation": 360, "test": 360}
     rows = [image.tobytes() for images, _ in first.splits.values() for image in np.asarray(images)]
     assert len(set(rows)) == 1797  # every digit is distinct, so no image is in two splits
     for _, labels in first.splits.values():
@@ -102,23 +99,20 @@ def test_augmentation_depends_on_the_generator_alone() -> None:
     assert load(Data()).augment == "none"
 
 
-@pytest.mark.parametrize("held_out", ["test", "val"])
-def test_folder_without_validation_splits_it_off_train(tmp_path: Path, held_out: str) -> None:
-    splits = read(make_folder(tmp_path, {"train": {"a": 20, "b": 20}, held_out: {"a": 4, "b": 4}}))
-    assert [len(splits[name][1]) for name in ("train", "validation", "test")] == [36, 4, 8]
-    assert splits["test"][1].tolist() == [0] * 4 + [1] * 4
-
-
-def test_folder_with_val_and_test_keeps_them_apart(tmp_path: Path) -> None:
-    parts = {"train": {"a": 3, "b": 5}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 2}}
+@pytest.mark.parametrize(
+    ("parts", "counts"),
+    [
+        ({"train": {"a": 20, "b": 20}, "test": {"a": 4, "b": 4}}, [[18, 18], [2, 2], [4, 4]]),  # split off train
+        ({"train": {"a": 20, "b": 20}, "val": {"a": 4, "b": 4}}, [[18, 18], [2, 2], [4, 4]]),
+        ({"train": {"a": 3, "b": 5}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 2}}, [[3, 5], [2, 2], [1, 2]]),
+    ],
+)
+def test_splits_of_a_folder(tmp_path: Path, parts: dict[str, dict[str, int]], counts: list[list[int]]) -> None:
     splits = read(make_folder(tmp_path, parts))
-    assert [np.bincount(splits[name][1]).tolist() for name in ("train", "validation", "test")] == [
-        [3, 5],
-        [2, 2],
-        [1, 2],
-    ]
-    pixel = np.asarray(Image.open(tmp_path / "val" / "a" / "0.png"))[0, 0]
-    assert (splits["validation"][0][0, :, 0, 0] == pixel).all()
+    assert [np.bincount(splits[name][1]).tolist() for name in ("train", "validation", "test")] == counts
+    held_out = "validation" if len(parts) == 3 else "test"
+    first = tmp_path / ("test" if "val" not in parts else "val") / "a" / "0.png"
+    assert (splits[held_out][0][0, :, 0, 0] == np.asarray(Image.open(first))[0, 0]).all()
 
 
 def test_train_limit_is_stratified(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import train_run
 from models import cifar_resnet
+from tests.engine.training.test_data import make_folder
 
 SPLITS = ("train", "validation", "test")
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # as of 3.12
@@ -90,16 +91,12 @@ def test_training_and_evaluating_from_files_is_that_from_memory(both: tuple[Data
 @pytest.mark.slow
 def test_a_grids_workers_can_have_workers_that_read(both: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     settings = NetworkSettings(width=2, seeds=(0, 1), training=Training(epochs=1, batch_size=8))
-    memory, files = (
-        run_grid(
-            settings.runs("x", dataset, arms=("plain",), depths=(8,)),
-            partial(train_run, dataset=dataset),
-            Output(tmp_path / dataset.digest),
-            execution=Execution(2),
-        )[0]["outcomes"]
-        for dataset in both
-    )
-    pd.testing.assert_frame_equal(memory, files)
+    outcomes = []
+    for dataset in both:
+        runs, task = settings.runs("x", dataset, arms=("plain",), depths=(8,)), partial(train_run, dataset=dataset)
+        tables, _ = run_grid(runs, task, Output(tmp_path / dataset.digest), execution=Execution(2))
+        outcomes.append(tables["outcomes"])
+    pd.testing.assert_frame_equal(*outcomes)
 
 
 def test_the_fingerprint_tells_files_sizes_and_labels_apart(data: Data, tmp_path: Path) -> None:
@@ -112,11 +109,8 @@ def test_the_fingerprint_tells_files_sizes_and_labels_apart(data: Data, tmp_path
 
 
 def test_an_unreadable_file_is_named_when_its_batch_is_due(data: Data, tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (tmp_path / part / name).mkdir(parents=True)
-            for index in range(6):
-                Image.new("RGB", (8, 8)).save(tmp_path / part / name / f"{index}.png")
+    classes = {"a": 6, "b": 6}
+    make_folder(tmp_path, {"train": classes, "test": classes}, size=(8, 8))
     (tmp_path / "train" / "b" / "3.png").write_bytes(b"no image")
     dataset = load(replace(data, data_dir=tmp_path, data_loader_workers=1))
     with pytest.raises(BadInput, match=r"^\S+3.png: cannot be read as an image \(cannot identify[^\n]+$"):
