@@ -1,8 +1,8 @@
 """`gate` and `record` under DistributedDataParallel: two processes train as one does on the joined batch."""
 
+from itertools import product
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -30,31 +30,33 @@ def train(network: nn.Module, call: nn.Module, share: slice) -> dict[str, Tensor
     return dict(network.state_dict()) | gradients
 
 
-def worker(rank: int, folder: str, watched: str) -> None:
+WATCHED = {"wrapper": "module.", "module": ""}  # what the contexts are given, and how its junctions' names begin
+
+
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     try:
-        network = model()
-        call = DistributedDataParallel(network)
-        seen = call if watched == "wrapper" else network
-        share = slice(2 * rank, 2 * rank + 2)
-        with gate(seen, shortcut_gradient=0.0), record(seen) as recording:
-            result: dict[str, object] = dict(train(network, call, share))
-        result["forks"] = gradient_norms(recording)["block"].unique().tolist()
-        torch.save(result, f"{folder}/{rank}.pt")
+        for watched in WATCHED:
+            network = model()
+            call = DistributedDataParallel(network)
+            seen = call if watched == "wrapper" else network
+            share = slice(2 * rank, 2 * rank + 2)
+            with gate(seen, shortcut_gradient=0.0), record(seen) as recording:
+                result: dict[str, object] = dict(train(network, call, share))
+            result["forks"] = gradient_norms(recording)["block"].unique().tolist()
+            torch.save(result, f"{folder}/{watched}{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("watched", ["wrapper", "module"])
-def test_two_processes_train_as_one_does_by_hand(tmp_path: Path, watched: str) -> None:
+def test_two_processes_train_as_one_does_by_hand(tmp_path: Path) -> None:
     """Several steps: a parameter without a gradient would fail the second one. Nothing needs find_unused_parameters."""
-    mp.spawn(worker, (str(tmp_path), watched), nprocs=PROCESSES)  # pyright: ignore[reportPrivateImportUsage]
+    mp.spawn(worker, (str(tmp_path),), nprocs=PROCESSES)  # pyright: ignore[reportPrivateImportUsage]
     by_hand, bare = model(0.0), model()
     wanted, ungated = train(by_hand, by_hand, slice(None)), train(bare, bare, slice(None))
-    prefix = "module." if watched == "wrapper" else ""
-    for rank in range(PROCESSES):
-        got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for (watched, prefix), rank in product(WATCHED.items(), range(PROCESSES)):
+        got = torch.load(tmp_path / f"{watched}{rank}.pt", weights_only=True)
         assert got.pop("forks") == [f"{prefix}{index}" for index in (1, 2, 3)]
         assert got.keys() == wanted.keys()
         # The mean over two halves is summed in another order than the mean over the whole.

@@ -96,6 +96,11 @@ def vit() -> nn.Module:
     return model
 
 
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2Model(config)
+
+
 def tokens() -> Tensor:
     return torch.randint(0, 50, (2, 6))
 
@@ -116,7 +121,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]
         lambda: timm.create_model("convnext_atto", num_classes=5, drop_path_rate=0.3, ls_init_value=0.1),
         partial(images, 2, 32), "ConvNeXtBlock", convnext_block,
     ),
-    "gpt2": (ZOO["hf:gpt2"].make, tokens, "GPT2Block", gpt2_block),
+    "gpt2": (gpt2, tokens, "GPT2Block", gpt2_block),
     "bert": (ZOO["hf:bert"].make, tokens, "BertLayer", bert_layer),
     "gptj": (ZOO["hf:gptj"].make, tokens, "GPTJBlock", gptj_block),
 }  # fmt: skip
