@@ -45,8 +45,11 @@ def test_with_the_stride_of_the_paper_the_paper_s_sizes(depth: int) -> None:
 def test_torchvision_s_weights_load_both_ways_and_give_the_same_bits(depth: int, training: bool) -> None:
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=5).train(training)
+    torch.manual_seed(0)
     ours = imagenet_resnet(depth, num_classes=5).train(training)
     assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    nn.init.ones_(theirs.conv1.weight)
     ours.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 64, 64)

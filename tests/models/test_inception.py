@@ -65,6 +65,10 @@ def test_a_branch_is_its_towers_concatenated_expanded_and_scaled() -> None:
     torch.testing.assert_close(branch(x), wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_branches_are_not_scaled_unless_asked() -> None:
+    assert [block.branch.get_submodule("scaling").factor for block in inception_resnet(20, width=2).blocks] == [1] * 3
+
+
 def test_a_reduction_keeps_the_pooled_maps_and_adds_two_strided_towers() -> None:
     x = torch.randn(2, 4, 8, 8)
     y = reduction(4)(x)

@@ -266,6 +266,13 @@ def test_noise_meets_its_cosine_and_its_length(seed: int, size: int, small: floa
     assert cosine(update, true) == pytest.approx(cosine(own, true), abs=1e-9)
 
 
+def test_of_parallel_gradients_the_own_one_is_left() -> None:
+    """Among 100 pairs some have a cosine above 1 by rounding; a sine of sqrt(eps) = 1.5e-8 may be left."""
+    draws = source()
+    for true in torch.randn(100, 20, generator=draws, dtype=torch.float64):
+        assert relative_error(noisy(true, 0.3 * true, draws), 0.3 * true) < 1e-7
+
+
 def test_noise_is_drawn_anew() -> None:
     draws, vectors = source(), torch.ones(2, 50, dtype=torch.float64) * torch.linspace(-1, 2, 50, dtype=torch.float64)
     true, own = vectors[0], vectors[1].flip(0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from experiments.engine.conditions.gap_closed import NO_GAP, fieller, gap_closed
-from experiments.engine.statistics.estimates import estimate
+from experiments.engine.conditions.gap_closed import NO_GAP, GapClosed, fieller, gap_closed
+from experiments.engine.statistics.estimates import NO_ESTIMATE, estimate
 
 PLAIN, RESIDUAL = np.array([0.8, 0.7, 0.9, 0.75]), np.array([0.1, 0.2, 0.1, 0.05])
 
@@ -35,6 +35,13 @@ def test_the_interval_holds_what_a_paired_t_test_does_not_reject() -> None:
     middle = above.mean() / below.mean()
     wanted = optimize.brentq(rejects, middle - 1, middle), optimize.brentq(rejects, middle, middle + 1)
     assert fieller(above, below) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "recovers"), [(0.51, 0.9, "yes"), (0.1, 0.49, "no"), (0.49, 0.51, "undecided")]
+)
+def test_what_closes_more_than_half_recovers(low: float, high: float, recovers: str) -> None:
+    assert GapClosed((low + high) / 2, low, high, NO_ESTIMATE).recovers == recovers
 
 
 def test_without_degradation_there_is_no_gap_to_close() -> None:

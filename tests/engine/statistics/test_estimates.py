@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from experiments.engine.conditions.gap_closed import NOTHING
 from experiments.engine.reporting import show
+from experiments.engine.statistics.equivalence import Comparison
 from experiments.engine.statistics.estimates import MARGIN, NO_ESTIMATE, Estimate, classify, estimate, exceeds
 
 
@@ -31,9 +33,13 @@ def test_no_interval_under_three_seeds_or_beyond_the_scale() -> None:
         assert (at_end.low, at_end.high) == (end, end)
 
 
-def test_the_shared_constant_cannot_be_changed() -> None:
+@pytest.mark.parametrize(
+    ("result", "field"),
+    [(NO_ESTIMATE, "mean"), (NOTHING, "mean"), (Comparison("arm", 1, {}, "undecided"), "reading")],
+)
+def test_results_cannot_be_changed(result: object, field: str) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        NO_ESTIMATE.mean = 0.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(result, field, 0.0)
 
 
 @pytest.mark.parametrize(

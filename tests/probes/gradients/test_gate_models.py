@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+import transformers
 from torch import Tensor, nn
 
 from models import RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, cifar_resnet
