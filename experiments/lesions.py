@@ -84,8 +84,8 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
     lesions = Lesions(settings.counts, settings.draws, weights_fingerprint(settings.weights))
+    output = settings.output(EXPERIMENT)
     given = settings if settings.weights is None else replace(settings, arms=("residual",), seeds=(0,))
     runs = given.runs(
         EXPERIMENT, dataset, arms=given.arms, depths=(given.depth,), outputs=("lesions",), treatment=lesions

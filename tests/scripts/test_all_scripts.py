@@ -24,7 +24,7 @@ TOY = {  # the least that every script with a grid can be asked
     "dose_and_timing": f"{CONDITIONS} --conditions|weight 0.5",
     "ensemble": f"{NETWORK} --depths 8 14",
     "forward_statistics": f"{NETWORK} --tuning-seeds 100 --depth 8 --networks resnet",
-    "identity_mapping": f"{NETWORK} --blocks 1 --copying-epochs 1 --rates 0.1",
+    "identity_mapping": f"{NETWORK} --blocks 1 --rates 0.1",
     "inserted_identities": f"{NETWORK} --depth 8 --deeper 14",
     "layer_use": f"{NETWORK} --depth 8 --arms residual plain --attributed 4 --steps 2",
     "learning_rates": CONDITIONS,
@@ -68,7 +68,6 @@ MISTAKES = {
         "--blocks 0 1": "--blocks 0: give at least 1",
         "--rates 0": "--rates 0.0: give finite numbers above 0",
         "--rates 0.1 0.1": "--rates: got 0.1 0.1; give one or more, each once",
-        "--copying-epochs 0": "--copying-epochs 0: give at least 1",
     },
     "inserted_identities": {
         "--network bottleneck": "--network: unknown 'bottleneck'; choose from resnet, skipinit",
