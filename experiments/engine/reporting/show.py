@@ -76,7 +76,7 @@ def decision(
         missing: The reading where no seed has a value.
     """
     side = classify(found, margin, low=-math.inf if one_sided else None)
-    reading = readings.get(side, "undecided") if found.values else missing
+    reading = readings.get(side, "undecided" if found.values else missing)
     return estimate(found, digits=digits, sign=sign), f"{margin:.3g}", reading
 
 
