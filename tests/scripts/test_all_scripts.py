@@ -86,7 +86,7 @@ MISTAKES = {
         "--tuning-seeds 100 4": f"--tuning-seeds 4: {REPORTED}",
         "--tuning-seeds": "--tuning-seeds: got none; give one or more, each once",
     },
-    "lesions": {"--draws 0": "--draws 0", "--weights nowhere.pt": "No such file", NOT_WEIGHTS: "UnpicklingError"},
+    "lesions": {"--draws 0": "--draws 0", "--weights nowhere.pt": "--weights nowhere.pt: No such file"},
     "magnitude_or_direction": {
         "--conditions dropout": "--conditions: unknown 'dropout'; choose from residual, stop-gradient, gr",
         "--conditions plain plain": "--conditions: got plain plain; give one or more, each once",
@@ -213,6 +213,13 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path) -> None:
+    """Only when it is loaded, by a run."""
+    done = run("lesions", *arguments(NOT_WEIGHTS), cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("error: --weights")) == (2, 1)
+    assert "UnpicklingError" in done.stderr
+
+
 @pytest.mark.parametrize("script", ["ensemble", "inserted_identities", "layer_use", "training_speed"])
 def test_where_every_run_diverged_that_is_said(script: str, tmp_path: Path) -> None:
     flags = arguments(f"{TOY[script]} --epochs 2 --learning-rate 1e30")
@@ -221,11 +228,7 @@ def test_where_every_run_diverged_that_is_said(script: str, tmp_path: Path) -> N
     assert not {"insertion.csv", "errors.csv", "figures"} & {path.name for path in folder.iterdir()}
 
 
-LONG = {"alignment", "budget", "dose_and_timing", "forward_statistics", "inserted_identities", "layer_use"}
-LONG |= {"learning_rates", "lesions", "stopgrad_shortcut"}
-
-
-@pytest.mark.parametrize("script", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in TOY])
+@pytest.mark.parametrize("script", TOY)
 def test_a_second_call_repeats_no_run_and_prints_the_same(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
