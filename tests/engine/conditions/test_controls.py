@@ -266,6 +266,14 @@ def test_noise_meets_its_cosine_and_its_length(seed: int, size: int, small: floa
     assert cosine(update, true) == pytest.approx(cosine(own, true), abs=1e-9)
 
 
+def test_noise_on_paper() -> None:
+    """Of length 2 with cos = 0.8 to the first axis, the rest along the drawn vector's own second and third entry."""
+    true, own = (torch.tensor(vector, dtype=torch.float64) for vector in ([5.0, 0, 0], [1.6, 1.2, 0]))
+    drawn = torch.randn(3, generator=source(), dtype=torch.float64)[1:]
+    wanted = torch.cat([own[:1], 1.2 * drawn / drawn.norm()])
+    assert relative_error(noisy(true, own, source()), wanted) < 1e-14
+
+
 def test_of_parallel_gradients_the_own_one_is_left() -> None:
     """Among 100 pairs some have a cosine above 1 by rounding; a sine of sqrt(eps) = 1.5e-8 may be left."""
     draws = source()
