@@ -223,7 +223,9 @@ def test_controls_are_values() -> None:
         (lambda: Cut(begin=3, end=3), "such a cut is nowhere"),
         (lambda: Cut(end=0), "such a cut is nowhere"),
         (lambda: Control(rule="both"), "rule 'both', frozen 0.0: give one of"),  # type: ignore[arg-type]
+        (lambda: Cut(chance=-0.1), "a chance of -0.1: give 0 to 1"),
         (lambda: Control(frozen=2), "give one of"),
+        (lambda: Control(frozen=-0.1), "give one of"),
         (lambda: random_feedback(residual_mlp(4, in_features=2), torch.Generator()), "needs convolutions inside"),
     ],
 )
