@@ -223,7 +223,9 @@ def test_controls_are_values() -> None:
         (lambda: Cut(begin=3, end=3), "such a cut is nowhere"),
         (lambda: Cut(end=0), "such a cut is nowhere"),
         (lambda: Control(rule="both"), "rule 'both', frozen 0.0: give one of"),  # type: ignore[arg-type]
+        (lambda: Cut(chance=-0.1), "a chance of -0.1: give 0 to 1"),
         (lambda: Control(frozen=2), "give one of"),
+        (lambda: Control(frozen=-0.1), "give one of"),
         (lambda: random_feedback(residual_mlp(4, in_features=2), torch.Generator()), "needs convolutions inside"),
     ],
 )
@@ -264,6 +266,14 @@ def test_noise_meets_its_cosine_and_its_length(seed: int, size: int, small: floa
     update = noisy(true, own, draws)
     assert update.norm().item() == pytest.approx(own.norm().item(), rel=1e-9)
     assert cosine(update, true) == pytest.approx(cosine(own, true), abs=1e-9)
+
+
+def test_noise_on_paper() -> None:
+    """Of length 2 with cos = 0.8 to the first axis, the rest along the drawn vector's own second and third entry."""
+    true, own = (torch.tensor(vector, dtype=torch.float64) for vector in ([5.0, 0, 0], [1.6, 1.2, 0]))
+    drawn = torch.randn(3, generator=source(), dtype=torch.float64)[1:]
+    wanted = torch.cat([own[:1], 1.2 * drawn / drawn.norm()])
+    assert relative_error(noisy(true, own, source()), wanted) < 1e-14
 
 
 def test_of_parallel_gradients_the_own_one_is_left() -> None:
