@@ -132,13 +132,19 @@ def train_run(
         outcome.tables["outcomes"] = evaluations(model, batches, evaluate)
     except Diverged as end:
         outcome.diverged_at = end.step
-    if curves:
-        outcome.tables["curves"] = pd.DataFrame(curves)
-        by_step = pd.DataFrame({"step": range(1, len(losses) + 1), "value": losses})
-        outcome.tables["losses"] = by_step.assign(split="train", quantity="loss")
-    for name in dict.fromkeys(name for tables in measured for name in tables):
-        outcome.tables[name] = pd.concat([tables[name] for tables in measured if name in tables], ignore_index=True)
+    outcome.tables |= join(curves, losses, measured)
     return outcome
+
+
+def join(curves: list[dict[str, object]], losses: list[float], measured: list[Tables]) -> Tables:
+    """One table of curves, one of every step's loss, and one of each name that was measured, epoch after epoch."""
+    tables = {}
+    if curves:
+        by_step = pd.DataFrame({"step": range(1, len(losses) + 1), "value": losses})
+        tables = {"curves": pd.DataFrame(curves), "losses": by_step.assign(split="train", quantity="loss")}
+    for name in dict.fromkeys(name for at_epoch in measured for name in at_epoch):
+        tables[name] = pd.concat([at_epoch[name] for at_epoch in measured if name in at_epoch], ignore_index=True)
+    return tables
 
 
 def check_circumstances(run: Run, dataset: Dataset) -> None:
