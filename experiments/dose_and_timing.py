@@ -1,10 +1,12 @@
 """How much of the shortcut's gradient is needed, when, and where?
 
-Trains residual networks whose shortcuts carry the value forward in full and the gradient back in part: with a weight
-between that of stop-gradient, 0, and that of residual, 1; all or nothing, by a coin for each block and step (h-detach:
-Arpit et al. 2018, arXiv 1810.03023), biased, or unbiased by what spared shortcuts pass more; nothing until an epoch, or
-from it on; nothing in one stage, or in every k-th block. Each condition is trained at its own best learning rate,
-chosen by validation on other seeds.
+Trains residual networks whose shortcuts carry the value forward in full and the gradient back in part:
+
+weight: between that of stop-gradient, 0, and that of residual, 1. coin: each block's shortcut is cut in a step with a
+certain chance (h-detach: Arpit et al. 2018, arXiv 1810.03023); biased, or unbiased by amplifying the shortcuts that are
+not cut, so that the expected gradient is the true one. until, from: cut before an epoch, or from it on. stage, every:
+cut in one stage, or in every k-th block. Each condition is trained at its own best learning rate, chosen by validation on other
+seeds.
 
 Writes tables, figures and the search to OUT/dose_and_timing, runs to OUT/answer; finished runs are not repeated.
 """
@@ -36,7 +38,7 @@ from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
 
 EXPERIMENT = "dose_and_timing"
-ARMS = tuple(Condition(arm, arm) for arm in (RESIDUAL, STOP_GRADIENT, PLAIN))
+REFERENCE_ARMS = tuple(Condition(arm, arm) for arm in (RESIDUAL, STOP_GRADIENT, PLAIN))
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Settings(ConditionSettings):
 
     def chosen(self) -> tuple[Condition, ...]:
         """The conditions to run."""
-        every = (*ARMS, *DOSES, *COINS, *timing(self.training.epochs), *PLACES)
+        every = (*REFERENCE_ARMS, *DOSES, *COINS, *timing(self.training.epochs), *PLACES)
         return choose(self.conditions, every, always=(STOP_GRADIENT,))
 
 
@@ -134,7 +136,7 @@ def with_treatments(outcomes: pd.DataFrame, conditions: Sequence[Condition]) -> 
 
 
 def against_residual(runs: pd.DataFrame, conditions: Sequence[Condition], depth: int) -> dict[str, Comparison]:
-    """Each condition that cuts, against the residual network."""
+    """Each condition with a cut shortcut gradient, against the residual network."""
     at_depth = select(runs, depth_total=depth)
     cutting = [c.name for c in conditions if c.control.cut is not None or c.name == STOP_GRADIENT]
     return {name: compare(at_depth, name, 0, by="control") for name in cutting}
@@ -151,8 +153,8 @@ def by_treatment(conditions: Sequence[Condition]) -> dict[str, dict[float, str]]
 
 
 def pairs_of_timing(conditions: Sequence[Condition], epochs: int) -> dict[float, tuple[str, str]]:
-    """By the number of epochs that are cut: the condition that is cut from the first epoch on, and the one that is cut
-    up to the last."""
+    """By the number of epochs that are cut: the condition that is cut during the first of them, and the one
+    that is cut during the last."""
     named = by_treatment(conditions)
     return paired(named["until epoch"], {epochs - begin: name for begin, name in named["from epoch"].items()})
 
@@ -164,7 +166,7 @@ def pairs_of_coins(conditions: Sequence[Condition]) -> dict[float, tuple[str, st
 
 
 def paired(first: Mapping[float, str], second: Mapping[float, str]) -> dict[float, tuple[str, str]]:
-    """The names of both, by the numbers that both have."""
+    """Pairs of names, by the numbers that both mappings have."""
     return {number: (first[number], second[number]) for number in sorted(first.keys() & second.keys())}
 
 
@@ -177,7 +179,7 @@ def subtractions(conditions: Sequence[Condition], epochs: int) -> dict[str, dict
     return {title: {more: less for less, more in of.values()} for title, of in pairs.items()}
 
 
-# How much, when, and how surely. The rules and their margins were fixed before any result was seen.
+# The rules and their margins were fixed before any result was seen.
 def decide(
     runs: pd.DataFrame,
     comparisons: Mapping[str, Comparison],

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import dose_and_timing
 from experiments.dose_and_timing import (
-    ARMS,
+    REFERENCE_ARMS,
     Settings,
     against_residual,
     decide,
@@ -25,7 +25,7 @@ from tests.support.conditions import TEST_SIZE, outcomes, run_small
 from tests.support.drawings import pick
 
 EPOCHS = 10
-EVERY = (*ARMS, *DOSES, *COINS, *timing(EPOCHS), *PLACES)
+EVERY = (*REFERENCE_ARMS, *DOSES, *COINS, *timing(EPOCHS), *PLACES)
 ORDINARY, WORSE = (0.09, 0.10, 0.11), (0.29, 0.30, 0.31)
 SCATTERED = (0.02, 0.10, 0.18)
 WEIGHT, CUT = "smallest weight that suffices", "late cut - early cut, 5 of 10 epochs"
@@ -55,9 +55,9 @@ def test_a_seed_that_is_lost_falls_short() -> None:
 
 def test_a_training_loss_above_twice_the_ordinary_one_falls_short() -> None:
     runs = condition_table(outcomes({"residual": ORDINARY, "stop-gradient": ORDINARY}), TEST_SIZE)
-    assert against_residual(runs, ARMS, 8)["stop-gradient"].reading == "recovered"
+    assert against_residual(runs, REFERENCE_ARMS, 8)["stop-gradient"].reading == "recovered"
     runs.loc[runs["control"] == "stop-gradient", "log train loss"] += np.log(3)
-    assert against_residual(runs, ARMS, 8)["stop-gradient"].reading == "falls short"
+    assert against_residual(runs, REFERENCE_ARMS, 8)["stop-gradient"].reading == "falls short"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_cuts_of_one_length_are_paired() -> None:
     assert pairs_of_timing([c for c in EVERY if c.name != "from epoch 8"], EPOCHS).keys() == {5, 8}
     assert pairs_of_timing(timing(1), 1) == {}
     assert pairs_of_coins(EVERY) == {x: (f"biased coin, {x}", f"unbiased coin, {x}") for x in (0.5, 0.9)}
-    assert pairs_of_coins(EVERY[: len(ARMS) + len(DOSES) + 3]).keys() == {0.5}
+    assert pairs_of_coins(EVERY[: len(REFERENCE_ARMS) + len(DOSES) + 3]).keys() == {0.5}
     minus = subtractions(EVERY, EPOCHS)
     assert minus["minus the early cut"]["from epoch 8"] == "until epoch 2"
     assert minus["minus the biased coin"]["unbiased coin, 0.5"] == "biased coin, 0.5"
@@ -103,8 +103,8 @@ def test_cuts_of_one_length_are_paired() -> None:
 def test_a_condition_s_treatment_and_amount_are_columns() -> None:
     found = with_treatments(outcomes({c.name: ORDINARY for c in EVERY}), EVERY)
     by_name = found.drop_duplicates("control").set_index("control")
-    assert by_name.loc[[arm.name for arm in ARMS], ["treatment", "amount"]].isna().all(axis=None)
-    treated = by_name.drop([arm.name for arm in ARMS])[["treatment", "amount"]]
+    assert by_name.loc[[arm.name for arm in REFERENCE_ARMS], ["treatment", "amount"]].isna().all(axis=None)
+    treated = by_name.drop([arm.name for arm in REFERENCE_ARMS])[["treatment", "amount"]]
     rows = dict(zip(treated.index, treated.itertuples(index=False, name=None), strict=True))
     wanted = {f"weight {w:g}": ("weight", w) for w in (0.1, 0.25, 0.5, 0.75)}
     wanted |= {f"{kind} coin, {c}": (f"{kind} coin", c) for c in (0.5, 0.9) for kind in ("biased", "unbiased")}

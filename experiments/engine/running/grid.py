@@ -100,7 +100,11 @@ def join(runs: Sequence[Run], home: Path, output: Output) -> tuple[Tables, list[
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its columns in the one fixed order."""
+    """The table with its columns in the one fixed order; raises ValueError for a column that is not in it."""
+    if unknown := sorted(set(table.columns) - set(COLUMNS)):
+        raise ValueError(
+            f"unknown columns {unknown}: name them in COLUMNS of probes/tables.py, where all columns stand"
+        )
     return table[[column for column in COLUMNS if column in table.columns]]
 
 

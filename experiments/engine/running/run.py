@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 
-class Recipe(Protocol):
+class RunRecipe(Protocol):
     """A frozen dataclass: everything that decides what a run computes, beside its arm, depth and seed."""
 
     @property
@@ -26,7 +26,7 @@ class Run:
     depth: int
     seed: int
     recipe: Any
-    """A `Recipe`; another recipe is another run."""
+    """A `RunRecipe` (in trainings `training.recipe.Recipe`); another recipe is another run."""
     outputs: tuple[str, ...] = ()
     """The tables and arrays that it must give unless its loss diverges; a finished run that lacks one is rerun."""
     labels: Mapping[str, Any] = field(default_factory=dict)

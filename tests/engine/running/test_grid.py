@@ -118,6 +118,14 @@ def test_a_run_that_does_not_give_its_outputs_is_an_error(tmp_path: Path) -> Non
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_a_column_that_no_table_has_is_an_error(tmp_path: Path) -> None:
+    def task(run: Run, checkpoint: Path) -> Outcome:
+        return Outcome({"norms": pd.DataFrame({"blok": [1], "value": [2.0]})})
+
+    with pytest.raises(ValueError, match=r"unknown columns \['blok'\]: add them to COLUMNS"):
+        run_grid(runs(), task, Output(tmp_path), execution=ONE)
+
+
 def test_a_run_that_breaks_leaves_nothing_and_the_finished_ones_stay(tmp_path: Path) -> None:
     log, output = tmp_path / "log", Output(tmp_path / "results")
     with pytest.raises(ArithmeticError):
