@@ -13,7 +13,7 @@ repeated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import check_arms
 from experiments.engine.training.train_run import make_network, train_run
 from experiments.questions.alignment.first_order import FirstOrderChanges, uphill_share
-from models import ARMS
+from models import ARMS, Flow
 from probes.tables import table
 
 EXPERIMENT = "alignment"
@@ -106,14 +106,14 @@ class Settings(ConditionSettings):
         """How training continues: in the arm of the true gradient, and in those that are compared with it."""
         true = true_arm(arm)
         others = [other for other in self.arms if true_arm(other) == true and arm in (true, other)]
-        return Continuation((true, *others), self.further)
+        return Continuation({other: ARMS[other] for other in (true, *others)}, self.further)
 
 
 @dataclass(frozen=True)
 class Continuation:
     """A run's treatment: its gradient is compared with the true one, and its training is continued in other arms."""
 
-    arms: tuple[str, ...]
+    arms: Mapping[str, Flow]
     """The arms in which training continues, from the same weights."""
     epochs: int
     """Epochs of continued training."""
@@ -187,7 +187,8 @@ def continue_training(model: nn.Module, run: Run, arm: str, dataset: Dataset) ->
     The schedule starts again, and the batches come in the order of the run's seed again.
     """
     training = replace(run.recipe.training, epochs=run.recipe.treatment.epochs)
-    further = replace(run, arm=arm, recipe=replace(run.recipe, training=training))
+    flow = run.recipe.treatment.arms[arm]
+    further = replace(run, arm=arm, recipe=replace(run.recipe, training=training, flow=flow))
     twin = make_network(further, dataset)
     twin.load_state_dict(model.state_dict())
     outcomes = train_run(further, dataset=dataset, model=twin, validate=False).tables.get("outcomes", pd.DataFrame())

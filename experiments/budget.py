@@ -7,6 +7,7 @@ training losses, censored where a run does not reach them, and final training an
 Writes tables, figures and the search to OUT/budget, runs to OUT/answer; finished runs are not repeated.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ class Settings(ConditionSettings):
         check_unique("--targets", self.targets)
         if min(self.budgets) < 1:
             raise BadInput(f"--budgets {min(self.budgets)}: give whole numbers from 1")
-        if min(self.targets) <= 0:
-            raise BadInput(f"--targets {min(self.targets):g}: give losses above 0")
+        if wrong := [target for target in self.targets if not 0 < target < math.inf]:
+            raise BadInput(f"--targets {wrong[0]:g}: give losses above 0")
 
 
 QUICK = Settings(depths=(8,), seeds=(0, 1), tuning_seeds=(100,), budgets=(1, 3), training=Training(epochs=2))

@@ -5,8 +5,8 @@ Trains residual networks whose shortcuts carry the value forward in full and the
 weight: between that of stop-gradient, 0, and that of residual, 1. coin: each block's shortcut is cut in a step with a
 certain chance (h-detach: Arpit et al. 2018, arXiv 1810.03023); biased, or unbiased by amplifying the shortcuts that are
 not cut, so that the expected gradient is the true one. until, from: cut before an epoch, or from it on. stage, every:
-cut in one stage, or in every k-th block. Each condition is trained at its own best learning rate, chosen by validation on other
-seeds.
+cut in one stage, or in every k-th block. Each condition is trained at its own best learning rate, chosen by validation
+on other seeds.
 
 Writes tables, figures and the search to OUT/dose_and_timing, runs to OUT/answer; finished runs are not repeated.
 """

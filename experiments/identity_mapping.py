@@ -40,7 +40,7 @@ from experiments.questions.distance_from_identity import (
     open_branches,
     some_images,
 )
-from models import ARMS, Flow, ResidualBlock
+from models import Flow, ResidualBlock
 
 EXPERIMENT = "identity_mapping"
 FACTOR = 2.0  # errors of copies that differ by less are alike
@@ -170,7 +170,7 @@ def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Datase
     stack = Stack(
         run.depth // 2,
         network=run.recipe.network,
-        flow=ARMS[run.arm],
+        flow=run.recipe.flow,
         width=run.recipe.width,
         in_channels=dataset.shape[0],
     ).to(device)

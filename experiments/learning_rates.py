@@ -49,14 +49,16 @@ def main(settings: Settings) -> None:
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
     output = settings.output(EXPERIMENT)
-    tables, diverged, rates = runner.train_at_best_rates(UNMODIFIED_ARMS, output)
-    report(tables, diverged, rates, runner, output)
+    rates, search = runner.search(UNMODIFIED_ARMS, settings.depths, output.folder / "tuning")
+    tables, diverged = runner.train(runner.runs(UNMODIFIED_ARMS, settings.depths, rates), output)
+    report(tables, diverged, rates, search, runner, output)
 
 
-def report(tables: Tables, diverged: list[Run], rates: Rates, runner: ConditionRunner, output: Output) -> None:
+def report(
+    tables: Tables, diverged: list[Run], rates: Rates, search: pd.DataFrame, runner: ConditionRunner, output: Output
+) -> None:
     """Write gaps and effects, draw the figures, and print the results."""
     console, dataset, depths = show.terminal(), runner.dataset, sorted(runner.settings.depths)
-    search = pd.read_csv(output.folder / "tuning" / "tuning.csv")
     if show.all_diverged(console, tables, output, advice=SEARCHED):
         return
     outcomes, names = tables["outcomes"], [condition.name for condition in UNMODIFIED_ARMS]
@@ -72,7 +74,8 @@ def report(tables: Tables, diverged: list[Run], rates: Rates, runner: ConditionR
     for depth in depths:
         show_effects(console, runs, depth, by="control")
     show.files(console, output)
-    decide_factorial(console, runs, depths[-1], title=dataset.title, classes=len(dataset.classes), by="control")
+    limits, classes = "One data set, one budget, each arm's best learning rate.", len(dataset.classes)
+    decide_factorial(console, runs, depths[-1], title=dataset.title, limits=limits, classes=classes, by="control")
     console.print(f"Each arm at its own best learning rate. {span(search, depths[-1])}{diverged_note(diverged)}")
 
 

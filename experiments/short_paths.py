@@ -12,7 +12,7 @@ OUT/short_paths; finished runs are not repeated.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -145,7 +145,7 @@ def train_limited(run: Run, checkpoint_file: Path | None = None, *, dataset: Dat
     if limit is None:
         return train_run(run, checkpoint_file, dataset=dataset)
     draws = torch.Generator().manual_seed(run.seed)  # continues from epoch to epoch; the data's order has its own
-    model = make_network(replace(run, arm="residual"), dataset)
+    model = make_network(run, dataset)
     return train_run(run, dataset=dataset, model=model, gradient_context=partial(limit.context, generator=draws))
 
 

@@ -31,6 +31,7 @@ from models import ARMS
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
 
 EXPERIMENT = "stopgrad_shortcut"
+LIMITS = "One data set, one learning rate, one budget."
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         show_effects(console, runs, depth)
     show.files(console, output)
     for depth in sorted(settings.depths):
-        decide_factorial(console, runs, depth, title=dataset.title, classes=classes)
+        decide_factorial(console, runs, depth, title=dataset.title, limits=LIMITS, classes=classes)
 
 
 if __name__ == "__main__":

@@ -151,10 +151,10 @@ def test_the_course_holds_the_whole_network_and_the_steps() -> None:
 def test_which_arms_are_trained_and_continued() -> None:
     settings = Settings(arms=(STOP, "gradient-only"))
     assert settings.trained() == ["residual", STOP, "gradient-only", "plain"]
-    assert settings.continuation(STOP) == Continuation(("residual", STOP), 3)
-    assert settings.continuation("residual") == Continuation(("residual", STOP), 3)
-    assert settings.continuation("plain") == Continuation(("plain", "gradient-only"), 3)
-    assert Settings().continuation("residual").arms == ("residual", STOP, "shortest-path")
+    assert settings.continuation(STOP) == Continuation(arms("residual", STOP), 3)
+    assert settings.continuation("residual") == Continuation(arms("residual", STOP), 3)
+    assert settings.continuation("plain") == Continuation(arms("plain", "gradient-only"), 3)
+    assert Settings().continuation("residual").arms == arms("residual", STOP, "shortest-path")
 
 
 def test_the_true_arm_of_every_arm() -> None:
@@ -178,6 +178,10 @@ def digits() -> Dataset:
     return load(Data(train_limit=256))
 
 
+def arms(*names: str) -> dict[str, Flow]:
+    return {name: ARMS[name] for name in names}
+
+
 def made_run(digits: Dataset, continuation: Continuation) -> Run:
     training = Training(epochs=1, batch_size=64, learning_rate=0.05, momentum=0, weight_decay=0, schedule="step")
     recipe = Recipe("resnet", 4, digits.digest, training, AS_WRITTEN, "cpu", treatment=continuation)
@@ -190,7 +194,7 @@ def test_training_continues_from_the_same_weights(digits: Dataset) -> None:
     model = cifar_resnet(8, flow=STOP_GRADIENT, width=4, in_channels=1)
     twin, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     set_flows(twin, [RESIDUAL] * 3)
-    run = made_run(digits, Continuation(("residual",), 2))
+    run = made_run(digits, Continuation(arms("residual"), 2))
     batches = Batches(digits, torch.device("cpu"))
     for _ in train(twin, batches, replace(run.recipe.training, epochs=2), seed=0):
         pass
@@ -208,7 +212,7 @@ def test_every_field_of_the_treatment_changes_the_name_and_what_is_done(digits: 
         ends = train_and_continue(run, dataset=digits).tables["continued"].query("then == then")
         return pick(ends, split="train", quantity="loss")["value"].item()
 
-    each_field_counts(made_run(digits, Continuation(("residual",), 1)), end, {"arms": (STOP,), "epochs": 2})
+    each_field_counts(made_run(digits, Continuation(arms("residual"), 1)), end, {"arms": arms(STOP), "epochs": 2})
 
 
 @pytest.mark.slow

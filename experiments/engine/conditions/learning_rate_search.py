@@ -83,7 +83,13 @@ class ConditionRunner:
         return *self.train(self.runs(conditions, depths, rates), output), rates
 
     def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
-        """Choose each condition's learning rate at each depth.
+        """Each condition's learning rate at each depth, as `search` chooses it."""
+        return self.search(conditions, depths, folder)[0]
+
+    def search(
+        self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path
+    ) -> tuple[Rates, pd.DataFrame]:
+        """Choose each condition's learning rate at each depth; the rates, and the whole search as a long table.
 
         The best has the highest mean validation accuracy over its tuning seeds (of equals, the lowest mean validation
         loss). It is the lowest tried while nothing has learned at any: a network at chance tells no rates apart. A best
@@ -109,8 +115,9 @@ class ConditionRunner:
                 break
             for key, exponent in further.items():
                 tried[key] |= set() if exponent is None else {exponent}
-        output.table("tuning", table(tuning_rows(found)))
-        return {(condition.name, depth): rate_of(exponent) for (condition, depth), exponent in best.items()}
+        output.table("tuning", searched := table(tuning_rows(found)))
+        rates = {(condition.name, depth): rate_of(exponent) for (condition, depth), exponent in best.items()}
+        return rates, searched
 
     def check(self, conditions: Sequence[Condition], depths: Sequence[int]) -> None:
         """Raise BadInput for a condition whose control the network does not know: random feedback without convolutions,

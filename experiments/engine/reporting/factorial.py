@@ -73,7 +73,7 @@ def show_effects(console: Console, runs: pd.DataFrame, depth: int, *, by: str = 
 
 
 def decide_factorial(
-    console: Console, runs: pd.DataFrame, depth: int, *, title: str, classes: int, by: str = "arm"
+    console: Console, runs: pd.DataFrame, depth: int, *, title: str, limits: str, classes: int, by: str = "arm"
 ) -> None:
     """What the test accuracies of one depth decide about the shortcut's value and gradient, and what they do not."""
     found = effects(runs, depth, "test accuracy", by=by)
@@ -84,22 +84,19 @@ def decide_factorial(
         "whole shortcut": "whole shortcut",
         "value without gradient": "forward, backward off",
         "gradient without value": "backward, forward off",
-        "both, beyond the sum": "interaction / gradient mismatch",
     }
     marks = {arm: mark for arm, mark in flags(runs, depth, classes, by=by).items() if arm in FACTORIAL}
     words = {"above": "helps", "below": "harms", "within": "changes nothing"}
     sums = {"above": "more than the sum", "below": "less than the sum", "within": "the sum"}
-    decisions: dict[str, show.Decision] = {}
-    for question, effect in questions.items():
-        additive = effect == "interaction / gradient mismatch"
-        text, margin, reading = show.decision(found[effect], MARGIN, sums if additive else words, digits=2)
-        if additive and marks:
-            reading = f"cannot be read: {', '.join(f'{arm} at the {mark}' for arm, mark in marks.items())}"
-        decisions[question] = text, margin, reading
+    decisions = {
+        question: show.decision(found[effect], MARGIN, words, digits=2) for question, effect in questions.items()
+    }
+    text, margin, reading = show.decision(interaction := found["interaction / gradient mismatch"], 0, sums, digits=2)
+    if marks:
+        reading = f"cannot be read: {', '.join(f'{arm} at the {mark}' for arm, mark in marks.items())}"
+    decisions["both, beyond the sum"] = text, margin, reading
     n, seeds = len(found["whole shortcut"].values), select(runs, depth_total=depth)["seed"].nunique()
     lost = f" of {seeds} seeds, the others diverged" if n < seeds else ""
     show.decisions(console, decisions, title=f"{title}, depth {depth}, test accuracy, n = {n}{lost}")
-    console.print(
-        "One data set, one budget: this alone does not say why residual connections help. Both "
-        "together give more than the sum wherever a gradient only helps the function that it belongs to."
-    )
+    hint = " More than the sum is what a gradient that only helps where it fits would give." * (interaction.low > 0)
+    console.print(f"{limits} This alone does not say why residual connections help.{hint}")

@@ -32,10 +32,11 @@ class Checkpoint:
     first alone reads and writes; the others resume from its state.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, *, outputs: Sequence[str] = ()) -> None:
         leads = distributed.rank() == 0
+        self.outputs = list(outputs)
         self.file, self.written = file if leads else None, time.monotonic()
-        self.state = distributed.from_leader(read(file) if leads else None) if file else None
+        self.state = distributed.from_leader(read(file, self.outputs) if leads else None) if file else None
         self.caller_state: Callable[[], dict[str, Any]] = dict
         """Gives what the training's caller wants to be restored."""
 
@@ -60,7 +61,7 @@ class Checkpoint:
             return
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"epochs": epochs, "generators": [generator.get_state() for generator in generators]}
-        state |= {"caller": self.caller_state(), "commit": commit()}
+        state |= {"caller": self.caller_state(), "commit": commit(), "outputs": self.outputs}
         torch.save(state, buffer := io.BytesIO())
         partial = self.file.with_suffix(".partial")
         self.file.parent.mkdir(exist_ok=True)
@@ -72,7 +73,7 @@ class Checkpoint:
         self.written = time.monotonic()
 
 
-def read(file: Path) -> dict[str, Any] | None:
+def read(file: Path, outputs: list[str]) -> dict[str, Any] | None:
     """A checkpoint's state; None if there is none, or none that can be used, which is then moved away."""
     if not file.exists():
         return None
@@ -81,9 +82,9 @@ def read(file: Path) -> dict[str, Any] | None:
         reason = "damaged"
     else:
         state = torch.load(io.BytesIO(content[32:]), weights_only=True, map_location="cpu")
-        if state["commit"] == commit():
+        if (state["commit"], state["outputs"]) == (commit(), outputs):
             return state
-        reason = "of another version of the code"
+        reason = "of another version of the code, or of other outputs"
     damaged = file.parent.parent / "damaged"
     damaged.mkdir(exist_ok=True)
     file.replace(damaged / file.name)

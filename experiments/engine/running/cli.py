@@ -24,7 +24,7 @@ def run_script(name: str) -> None:
     settings = tyro.cli(
         script.Settings,
         description=script.__doc__,
-        default=script.QUICK if "--quick" in sys.argv[1:] else script.Settings(),
+        default=script.QUICK if "--quick" in sys.argv[1:] and hasattr(script, "QUICK") else script.Settings(),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     level = logger.level

@@ -88,9 +88,10 @@ def join(runs: Sequence[Run], home: Path, output: Output) -> tuple[Tables, list[
     parts: dict[str, list[pd.DataFrame]] = {}
     diverged = []
     for run in runs:
-        for file in sorted((home / run.name).glob("*.csv")):
+        report = read_report(home / run.name)
+        for file in sorted(home / run.name / name for name in report["files"] if name.endswith(".csv")):
             parts.setdefault(file.stem, []).append(ordered(pd.read_csv(file).assign(**run.labels)))
-        if read_report(home / run.name)["outcome"] != "finished":
+        if report["outcome"] != "finished":
             diverged.append(run)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     output.clear()
@@ -102,9 +103,7 @@ def join(runs: Sequence[Run], home: Path, output: Output) -> tuple[Tables, list[
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its columns in the one fixed order; raises ValueError for a column that is not in it."""
     if unknown := sorted(set(table.columns) - set(COLUMNS)):
-        raise ValueError(
-            f"unknown columns {unknown}: name them in COLUMNS of probes/tables.py, where all columns stand"
-        )
+        raise ValueError(f"unknown columns {unknown}: add them to COLUMNS in probes/tables.py")
     return table[[column for column in COLUMNS if column in table.columns]]
 
 

@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from experiments.engine.running.messages import BadInput
+from experiments.engine.running.messages import BadInput, logger
 
 MANIFEST = "written.json"
 
@@ -31,19 +32,32 @@ class Output:
         self.files = []
         if self.dry_run:
             return
-        manifest = self.folder / MANIFEST
-        for name in json.loads(manifest.read_text()) if manifest.is_file() else []:
-            (self.folder / name).unlink(missing_ok=True)  # another invocation may be as far
-        manifest.unlink(missing_ok=True)
+        for file in self._listed():
+            file.unlink(missing_ok=True)  # another invocation may have deleted it already
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+    def _listed(self) -> list[Path]:
+        """The files of the manifest that lie in the folder; none, with a warning, where it is damaged."""
+        try:
+            names = json.loads((self.folder / MANIFEST).read_text())
+        except FileNotFoundError:
+            return []
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            logger.warning(f"{self.folder / MANIFEST} is damaged: files of an earlier call stay")
+            return []
+        home, files = self.folder.resolve(), [self.folder / name for name in names]
+        return [file for file in files if file.parent.resolve().is_relative_to(home) and not file.is_dir()]
 
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Write NAME.csv."""
         if not self.dry_run:
+            self.add([self.folder / f"{name}.csv"])  # before it is written: a killed call leaves nothing unlisted
             write_text(self.folder / f"{name}.csv", table.to_csv(index=False))
-            self.add([self.folder / f"{name}.csv"])
 
     def add(self, files: Iterable[Path]) -> None:
-        """Note files that were written below the folder."""
+        """Note files that are written below the folder."""
         self.files += [file for file in files if file not in self.files]
         names = [file.relative_to(self.folder).as_posix() for file in self.files]
         write_text(self.folder / MANIFEST, json.dumps(names, indent=1) + "\n")
@@ -61,13 +75,15 @@ def write_text(file: Path, text: str) -> None:
 
 def make_folder(folder: Path) -> Path:
     """Create an output folder and see that it can be written; BadInput where it cannot, with nothing left behind."""
-    missing = next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
+    missing = None
     try:
+        missing = next((path for path in reversed([folder, *folder.parents]) if not path.exists()), None)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder):
             pass
     except OSError as error:
-        if missing and missing.is_dir():
-            missing.rmdir()
+        if missing:
+            with suppress(OSError):
+                missing.rmdir()
         raise BadInput(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
     return folder

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -49,8 +49,9 @@ def log_states(runs: Sequence[Run], states: Mapping[str, State], home: Path) -> 
         if states[run.name] == "damaged":
             logger.warning(f"{run.name} is damaged: moved to {home.parent / 'damaged'} and rerun")
         elif states[run.name] == "incomplete":
-            missing = ", ".join(lacking(read_report(home / run.name), run))
-            logger.warning(f"{run.name} lacks {missing}, which this script asks for now: it is rerun")
+            with suppress(OSError):  # another invocation may be replacing it
+                missing = ", ".join(lacking(read_report(home / run.name), run))
+                logger.warning(f"{run.name} lacks {missing}, which this script asks for now: it is rerun")
         elif states[run.name] == "finished":
             reports[run.name] = read_report(home / run.name)["commit"]
     if reports:
@@ -90,7 +91,7 @@ def seconds_by_pace(home: Path) -> dict[str, float]:
         try:
             report = read_report(file.parent)
             pace, work, seconds = report["run"]["pace"], float(report["run"]["work"]), float(report["wall_seconds"])
-        except (ValueError, TypeError, KeyError):  # damaged
+        except (OSError, ValueError, TypeError, KeyError):  # damaged, or being replaced
             continue
         total = sums.setdefault(pace, [0.0, 0.0])
         total[0] += seconds

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, described
 
 REPORT = "run.json"
 State = Literal["finished", "missing", "damaged", "incomplete"]
@@ -22,7 +22,7 @@ def write_folder(folder: Path, write: Callable[[Path], dict[str, object]]) -> No
     write: puts the files into the folder that it is given, and returns the report. What a killed attempt left is
     deleted first, and what stood at `folder` is replaced: no other process may write the same folder meanwhile.
     """
-    partial = folder.with_name(f".partial-{folder.name}")
+    partial, replaced = (folder.with_name(f".{word}-{folder.name}") for word in ("partial", "replaced"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -30,8 +30,10 @@ def write_folder(folder: Path, write: Callable[[Path], dict[str, object]]) -> No
         files = {file.name: fingerprint(file) for file in sorted(partial.iterdir())}
         (partial / REPORT).write_text(json.dumps({**report, "files": files}, indent=2, default=str) + "\n")
         if folder.exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
         partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -44,12 +46,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 def state_of(home: Path, run: Run) -> State:
     """Whether a run is in the store as it was written, with all that its script asks for."""
     folder = home / run.name
-    if not folder.exists():
-        return "missing"
     try:
+        if not folder.exists():
+            return "missing"
         report = read_report(folder)
+        same = report["run"]["recipe"] == described(run.recipe)  # names have eight digits of its hash
         intact = all(fingerprint(folder / name) == value for name, value in dict(report["files"]).items())
-        return "damaged" if not intact else "incomplete" if lacking(report, run) else "finished"
+        return "damaged" if not (same and intact) else "incomplete" if lacking(report, run) else "finished"
     except (OSError, ValueError, TypeError, KeyError):
         return "damaged"
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.optimisation import Training
+from models import RESIDUAL, Flow
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Recipe:
     training: Training
     computing: Computing
     device: str
+    flow: Flow = RESIDUAL
+    """What the run's arm is: the weights at each junction."""
     processes: int = 1
     """How many train the network together (torchrun); another number is refused."""
     treatment: object = None

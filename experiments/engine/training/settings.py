@@ -17,7 +17,7 @@ from experiments.engine.training.data import Data, Dataset
 from experiments.engine.training.networks import NETWORKS, outline
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.recipe import Recipe
-from models import ARMS
+from models import ARMS, RESIDUAL
 
 WIDEST = 2**16
 """Channels of a first stage beyond which a weight's size would overflow in some networks."""
@@ -106,7 +106,7 @@ class NetworkSettings:
                 arm,
                 depth,
                 seed,
-                recipe,
+                replace(recipe, flow=ARMS.get(arm, RESIDUAL)),  # an arm of a script's own changes residual networks
                 outputs=tuple(outputs),
                 labels=labels or {},
                 about={"title": dataset.title, **asdict(self.data)},

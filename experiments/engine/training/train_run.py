@@ -24,7 +24,6 @@ from experiments.engine.training.loop import (
     train,
 )
 from experiments.engine.training.networks import make
-from models import ARMS
 
 Tables = dict[str, pd.DataFrame]
 Measure = Callable[[nn.Module, Batches, int, bool], Tables]
@@ -39,7 +38,7 @@ def make_network(run: Run, dataset: Dataset) -> nn.Module:
     model = make(
         run.recipe.network,
         run.depth,
-        flow=ARMS[run.arm],
+        flow=run.recipe.flow,
         width=run.recipe.width,
         shape=dataset.shape,
         num_classes=len(dataset.classes),
@@ -84,7 +83,7 @@ def train_run(
     check_circumstances(run, dataset)
     model = make_network(run, dataset) if model is None else model
     batches = Batches(dataset, torch.device(run.recipe.device))
-    checkpoint = Checkpoint(checkpoint_file)
+    checkpoint = Checkpoint(checkpoint_file, outputs=run.outputs)
     curves: list[dict[str, object]] = checkpoint.restored_state.get("curves", [])
     losses: list[float] = checkpoint.restored_state.get("losses", [])
     measured = [

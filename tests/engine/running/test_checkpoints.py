@@ -1,6 +1,7 @@
 """A training that is killed resumes after its last whole epoch, as if nothing had happened."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,18 @@ def test_a_checkpoint_that_cannot_be_used_is_moved_away(
     same(again, train(run, dataset, Measure()))
     assert measure.epochs == [0, 1, 2, 3, 4]
     shown = capsys.readouterr().err
-    assert f"the checkpoint of a is {damage}: moved to {tmp_path / 'damaged'}, and the run starts over" in shown
+    assert f"the checkpoint of a is {damage}" in shown
+    assert f": moved to {tmp_path / 'damaged'}, and the run starts over" in shown
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["a.pt"]
+
+
+def test_a_checkpoint_of_other_outputs_is_not_resumed(tmp_path: Path, dataset: Dataset) -> None:
+    """Else a measurement that was added meanwhile would lack the epochs before it."""
+    run, file = run_of(dataset), tmp_path / "checkpoints" / "a.pt"
+    with pytest.raises(Killed):
+        train(run, dataset, Measure(ends_in=3), file)
+    train(replace(run, outputs=("sums", "norms")), dataset, measure := Measure(), file)
+    assert measure.epochs == [0, 1, 2, 3, 4]
 
 
 def test_checkpoints_are_written_where_asked_and_no_more_often_than_need_be(

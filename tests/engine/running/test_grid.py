@@ -155,6 +155,17 @@ def test_experiments_share_a_store_under_labels_of_their_own(tmp_path: Path) -> 
     assert {path.name for path in (tmp_path / "first").iterdir()} == {"outcomes.csv", "written.json"}
 
 
+@pytest.mark.parametrize("manifest", ["{oops", "3", "[1]", '["../mine.csv", "sub", "/etc/hostname"]'])
+def test_a_manifest_that_was_damaged_deletes_nothing(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    (tmp_path / "out" / "written.json").write_text(manifest)
+    Output(tmp_path / "out").clear()
+    assert (tmp_path / "mine.csv").exists()
+    assert (tmp_path / "out" / "sub").is_dir()
+    assert not (tmp_path / "out" / "written.json").exists()
+
+
 def test_an_output_deletes_what_it_wrote_and_nothing_else(tmp_path: Path) -> None:
     table = pd.DataFrame({"value": [1]})
     first = Output(tmp_path)

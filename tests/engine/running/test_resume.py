@@ -14,7 +14,7 @@ import pytest
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, described
 from experiments.engine.running.store import lock, move_to_damaged, state_of, write_folder
 from experiments.engine.running.workers import Execution
 from tests.support.grid_script import (
@@ -171,7 +171,7 @@ def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
     def write(folder: Path) -> dict[str, object]:
         assert not (home / run.name).exists()
         (folder / "table.csv").write_text("value\n1\n")
-        return {"outcome": "finished", "run": {"outputs": []}}
+        return {"outcome": "finished", "run": {"outputs": [], "recipe": described(run.recipe)}}
 
     assert state_of(home, run) == "missing"
     (home / f".partial-{run.name}").mkdir()  # of an attempt that was killed
@@ -181,6 +181,11 @@ def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in home.iterdir()] == [run.name]
     assert state_of(home, run) == "finished"
     assert state_of(home, replace(run, outputs=("paths",))) == "incomplete"
+    other = replace(run, recipe=Toy(2))
+    assert state_of(home, other) == "missing"
+    (home / run.name).rename(home / other.name)  # as if two recipes had one hash
+    assert state_of(home, other) == "damaged"
+    (home / other.name).rename(home / run.name)
     (home / run.name / "run.json").write_text("[]")
     assert state_of(home, run) == "damaged"
 

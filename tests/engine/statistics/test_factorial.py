@@ -113,15 +113,16 @@ def test_effects_of_conditions_are_read_by_their_own_column() -> None:
 
 def test_decisions_state_effects_and_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
     def printed(outcomes: pd.DataFrame) -> str:
-        decide_factorial(show.terminal(), outcome_table(outcomes, 100), 20, title="toy", classes=10)
+        runs = outcome_table(outcomes, 100)
+        decide_factorial(show.terminal(), runs, 20, title="toy", limits="One data set.", classes=10)
         return " ".join(capsys.readouterr().out.split())
 
     shown = printed(outcomes())
     assert "Decisions: toy, depth 20, test accuracy, n = 3 " in shown
     assert "whole shortcut +0.50 [+0.50, +0.50] 0.02 helps" in shown
     assert "gradient without value -0.02 [-0.28, +0.24] 0.02 undecided" in shown
-    assert "both, beyond the sum +0.30 [+0.05, +0.55] 0.02 more than the sum" in shown
-    assert "this alone does not say why residual connections help" in shown
+    assert "both, beyond the sum +0.30 [+0.05, +0.55] 0 more than the sum" in shown
+    assert "One data set. This alone does not say why residual connections help. More than the sum is what" in shown
     flagged = outcomes({**ACCURACY, "plain": (0.2, 0.15, 0.2), "residual": (0.97, 0.96, 0.95)})
     assert "cannot be read: plain at the floor, residual at the ceiling" in printed(flagged)
     assert "n = 2 of 3 seeds, the others diverged" in printed(outcomes().query("arm != 'plain' or seed"))

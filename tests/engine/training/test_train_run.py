@@ -17,9 +17,9 @@ from experiments.engine.training.data import Batches, Data, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import train_run
+from models import STOP_GRADIENT
 
 CHANGES: dict[str, Any] = {  # another value of every field
-    "arm": "stop-gradient",
     "depth": 14,
     "seed": 1,
     "recipe.network": "preactivation",
@@ -36,6 +36,7 @@ CHANGES: dict[str, Any] = {  # another value of every field
     "recipe.computing.channels_last": True,
     "recipe.computing.compile": True,
     "recipe.device": "cuda:99",
+    "recipe.flow": STOP_GRADIENT,
     "recipe.processes": 2,
     "recipe.treatment": Control(Cut(stage=2)),
 }
@@ -57,12 +58,12 @@ def run(dataset: Dataset) -> Run:
 
 
 def paths(value: object, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all fields of dataclasses, but those of a treatment, whose own script has its test."""
+    """The dotted names of all fields of dataclasses; a flow's and a treatment's have their own tests."""
     for field in fields(value):  # type: ignore[arg-type]
         inner, path = getattr(value, field.name), prefix + field.name
-        if is_dataclass(inner) and field.name != "treatment":
+        if is_dataclass(inner) and field.name not in ("treatment", "flow"):
             yield from paths(inner, f"{path}.")
-        elif path not in NO_OUTCOME:
+        elif path not in NO_OUTCOME | {"arm"}:  # the arm names the flow, and stands in the run's name
             yield path
 
 
