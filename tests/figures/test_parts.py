@@ -112,6 +112,7 @@ def test_save_writes_pdf_png_and_the_table(name: str, tmp_path: Path) -> None:
     assert csv.count(b"\n") == len(table) + 1
 
 
+@pytest.mark.filterwarnings("ignore:The 'float_precision' argument is deprecated")  # the default of older pandas loses bits
 def test_a_figure_from_its_saved_table_has_the_same_bytes(tmp_path: Path) -> None:
     table = MAIN["outcomes"]
     for draw in (figures.interaction, figures.accuracy_by_depth):
