@@ -112,12 +112,12 @@ def test_save_writes_pdf_png_and_the_table(name: str, tmp_path: Path) -> None:
     assert csv.count(b"\n") == len(table) + 1
 
 
-@pytest.mark.filterwarnings("ignore:The 'float_precision' argument is deprecated")  # the default of older pandas loses bits
+@pytest.mark.filterwarnings("ignore:The 'float_precision' argument is deprecated")
 def test_a_figure_from_its_saved_table_has_the_same_bytes(tmp_path: Path) -> None:
     table = MAIN["outcomes"]
     for draw in (figures.interaction, figures.accuracy_by_depth):
         one = figures.save(draw(table), table, tmp_path / "a", "same")
-        read = pd.read_csv(one[2], float_precision="round_trip")
+        read = pd.read_csv(one[2], float_precision="round_trip")  # the default of older pandas loses bits
         other = figures.save(draw(read), read, tmp_path / "b", "same")
         assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
