@@ -1,6 +1,7 @@
 """Training on short paths: what the script writes at toy size, its two ends, and what it concludes."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,12 @@ def test_the_two_ends_are_arms_of_the_main_experiment(toy: Path, dataset: Datase
         table = pd.read_csv(toy / f"{name}.csv")
         for seed in (0, 1):
             for arm, twin in (("at-most-0", "shortest-path"), ("residual", "residual")):
-                ordinary = train_run(run_of(None, dataset, arm=twin, seed=seed), dataset=dataset)
+                ordinary = train_run(run_of(None, dataset, arm=twin, seed=seed), dataset=dataset).tables[name]
+                ordinary = pd.read_csv(
+                    StringIO(ordinary.to_csv(index=False))
+                )  # older pandas reads with another rounding
                 here = values(table[(table["seed"] == seed) & (table["arm"] == arm)])
-                pd.testing.assert_series_equal(here, values(ordinary.tables[name]), check_exact=True)
+                pd.testing.assert_series_equal(here, values(ordinary), check_exact=True)
 
 
 @pytest.mark.parametrize(
