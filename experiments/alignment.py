@@ -32,10 +32,10 @@ from experiments.engine.conditions.learning_rate_search import ConditionRunner
 from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import outcome_row
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset, load

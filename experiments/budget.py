@@ -22,10 +22,9 @@ from experiments.engine.conditions.learning_rate_search import ConditionRunner
 from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, format_gap
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables
 from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import MARGIN, Estimate, classify, estimate, exceeds
 from experiments.engine.statistics.factorial import FITTED
 from experiments.engine.statistics.long_tables import select

@@ -20,7 +20,7 @@ from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate
 from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.statistics.long_tables import select
@@ -28,7 +28,7 @@ from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
-from experiments.engine.training.train_run import Tables, train_run
+from experiments.engine.training.train_run import train_run
 from models import residual_blocks
 from probes import layer_responses
 from probes.tables import table

@@ -46,9 +46,8 @@ from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, format_gap, show_gaps_closed
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import MARGIN
 from experiments.engine.statistics.long_tables import errors_and_losses
 from experiments.engine.training.data import Batches, Dataset, load

@@ -26,13 +26,13 @@ from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_at_least, check_choice, check_unique
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
-from experiments.engine.training.train_run import Tables, train_run
+from experiments.engine.training.train_run import train_run
 from experiments.questions.distance_from_identity import (
     BRANCHES,
     changes_at_ends,

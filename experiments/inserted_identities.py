@@ -23,7 +23,7 @@ from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_choice
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.equivalence import MARGINS, Comparison, compare, comparison_table
 from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.statistics.factorial import outcome_table
@@ -31,7 +31,7 @@ from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import Diverged, evaluate, recompute_bn_statistics, train
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
-from experiments.engine.training.train_run import Tables, check_circumstances, make_network, train_run
+from experiments.engine.training.train_run import check_circumstances, make_network, train_run
 from experiments.questions.distance_from_identity import (
     BRANCHES,
     changes_at_ends,

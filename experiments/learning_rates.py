@@ -22,9 +22,8 @@ from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_gaps_closed
 from experiments.engine.reporting.factorial import decide_factorial, show_effects, show_outcomes
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.factorial import effect_table
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import load

@@ -26,14 +26,14 @@ from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.running.store import fingerprint
 from experiments.engine.statistics.estimates import estimate
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
-from experiments.engine.training.train_run import Tables, check_circumstances, make_network, train_run
+from experiments.engine.training.train_run import check_circumstances, make_network, train_run
 from experiments.questions.any_model import load_weights
 from experiments.questions.damage import Blocks, Damage, error_after
 from probes import permute

@@ -47,9 +47,8 @@ from experiments.engine.reporting.conditions import (
 )
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import MARGIN
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training

@@ -25,12 +25,12 @@ from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import check_at_least
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
-from experiments.engine.training.train_run import Tables, probing_batch, train_run
+from experiments.engine.training.train_run import probing_batch, train_run
 from experiments.questions.path_spectra import VEIT, format_band, spectra
 from models import ARMS
 from probes import record

@@ -27,14 +27,14 @@ from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.equivalence import Comparison, compare, comparison_table, smallest_sufficient
 from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.networks import outline
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
-from experiments.engine.training.train_run import Tables, make_network, train_run
+from experiments.engine.training.train_run import make_network, train_run
 from models import residual_blocks
 from probes import limit_paths
 

@@ -21,12 +21,12 @@ from experiments.engine.reporting.factorial import decide_factorial, show_effect
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.factorial import effect_table, outcome_table
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_arms
-from experiments.engine.training.train_run import Tables, probing_batch, train_run
+from experiments.engine.training.train_run import probing_batch, train_run
 from models import ARMS
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
 

@@ -20,10 +20,10 @@ from rich.console import Console
 import figures
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables, ordered, run_grid
+from experiments.engine.running.grid import ordered, run_grid
 from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import MARGIN, NO_ESTIMATE, Estimate, classify, estimate
 from experiments.engine.statistics.factorial import CEILING
 from experiments.engine.statistics.long_tables import errors_on_test, select

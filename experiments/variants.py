@@ -20,10 +20,10 @@ from rich.console import Console
 import figures
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import check_at_least
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
+from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import MARGIN, Estimate, estimate
 from experiments.engine.statistics.long_tables import errors_and_losses, errors_on_test, select
 from experiments.engine.training.data import load

@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.running.run import Tables
 from experiments.engine.training.data import Batches
 from experiments.engine.training.loop import recompute_bn_statistics
-from experiments.engine.training.train_run import Evaluate, Tables, evaluations
+from experiments.engine.training.train_run import Evaluate, evaluations
 from models import residual_blocks
 from models.branches import Scalar, basic_branch, skipinit_branch
 from probes import record, residual_magnitudes

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from experiments.engine.conditions.block_gradients import Gradients, block_names, flat, gradients, groups
 from experiments.engine.conditions.controls import Control
+from experiments.engine.running.run import Tables
 from experiments.engine.training.data import Batches
 from experiments.engine.training.loop import Moment
-from experiments.engine.training.train_run import Tables, probing_batch
+from experiments.engine.training.train_run import probing_batch
 from models import residual_blocks, set_flows
 from models.feedback import FeedbackConv2d
 from probes.tables import table

@@ -11,10 +11,10 @@ import pandas as pd
 from experiments.engine.conditions.conditions import FAMILY, Condition, ConditionSettings
 from experiments.engine.conditions.controls import NO_CONTROL
 from experiments.engine.conditions.gradient_alignment import measure_alignment
-from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset
 from experiments.engine.training.networks import outline

@@ -16,14 +16,13 @@ from experiments.engine.running.messages import BadInput, logger
 from experiments.engine.running.output import Output, make_folder
 from experiments.engine.running.progress import progress, show_plan
 from experiments.engine.running.provenance import provenance
-from experiments.engine.running.run import Outcome, Run, described
+from experiments.engine.running.run import Outcome, Run, Tables, described
 from experiments.engine.running.store import State, lock, move_to_damaged, owners, read_report, state_of, write_folder
 from experiments.engine.running.workers import Execution
 from probes.tables import COLUMNS
 
 Task = Callable[[Run, Path], Outcome]
 """Computes a run's outcome. The file may hold a checkpoint meanwhile; the grid deletes it afterwards."""
-Tables = dict[str, pd.DataFrame]
 
 
 class DryRun(Exception):

@@ -39,7 +39,7 @@ class Output:
     def _listed(self) -> list[Path]:
         """The files of the manifest that lie in the folder; none, with a warning, where it is damaged."""
         try:
-            names = json.loads((self.folder / MANIFEST).read_text())
+            names = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
         except ValueError:
@@ -67,7 +67,7 @@ def write_text(file: Path, text: str) -> None:
     """Write a file so that it is the old one or the new one, never half."""
     partial = file.with_suffix(f".partial-{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

@@ -45,11 +45,15 @@ class Run:
         return f"{self.arm}-depth{self.depth}-seed{self.seed}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
 
 
+Tables = dict[str, pd.DataFrame]
+"""By name."""
+
+
 @dataclass
 class Outcome:
     """The result of a run: tables and arrays by name; the step at which its loss stopped being finite, if it did."""
 
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: Tables = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """Such as images: they go into one arrays.npz."""
     diverged_at: int | None = None

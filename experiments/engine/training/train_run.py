@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.engine.running import distributed
 from experiments.engine.running.checkpoints import Checkpoint, from_lists, to_lists
-from experiments.engine.running.run import Outcome, Run
+from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.training.data import Batches, Dataset
 from experiments.engine.training.loop import (
     Backward,
@@ -25,11 +25,8 @@ from experiments.engine.training.loop import (
 )
 from experiments.engine.training.networks import make
 
-Tables = dict[str, pd.DataFrame]
 Measure = Callable[[nn.Module, Batches, int, bool], Tables]
 Evaluate = Callable[[nn.Module, Batches, str], dict[str, float]]
-TRAINING_TABLES = ("curves", "losses", "outcomes")
-"""What every training gives; what `measure` gives beside them stands in the run's outputs."""
 
 
 def make_network(run: Run, dataset: Dataset) -> nn.Module:

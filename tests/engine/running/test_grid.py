@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.engine.running.grid import Tables, run_grid
+from experiments.engine.running.grid import run_grid
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Outcome, Run, described
+from experiments.engine.running.run import Outcome, Run, Tables, described
 from experiments.engine.running.workers import Execution
 from tests.support.grid_script import ONE, Toy
 
