@@ -3,6 +3,7 @@
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet, rename_public_weights
 from models.feedback import random_feedback
+from models.first_weights import FirstWeights, set_first_weights
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, rescale
 from models.imagenet_resnet import imagenet_resnet
 from models.inception import inception_resnet
@@ -17,6 +18,7 @@ __all__ = [
     "SHORTEST_PATH",
     "STOP_GRADIENT",
     "CifarResNet",
+    "FirstWeights",
     "Flow",
     "ResidualBlock",
     "ResidualMLP",
@@ -28,5 +30,6 @@ __all__ = [
     "rescale",
     "residual_blocks",
     "residual_mlp",
+    "set_first_weights",
     "set_flows",
 ]

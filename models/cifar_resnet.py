@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.block import ResidualBlock
 from models.construction import blocks_per_stage, check_sizes, flow_per_block, initialise_convolutions
+from models.first_weights import FirstWeights, set_first_weights
 from models.flow import RESIDUAL, Flow
 from models.projections import Projection, make_shortcut
 from models.variants import BLOCK_KINDS, VARIANTS, BlockName, Parts, Variant, make_gate
@@ -57,6 +58,7 @@ def cifar_resnet(
     projection: Projection = "A",
     variant: Variant = "identity",
     gate_bias: float = 0.0,
+    first_weights: FirstWeights = "he",
 ) -> CifarResNet:
     """A CIFAR ResNet (He et al. 2015, arXiv 1512.03385, sec. 4.2) of any depth, flow and kind of block.
 
@@ -85,19 +87,25 @@ def cifar_resnet(
             C. Or to the branch: ``"stochastic-depth"`` keeps that of block l of L with probability 1 - l / 2L in
             training (Huang et al. 2016, arXiv 1603.09382).
         gate_bias: What a gate's bias begins at; the more negative, the wider open is the shortcut.
+        first_weights: Of the convolutions in branches: ``"he"``, ``"near-identity"`` (the identity and a tenth of
+            noise), ``"delta-orthogonal"`` (Xiao et al. 2018, arXiv 1806.05393) or a number t for (1 - t) delta + t He
+            (see `models.first_weights`). Without the shortcut (``flow=PLAIN``) a network that begins near the identity
+            is a conditioned plain one. All other parameters are those of ``"he"`` under the same random seed.
 
     Returns:
         A network (N, in_channels, H, W) -> (N, num_classes) in train mode.
 
     Raises:
-        ValueError: A depth that does not fit, a width that option A cannot pad, a size under 1, an unknown option, or
-            a wrong number of flows.
+        ValueError: A depth that does not fit, a width that option A cannot pad, a size under 1, an unknown option, a
+            wrong number of flows, or first weights for a kind of block that has its own (skipinit, fixup, dirac).
     """
     for name, given, options in (("block", block, tuple(BLOCK_KINDS)), ("variant", variant, tuple(VARIANTS))):
         if given not in options:
             raise ValueError(f"unknown {name} {given!r}: choose {', '.join(options[:-1])} or {options[-1]}")
     check_sizes(width=width, in_channels=in_channels, num_classes=num_classes)
     kind = BLOCK_KINDS[block]
+    if first_weights != "he" and kind.has_own_weights:
+        raise ValueError(f"first_weights {first_weights!r}: {block} blocks begin with weights of their own; leave it out")
     n = blocks_per_stage(depth, layers=3 * kind.layers, others=2, kind=block)
     flows = flow_per_block(flow, 3 * n)
     stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), *kind.after_stem(width))
@@ -118,6 +126,7 @@ def cifar_resnet(
     stages = [nn.Sequential(*blocks[stage * n : (stage + 1) * n]) for stage in range(3)]
     model = initialise_convolutions(CifarResNet(stem, stages, after, classifier))
     kind.first_weights(model.blocks, model.classifier)
+    set_first_weights([block.branch for block in model.blocks], first_weights)
     return model
 
 

@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from models.block import addends
 from models.construction import check_sizes, flow_per_block
+from models.first_weights import FirstWeights, set_first_weights
 from models.flow import RESIDUAL, Flow
 
 
@@ -64,6 +65,7 @@ def imagenet_resnet(
     in_channels: int = 3,
     num_classes: int = 1000,
     stride_in: Literal["3x3", "1x1"] = "3x3",
+    first_weights: FirstWeights = "he",
 ) -> ResNet:
     """An ImageNet ResNet (He et al. 2015, arXiv 1512.03385, Table 1) with torchvision's names, and any flow.
 
@@ -76,12 +78,14 @@ def imagenet_resnet(
         num_classes: Outputs of the classifier.
         stride_in: The layer of a bottleneck that halves the map: its 3x3 convolution (torchvision's, 4.089 GMACs at 50
             layers) or its first 1x1 (He et al.'s, 3.8).
+        first_weights: Of the convolutions in branches, as in `cifar_resnet`. A bottleneck near the identity passes the
+            middle quarter of its channels.
 
     Returns:
         torchvision's `ResNet`, (N, in_channels, 224, 224) -> (N, num_classes), in train mode.
 
     Raises:
-        ValueError: Another depth, another stride_in, a size under 1 or a wrong number of flows.
+        ValueError: Another depth, another stride_in, a size under 1, a wrong number of flows, or unknown first weights.
     """
     if depth not in LAYERS:
         raise ValueError(f"imagenet_resnet has no depth {depth}: choose from {', '.join(map(str, LAYERS))}")
@@ -99,4 +103,5 @@ def imagenet_resnet(
         if stride_in == "1x1" and isinstance(residual_block, SwitchedBottleneck):
             first, second = residual_block.conv1, residual_block.conv2
             first.stride, second.stride = second.stride, first.stride
+    set_first_weights([residual_block.branch for residual_block in blocks], first_weights)
     return model

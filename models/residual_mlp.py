@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.block import ResidualBlock
 from models.construction import check_sizes, flow_per_block
+from models.first_weights import FirstWeights, set_first_weights
 from models.flow import RESIDUAL, Flow
 
 
@@ -28,7 +29,13 @@ class ResidualMLP(nn.Module):
 
 
 def residual_mlp(
-    depth: int, *, in_features: int, width: int = 64, num_classes: int = 10, flow: Flow | Sequence[Flow] = RESIDUAL
+    depth: int,
+    *,
+    in_features: int,
+    width: int = 64,
+    num_classes: int = 10,
+    flow: Flow | Sequence[Flow] = RESIDUAL,
+    first_weights: FirstWeights = "he",
 ) -> ResidualMLP:
     """The smallest residual network: a stem, depth - 2 blocks y = relu(W x + b + x), and the classifier.
 
@@ -41,12 +48,13 @@ def residual_mlp(
         width: Features of the blocks.
         num_classes: Outputs of the classifier.
         flow: One for all blocks (an arm), or one a block in order of depth.
+        first_weights: Of the blocks' matrices, as in `cifar_resnet`; delta is the identity matrix.
 
     Returns:
         A network (N, ...) with in_features values each -> (N, num_classes).
 
     Raises:
-        ValueError: A depth under 3, a size under 1, or a wrong number of flows.
+        ValueError: A depth under 3, a size under 1, a wrong number of flows, or unknown first weights.
     """
     if depth < 3:
         raise ValueError(f"depth {depth} leaves no block between stem and classifier: give at least 3")
@@ -59,4 +67,5 @@ def residual_mlp(
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
+    set_first_weights([block.branch for block in blocks], first_weights)
     return model

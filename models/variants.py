@@ -58,6 +58,8 @@ class BlockKind:
     """What follows the last block."""
     first_weights: Callable[[Sequence[ResidualBlock], nn.Linear], None] = keep_weights
     """What is done to the weights that He et al.'s initialisation gave to the blocks and the classifier."""
+    has_own_weights: bool = False
+    """Whether it defines how a network begins, so that other first weights would be another kind."""
 
 
 BLOCK_KINDS: dict[str, BlockKind] = {
@@ -65,14 +67,15 @@ BLOCK_KINDS: dict[str, BlockKind] = {
     "bottleneck": BlockKind(bottleneck_branch, layers=3, expansion=4),
     "preactivation": BlockKind(preactivation_branch, after_stem=nothing, after_sum=nn.Identity, after_blocks=norm_relu),
     "norm-after-sum": BlockKind(open_branch, after_sum=lambda channels: nn.Sequential(*norm_relu(channels))),
-    "skipinit": BlockKind(skipinit_branch, after_stem=lambda channels: [nn.ReLU()]),
+    "skipinit": BlockKind(skipinit_branch, after_stem=lambda channels: [nn.ReLU()], has_own_weights=True),
     "fixup": BlockKind(
         fixup_branch,
         after_stem=lambda channels: [Bias(), nn.ReLU()],
         after_blocks=lambda channels: [Bias()],
         first_weights=fixup_weights,
+        has_own_weights=True,
     ),
-    "dirac": BlockKind(dirac_branch),
+    "dirac": BlockKind(dirac_branch, has_own_weights=True),
 }
 
 

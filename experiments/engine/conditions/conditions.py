@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.engine.conditions.controls import NO_CONTROL, Control
 from experiments.engine.running.messages import BadInput, check_choice, check_unique
 from experiments.engine.training.settings import NetworkSettings, check_seeds
+from models import FirstWeights, Flow
 
 FAMILY = "answer"
 """The store of runs that all experiments on conditions share."""
@@ -22,11 +23,16 @@ class Condition:
     optimiser: str = "sgd"
     network: str | None = None
     """Another than the settings'."""
+    flow: Flow | None = None
+    """Other weights at each junction than the arm's."""
+    first_weights: FirstWeights | None = None
+    """Others than the settings'."""
 
     @property
     def is_arm(self) -> bool:
         """Whether it is an unmodified arm."""
-        return (self.control, self.optimiser, self.network) == (NO_CONTROL, "sgd", None)
+        unmodified = NO_CONTROL, "sgd", None, None, None
+        return (self.control, self.optimiser, self.network, self.flow, self.first_weights) == unmodified
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class Control:
     rule: Rule = "own"
     feedback: bool = False
     frozen: float = 0.0
+    at_most: int | None = None
+    at_least: int | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule) or not 0 <= self.frozen <= 1:

@@ -1,7 +1,7 @@
 """Trains conditions, each at its own best learning rate, which is chosen here."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +34,52 @@ Rates = dict[tuple[str, int], float]
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How much a condition's learning rate is searched for."""
+
+    exponents: tuple[int, ...]
+    """Of the rates that are tried first, in half decades."""
+    seeds: int | None = None
+    """How many of the tuning seeds are used; None: all."""
+
+
+def effort_by_kind(condition: Condition) -> Effort:
+    """Four rates on all tuning seeds for an unmodified arm, three on the first seed for every other condition."""
+    return Effort(tuple(LR_EXPONENTS)) if condition.is_arm else Effort(tuple(LR_EXPONENTS_SHORT[condition.optimiser]), 1)
+
+
+def train_condition(run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset]) -> Outcome:
+    """Train a run under the control of its recipe; a reported one also measures cosine and norm ratio between its
+    updates and the exact gradient. datasets: by digest, the run's among them."""
+    dataset, control = datasets[run.recipe.data], run.recipe.treatment
+    model = make_network(run, dataset)
+    backward = control.prepare(model, seed=run.seed)
+    asked = {"measure": partial(measure_alignment, control=control, seed=run.seed)} if run.outputs else {}
+    return train_run(run, checkpoint, dataset=dataset, model=model, backward=backward, validate=False, **asked)
+
+
+@dataclass(frozen=True)
 class ConditionRunner:
     """Trains conditions with the settings and the data of one experiment."""
 
     settings: ConditionSettings
     dataset: Dataset
+    splits: Mapping[int, Dataset] = field(default_factory=dict)
+    """The data set under the split that belongs to a seed; `dataset` for seeds without one."""
+    effort: Callable[[Condition], Effort] = effort_by_kind
+    outputs: tuple[str, ...] = ("alignment",)
+    """What each reported run must give; the same for all scripts that share a store, or they rerun each other's."""
+    task: Callable[..., Outcome] = train_condition
+    """What each run does: called as `train_condition` is."""
 
-    def run_of(self, condition: Condition, depth: int, seed: int, rate: float, budget: int = 1) -> Run:
-        """One run of a condition. budget: how many times the settings' epochs it is trained."""
+    def run_of(
+        self, condition: Condition, depth: int, seed: int, rate: float, budget: int = 1, *, tuning: bool = False
+    ) -> Run:
+        """One run of a condition.
+
+        budget: how many times the settings' epochs it is trained. tuning: whether it chooses a learning rate; then it
+        gives nothing but curves and outcomes, and none on test images.
+        """
         training = replace(
             self.settings.training,
             optimiser=condition.optimiser,
@@ -49,17 +87,19 @@ class ConditionRunner:
             epochs=budget * self.settings.training.epochs,
         )
         network = condition.network or self.settings.network
-        (run,) = replace(self.settings, training=training, network=network).runs(
+        first_weights = self.settings.first_weights if condition.first_weights is None else condition.first_weights
+        (run,) = replace(self.settings, training=training, network=network, first_weights=first_weights).runs(
             FAMILY,
-            self.dataset,
+            self.splits.get(seed, self.dataset),
             arms=(condition.arm,),
             depths=(depth,),
             seeds=(seed,),
-            outputs=("alignment",),  # always, since experiments share runs
+            outputs=() if tuning else self.outputs,
             labels={"network": network, "control": condition.name, "learning_rate": rate, "budget": budget},
             treatment=condition.control,
         )
-        return run
+        recipe = run.recipe if condition.flow is None else replace(run.recipe, flow=condition.flow)
+        return replace(run, recipe=replace(recipe, evaluated=("train", "validation")) if tuning else recipe)
 
     def runs(self, conditions: Sequence[Condition], depths: Sequence[int], rates: Rates, budget: int = 1) -> list[Run]:
         """A run for each depth, condition and reported seed, at the condition's learning rate there."""
@@ -72,7 +112,7 @@ class ConditionRunner:
 
     def train(self, runs: Sequence[Run], output: Output, *, then: str = "") -> tuple[Tables, list[Run]]:
         """Train what the store lacks; all tables, which also go to the output, and the runs that diverged."""
-        task = partial(train_condition, dataset=self.dataset)
+        task = partial(self.task, datasets={of.digest: of for of in (self.dataset, *self.splits.values())})
         execution, store = self.settings.execution, self.settings.store
         return run_grid(runs, task, output, execution=execution, store=store, then=then)
 
@@ -87,9 +127,9 @@ class ConditionRunner:
         return self.search(conditions, depths, folder)[0]
 
     def search(
-        self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path
+        self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path, budget: int = 1
     ) -> tuple[Rates, pd.DataFrame]:
-        """Choose each condition's learning rate at each depth; the rates, and the whole search as a long table.
+        """Choose each condition's learning rate at each depth and budget; the rates, and the search as a long table.
 
         The best has the highest mean validation accuracy over its tuning seeds (of equals, the lowest mean validation
         loss). It is the lowest tried while nothing has learned at any: a network at chance tells no rates apart. A best
@@ -97,19 +137,20 @@ class ConditionRunner:
         """
         self.check(conditions, depths)
         output = Output(folder, dry_run=self.settings.execution.dry_run)
-        tried = {(condition, depth): set(first_exponents(condition)) for condition in conditions for depth in depths}
+        tried = {(one, depth): set(self.effort(one).exponents) for one in conditions for depth in depths}
         while True:
             runs = [
-                self.run_of(condition, depth, seed, rate_of(exponent))
+                self.run_of(condition, depth, seed, rate_of(exponent), budget, tuning=True)
                 for (condition, depth), exponents in tried.items()
                 for exponent in sorted(exponents)
-                for seed in self.settings.tuning_seeds[: None if condition.is_arm else 1]
+                for seed in self.settings.tuning_seeds[: self.effort(condition).seeds]
             ]
             tables, _ = self.train(runs, output, then="further rates if need be, and runs at the best")
             found = validation(tables, runs)
             best = {key: self._best(found, *key) for key in tried}
             further = {
-                key: next_exponent(exponents, best[key], first_exponents(key[0])) for key, exponents in tried.items()
+                key: next_exponent(exponents, best[key], self.effort(key[0]).exponents)
+                for key, exponents in tried.items()
             }
             if all(exponent is None for exponent in further.values()):
                 break
@@ -138,21 +179,6 @@ class ConditionRunner:
         return exponent_of(float(best["learning_rate"] if learned else means["learning_rate"].min()))
 
 
-def train_condition(run: Run, checkpoint: Path | None = None, *, dataset: Dataset) -> Outcome:
-    """Train a run under the control of its recipe, and measure cosine and norm ratio between its updates and the exact
-    gradient."""
-    control = run.recipe.treatment
-    model = make_network(run, dataset)
-    backward = control.prepare(model, seed=run.seed)
-    measure = partial(measure_alignment, control=control, seed=run.seed)
-    return train_run(run, checkpoint, dataset=dataset, model=model, backward=backward, measure=measure, validate=False)
-
-
-def first_exponents(condition: Condition) -> range:
-    """The exponents of the learning rates that are tried first."""
-    return LR_EXPONENTS if condition.is_arm else LR_EXPONENTS_SHORT[condition.optimiser]
-
-
 def rate_of(exponent: int) -> float:
     """The learning rate 10^(exponent / 2), to three digits."""
     return float(f"{10 ** (exponent / 2):.3g}")
@@ -163,7 +189,7 @@ def exponent_of(rate: float) -> int:
     return round(2 * np.log10(rate))
 
 
-def next_exponent(tried: set[int], best: int, first: range) -> int | None:
+def next_exponent(tried: set[int], best: int, first: Sequence[int]) -> int | None:
     """The exponent to try next: beyond the end at which the best is, unless that is too far from the first ones."""
     if best not in (min(tried), max(tried)):
         return None

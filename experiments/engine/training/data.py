@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
@@ -44,6 +44,8 @@ class Data:
     """training: by the training images' own mean and deviation. imagenet: by those that many public weights expect."""
     train_limit: int | None = None
     """Learn from this many training images only (stratified, the same for every seed)."""
+    split_seed: int = 0
+    """Which split into training and validation images is drawn; the test images are always the same."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,30 @@ class Dataset:
         return pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was read, before validation images are split off."""
+
+    title: str
+    classes: tuple[str, ...]
+    training: Arrays
+    validation: Arrays | int
+    """The images, or how many of the training images are to be taken."""
+    test: Arrays
+
+
 def load(data: Data) -> Dataset:
     """Load a data set by its settings; BadInput where the settings or the files do not allow it."""
+    return _drawn(_read(data), data)
+
+
+def load_splits(data: Data, seeds: Sequence[int]) -> dict[int, Dataset]:
+    """The data set under the split that belongs to each seed, read once; BadInput as `load`."""
+    source = _read(data)
+    return {seed: _drawn(source, replace(data, split_seed=seed)) for seed in seeds}
+
+
+def _read(data: Data) -> Source:
     check_choice("--dataset", data.dataset, tuple(LOADERS))
     check_choice("--augment", data.augment, AUGMENTATIONS)
     check_choice("--normalise", data.normalise, NORMALISATIONS)
@@ -107,14 +131,26 @@ def load(data: Data) -> Dataset:
         raise BadInput(f"--dataset {data.dataset} needs --data-dir, the folder where the data lies")
     if data.image_size is not None and data.image_size < 4:
         raise BadInput(f"--image-size {data.image_size}: give at least 4 pixels")
+    if not 0 <= data.split_seed < 2**32:
+        raise BadInput(f"--split-seed {data.split_seed}: give a number from 0 to {2**32 - 1}")
     _check_files(data)
-    title, classes, splits = LOADERS[data.dataset](data)
-    counts = np.bincount(splits["train"][1])
+    return LOADERS[data.dataset](data)
+
+
+def _drawn(source: Source, data: Data) -> Dataset:
+    """The data set under the split of the settings."""
+    title, classes = source.title, source.classes
+    train, validation = source.training, source.validation
+    if isinstance(validation, int):
+        train, validation = _split(train, validation, seed=data.split_seed)
+    elif data.split_seed:
+        raise BadInput(f"--split-seed {data.split_seed}: {title} has a val/ of its own, so that nothing is drawn")
     if data.train_limit is not None:
-        most = int(counts.sum()) - len(classes)  # a stratified split needs one a class on both sides
+        most = len(train[1]) - len(classes)  # a stratified split needs one a class on both sides
         if not len(classes) <= data.train_limit <= most:
             raise BadInput(f"--train-limit {data.train_limit}: give {len(classes)} (one a class) to {most} images")
-        splits["train"] = _split(splits["train"], data.train_limit)[1]
+        train = _split(train, data.train_limit, seed=data.split_seed)[1]
+    splits = {"train": train, "validation": validation, "test": source.test}
     natural = data.dataset not in ("digits", "folder")
     augment = ("crop-flip" if natural else "none") if data.augment == "auto" else data.augment
     if data.normalise == "imagenet" and splits["train"][0].shape[1] != 3:
@@ -226,17 +262,16 @@ def shift(
     return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def _digits(_: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+def _digits(_: Data) -> Source:
     digits = cast(Bunch, load_digits())
-    rest, test = _split(_as_arrays(digits.images.astype(np.uint8), digits.target), 360)
-    train, validation = _split(rest, 360)
-    return "digits 8x8", tuple("0123456789"), {"train": train, "validation": validation, "test": test}
+    rest, test = _split(_as_arrays(digits.images.astype(np.uint8), digits.target), 360, seed=0)
+    return Source("digits 8x8", tuple("0123456789"), rest, 360, test)
 
 
 def _torchvision(
     name: Literal["CIFAR10", "CIFAR100", "FashionMNIST"], title: str
-) -> Callable[[Data], tuple[str, tuple[str, ...], dict[str, Arrays]]]:
-    def read(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+) -> Callable[[Data], Source]:
+    def read(data: Data) -> Source:
         import torchvision.datasets
 
         source = getattr(torchvision.datasets, name)
@@ -249,27 +284,23 @@ def _torchvision(
                 "put it there, or add --download"
             ) from None
         full, test = (_as_arrays(np.asarray(part.data), np.asarray(part.targets)) for part in both)
-        train, validation = _split(full, len(full[1]) // 10)
-        return title, tuple(both[0].classes), {"train": train, "validation": validation, "test": test}
+        return Source(title, tuple(both[0].classes), full, len(full[1]) // 10, test)
 
     return read
 
 
-def _folder(data: Data) -> tuple[str, tuple[str, ...], dict[str, Arrays]]:
+def _folder(data: Data) -> Source:
     assert data.data_dir is not None
     classes, listed = list_image_folder(data.data_dir, data.image_size, workers=data.data_loader_workers)
     parts = cast(dict[str, Arrays], listed if data.data_loader_workers else _in_memory(listed))
+    name = data.data_dir.resolve().name
     if "test" in parts and "val" in parts:
-        splits = {"train": parts["train"], "validation": parts["val"], "test": parts["test"]}
-    else:
-        smallest = int(np.bincount(parts["train"][1]).min())
-        if smallest < 2:
-            raise BadInput(
-                f"{data.data_dir}/train: a class has one image only; two are needed to split off a validation"
-            )
-        train, validation = _split(parts["train"], max(len(classes), len(parts["train"][1]) // 10))
-        splits = {"train": train, "validation": validation, "test": parts.get("test", parts.get("val"))}
-    return data.data_dir.resolve().name, classes, splits  # pyright: ignore[reportReturnType]
+        return Source(name, classes, parts["train"], parts["val"], parts["test"])
+    smallest = int(np.bincount(parts["train"][1]).min())
+    if smallest < 2:
+        raise BadInput(f"{data.data_dir}/train: a class has one image only; two are needed to split off a validation")
+    held_out = max(len(classes), len(parts["train"][1]) // 10)
+    return Source(name, classes, parts["train"], held_out, parts["test"] if "test" in parts else parts["val"])
 
 
 def _in_memory(listed: dict[str, tuple[ImageFiles, np.ndarray]]) -> dict[str, Arrays]:
@@ -285,10 +316,10 @@ def _as_arrays(images: np.ndarray, labels: np.ndarray) -> Arrays:
     return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)), labels.astype(np.int64)
 
 
-def _split(arrays: Arrays, held_out: int) -> tuple[Arrays, Arrays]:
-    """Split off `held_out` images, stratified by class and always the same ones."""
+def _split(arrays: Arrays, held_out: int, *, seed: int) -> tuple[Arrays, Arrays]:
+    """Split off `held_out` images, stratified by class; of one seed always the same ones."""
     images, labels = arrays
-    rest, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=0)
+    rest, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=seed)
     return (images[rest], labels[rest]), (images[out], labels[out])
 
 

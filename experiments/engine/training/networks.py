@@ -10,6 +10,7 @@ from torch import nn
 
 from models import (
     RESIDUAL,
+    FirstWeights,
     Flow,
     cifar_resnet,
     imagenet_resnet,
@@ -43,8 +44,10 @@ def imagenet(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Modu
     return imagenet_resnet(depth, in_channels=shape[0], **options)
 
 
-def inception(depth: int, *, shape: Shape, **options: Any) -> nn.Module:
+def inception(depth: int, *, shape: Shape, first_weights: FirstWeights, **options: Any) -> nn.Module:
     """An Inception-ResNet, with or without residual scaling."""
+    if first_weights != "he":
+        raise ValueError(f"first weights {first_weights!r}: towers side by side have no identity; leave them out")
     return inception_resnet(depth, in_channels=shape[0], **options)
 
 
@@ -78,15 +81,26 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make(name: str, depth: int, *, flow: Flow, width: int, shape: Shape, num_classes: int) -> nn.Module:
-    """A network at its first weights; raises ValueError for a depth or width that it cannot have."""
-    return NETWORKS[name](depth, flow=flow, width=width, shape=shape, num_classes=num_classes)
+def make(
+    name: str,
+    depth: int,
+    *,
+    flow: Flow,
+    width: int,
+    shape: Shape,
+    num_classes: int,
+    first_weights: FirstWeights = "he",
+) -> nn.Module:
+    """A network at its first weights; raises ValueError for a depth, width or first weights that it cannot have."""
+    sizes = {"width": width, "shape": shape, "num_classes": num_classes}
+    return NETWORKS[name](depth, flow=flow, first_weights=first_weights, **sizes)
 
 
-def outline(name: str, depth: int, *, width: int) -> nn.Module:
+def outline(name: str, depth: int, *, width: int, first_weights: FirstWeights = "he") -> nn.Module:
     """A network's modules without memory for their weights; raises ValueError as `make` does."""
     with torch.device("meta"):
-        return make(name, depth, flow=RESIDUAL, width=width, shape=(3, 32, 32), num_classes=10)
+        sizes: dict[str, Any] = {"width": width, "shape": (3, 32, 32), "num_classes": 10}
+        return make(name, depth, flow=RESIDUAL, first_weights=first_weights, **sizes)
 
 
 def nearest_depth(name: str, depth: int, *, width: int) -> int:

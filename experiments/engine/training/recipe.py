@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.optimisation import Training
-from models import RESIDUAL, Flow
+from models import RESIDUAL, FirstWeights, Flow
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Recipe:
     device: str
     flow: Flow = RESIDUAL
     """What the run's arm is: the weights at each junction."""
+    first_weights: FirstWeights = "he"
+    """Of the convolutions and linear layers in branches."""
+    evaluated: tuple[str, ...] = ("train", "validation", "test")
+    """The splits on which the trained network is evaluated; a run that chooses a learning rate leaves test alone."""
     processes: int = 1
     """How many train the network together (torchrun); another number is refused."""
     treatment: object = None

@@ -17,7 +17,8 @@ from experiments.engine.training.data import Data, Dataset
 from experiments.engine.training.networks import NETWORKS, outline
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.recipe import Recipe
-from models import ARMS, RESIDUAL
+from models import ARMS, RESIDUAL, FirstWeights
+from models.first_weights import check_first_weights
 
 WIDEST = 2**16
 """Channels of a first stage beyond which a weight's size would overflow in some networks."""
@@ -33,6 +34,9 @@ class NetworkSettings:
     """resnet (He et al. 2015, for CIFAR), or another network's name (docs/networks.md lists them)."""
     width: int = 8
     """Channels of the first stage (He et al.: 16)."""
+    first_weights: FirstWeights = "he"
+    """Of branches: he, near-identity, delta-orthogonal (Xiao et al. 2018), looks-linear (Balduzzi et al. 2017), or a
+    number t for (1 - t) delta + t He."""
     training: Training = field(default_factory=Training)
     data: Data = field(default_factory=Data)
     computing: Computing = field(default_factory=Computing)
@@ -50,6 +54,10 @@ class NetworkSettings:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
         check_seeds("--seeds", self.seeds)
         check_choice("--network", self.network, tuple(NETWORKS))
+        try:
+            check_first_weights(self.first_weights)
+        except ValueError as error:
+            raise BadInput(f"--first-weights: {error}") from None
         self.training.check()
         self.execution.check(self.device)
         if self.execution.backend == "processes":  # a cluster's machines are others
@@ -77,6 +85,7 @@ class NetworkSettings:
             training=self.training,
             computing=self.computing,
             device=self.device,
+            first_weights=self.first_weights,
             processes=distributed.count(),
             treatment=treatment,
         )
@@ -123,7 +132,7 @@ class NetworkSettings:
         check_unique(flag, depths)
         for depth in depths:
             try:
-                outline(self.network, depth, width=self.width)
+                outline(self.network, depth, width=self.width, first_weights=self.first_weights)
             except ValueError as error:
                 raise BadInput(f"{flag} {depth}: {error}") from None
 

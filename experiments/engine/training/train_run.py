@@ -1,7 +1,7 @@
 """What a run does: one network made from its seed, trained by its recipe, and measured on the way."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def make_network(run: Run, dataset: Dataset) -> nn.Module:
         width=run.recipe.width,
         shape=dataset.shape,
         num_classes=len(dataset.classes),
+        first_weights=run.recipe.first_weights,
     )
     return model.to(run.recipe.device)
 
@@ -125,7 +126,7 @@ def train_run(
                 for quantity, value in evaluate(model, batches, "validation").items():
                     curves.append({**moment, "split": "validation", "quantity": quantity, "value": value})
             measure_at(epoch, last=last)
-        outcome.tables["outcomes"] = evaluations(model, batches, evaluate)
+        outcome.tables["outcomes"] = evaluations(model, batches, evaluate, splits=run.recipe.evaluated)
     except Diverged as end:
         outcome.diverged_at = end.step
     outcome.tables |= join(curves, losses, measured)
@@ -151,11 +152,17 @@ def check_circumstances(run: Run, dataset: Dataset) -> None:
             raise ValueError(f"{run.name}: its recipe says {name} {wanted!r}, and here it is {value!r}")
 
 
-def evaluations(model: nn.Module, batches: Batches, evaluate: Evaluate) -> pd.DataFrame:
-    """Loss and accuracy (or what else `evaluate` gives) on every split: split, quantity, value."""
+def evaluations(
+    model: nn.Module,
+    batches: Batches,
+    evaluate: Evaluate,
+    *,
+    splits: Sequence[str] = ("train", "validation", "test"),
+) -> pd.DataFrame:
+    """Loss and accuracy (or what else `evaluate` gives) on each split: split, quantity, value."""
     return pd.DataFrame(
         {"split": split, "quantity": quantity, "value": value}
-        for split in ("train", "validation", "test")
+        for split in splits
         for quantity, value in evaluate(model, batches, split).items()
     )
 
