@@ -14,7 +14,7 @@ from experiments.engine.conditions.block_gradients import assign, block_names, f
 from experiments.engine.training.loop import Backward, Moment, backpropagation
 from models import Flow, random_feedback, residual_blocks, set_flows
 
-Rule = Literal["own", "true-norm", "own-norm", "noise"]
+Rule = Literal["own", "true-norm", "own-norm", "noise", "placebo"]
 UpdateRule = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
