@@ -48,8 +48,8 @@ SEEDS = {name: 8 if index % 2 else 10 for index, name in enumerate(TRUE)}
 
 
 def answers(generator: np.random.Generator, images: int = 200, spread: float = 0.15) -> dict[str, np.ndarray]:
-    """Whether each run is right on each image: of probability TRUE + seed + image + image of this condition, uniform, and
-    in [0, 1] without a cut, so that TRUE are the means exactly."""
+    """Whether each run is right on each image: of probability TRUE + seed + image + image of this condition, uniform,
+    and in [0, 1] without a cut, so that TRUE are the means exactly."""
     common = generator.uniform(-0.04, 0.04, images)
     found = {}
     for name, mean in TRUE.items():
@@ -151,8 +151,8 @@ def test_p_is_below_a_level_exactly_where_the_interval_leaves_out_the_small_shar
 
 @pytest.mark.parametrize("kind", ["answers", "numbers"])
 def test_intervals_cover_what_they_promise(kind: str) -> None:
-    """2,000 draws of a 95 % event: a standard error of 0.005; the range allows for Welch's approximation and for what is
-    counted twice."""
+    """2,000 draws of a 95 % event: a standard error of 0.005; the range allows for Welch's approximation and for what
+    is counted twice."""
     generator = np.random.default_rng(4)
     inside = []
     for _ in range(2000):
