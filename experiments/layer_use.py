@@ -10,7 +10,7 @@ Writes tables, figures and every run's run.json to OUT/layer_use; finished runs 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run, Tables
-from experiments.engine.statistics.estimates import Estimate, estimate
+from experiments.engine.statistics.estimates import Estimate, clip, estimate
 from experiments.engine.statistics.factorial import FLOOR, outcome_table
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
@@ -209,9 +209,7 @@ def estimates(found: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
     """Mean and 95 % t interval over seeds, by (arm, measure), cut at 0 and 1: no centre lies beyond."""
     result = {}
     for (arm, name), values in found.groupby(["arm", "outcome"], sort=False)["value"]:
-        whole = estimate(values.to_numpy())
-        low, high = np.clip([whole.low, whole.high], 0, 1)
-        result[str(arm), str(name)] = replace(whole, low=float(low), high=float(high))
+        result[str(arm), str(name)] = clip(estimate(values.to_numpy()), 0, 1)
     return result
 
 

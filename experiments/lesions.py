@@ -8,7 +8,6 @@ measured twice: with the BatchNorm statistics of the whole network, and with re-
 Writes tables, figures and every run's run.json to OUT/lesions; finished runs are not repeated.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +27,7 @@ from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.running.store import fingerprint
-from experiments.engine.statistics.estimates import estimate
+from experiments.engine.statistics.estimates import clip, estimate
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
@@ -223,9 +222,7 @@ def format_errors(part: pd.DataFrame, *, by_seed: bool) -> str:
     """The mean over seeds with its interval; of one network, the mean over its lesions with their range."""
     errors = 100 * part["value"]
     if by_seed:
-        found = estimate(100 * part.groupby("seed")["value"].mean().to_numpy(), max_abs=100)
-        if found.low < 0:  # an interval that leaves the scale says too much
-            found = replace(found, low=math.nan, high=math.nan)
+        found = clip(estimate(100 * part.groupby("seed")["value"].mean().to_numpy()), 0, 100)
         return show.estimate(found, digits=1, sign=False)
     return f"{errors.mean():.1f}" + (f" ({errors.min():.1f}–{errors.max():.1f})" if len(errors) > 1 else "")
 

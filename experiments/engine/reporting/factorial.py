@@ -67,8 +67,7 @@ def show_effects(console: Console, runs: pd.DataFrame, depth: int, *, by: str = 
         console,
         rows,
         title=f"Effects of the shortcut at depth {depth}: mean [95 % t interval], paired over n = {n} seeds",
-        caption="(a, b): the seeds' own values, where n < 3 or the interval runs beyond the scale; "
-        "intervals are not corrected for their number",
+        caption="(a, b): the seeds' own values, where n < 3; intervals are not corrected for their number",
     )
 
 

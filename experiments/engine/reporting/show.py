@@ -20,6 +20,9 @@ from experiments.engine.statistics.estimates import Estimate, classify
 Decision = tuple[str, str, str]
 """An estimate as text, its margin, and the reading."""
 RULE = "The whole 95 % interval is compared with the margin; intervals are not corrected for their number."
+CLIPPED = "*: the interval goes beyond the scale, and is cut where that ends."
+MARK = "]*"
+"""The end of an interval that was cut."""
 Rows = Mapping[tuple[str, str], Mapping[str, str]]
 """Text by (heading, row), then by column."""
 
@@ -38,8 +41,10 @@ def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> Non
         rows: By (heading, name); a heading that is not empty stands in bold above its rows. Columns are in the order in
             which they first appear, and a row may lack some.
         title: Above the table.
-        caption: One paragraph below it.
+        caption: One paragraph below it; where an interval is marked as cut, a line says what the mark means.
     """
+    if any(MARK in text for row in rows.values() for text in row.values()):
+        caption = f"{caption}\n{CLIPPED}" if caption else CLIPPED
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("", *columns):  # names and remarks are wrapped where a table is too wide, and nothing is cut off
@@ -165,10 +170,11 @@ def steps(found: pd.Series, seeds: int) -> str:
 
 
 def estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
-    """`-0.38 [-0.50, -0.26]`, the seeds' own values where there is no interval, `-` where there is no value."""
+    """`-0.38 [-0.50, -0.26]`, or `+0.50 [+0.20, +1.00]*` where the interval is cut at the end of the scale; the seeds'
+    own values where there is no interval, `-` where there is no value."""
     if found is None or not found.values:
         return "-"
     form = f"{'+' if sign else ''}.{digits}f"
     if found.low == found.low:
-        return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
+        return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}{MARK if found.clipped else ']'}"
     return f"{found.mean:{form}} ({', '.join(f'{value:{form}}' for value in found.values)})"

@@ -67,8 +67,8 @@ def compare(runs: pd.DataFrame, arm: str, limit: int, *, ordinary: str = "residu
 
 def read(change: Estimate, outcome: str) -> Reading:
     """The reading of one outcome's interval; undecided where there is none (under three seeds)."""
-    ends = sorted(WORSE[outcome] * end for end in (change.low, change.high))
-    worse = Estimate(change.values, WORSE[outcome] * change.mean, *ends)
+    low, high = sorted(WORSE[outcome] * end for end in (change.low, change.high))
+    worse = Estimate(change.values, WORSE[outcome] * change.mean, low, high)
     words: dict[str, Reading] = {"above": "falls short", "within": "recovered"}
     return words.get(classify(worse, MARGINS[outcome], low=-math.inf), "undecided")
 

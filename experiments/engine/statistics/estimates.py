@@ -1,7 +1,7 @@
 """A number over seeds with its interval, and on which side of a margin it lies."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,12 +14,16 @@ Side = Literal["above", "below", "within", "undecided"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quantity's value for each seed, their mean, and a 95 % t interval where there are three seeds."""
+    """A quantity's value for each seed, their mean, and a 95 % t interval where there are three seeds.
+
+    clipped: whether the interval went beyond the scale, and ends where the scale does.
+    """
 
     values: tuple[float, ...]
     mean: float
     low: float
     high: float
+    clipped: bool = False
 
     def rows(self, **about: object) -> list[dict[str, object]]:
         """Rows of a long table: quantity (mean | low | high | n) and value, beside the columns of `about`."""
@@ -40,16 +44,26 @@ def estimate(values: np.ndarray, max_abs: float = math.inf) -> Estimate:
         max_abs: The scale ends at +- this number.
 
     Returns:
-        NO_ESTIMATE without values; no interval (nan) under three seeds, or where it would leave the scale.
+        NO_ESTIMATE without values; no interval (nan) under three seeds; one that is clipped where it goes beyond the
+        scale.
     """
     if len(values) == 0:
         return NO_ESTIMATE
     mean, low, high = float(np.mean(values)), math.nan, math.nan
     if len(values) >= 3 and np.isfinite(values).all():
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        if abs(mean - half) <= max_abs and abs(mean + half) <= max_abs:
-            low, high = mean - float(half), mean + float(half)
-    return Estimate(tuple(map(float, values)), mean, low, high)
+        low, high = mean - float(half), mean + float(half)
+    return clip(Estimate(tuple(map(float, values)), mean, low, high), -max_abs, max_abs)
+
+
+def clip(found: Estimate, low: float, high: float) -> Estimate:
+    """The estimate with its interval's ends within the scale from `low` to `high`, and marked where one was beyond.
+
+    What is beyond is impossible, so that a clipped interval covers as often as the whole, and is read like any other.
+    """
+    if not (found.low < low or found.high > high):  # nan: no interval
+        return found
+    return replace(found, low=max(found.low, low), high=min(found.high, high), clipped=True)
 
 
 def classify(found: Estimate, margin: float, *, low: float | None = None) -> Side:

@@ -25,6 +25,15 @@ def test_long_names_and_readings_are_folded_and_numbers_whole() -> None:
     assert shown.count("undecided") == 6
 
 
+def test_a_caption_explains_the_mark_of_a_clipped_interval_where_there_is_one() -> None:
+    for clipped in (True, False):
+        console = Console(file=(text := StringIO()), width=100)
+        found = show.estimate(Estimate((0.0,) * 3, 0.5, 0.2, 1.0, clipped=clipped))
+        show.table(console, {("", "arm"): {"effect": found}}, title="toy", caption="a caption")
+        assert (show.CLIPPED in text.getvalue(), "]*" in text.getvalue()) == (clipped, clipped)
+        assert "a caption" in text.getvalue()
+
+
 @pytest.mark.parametrize(
     ("ends", "one_sided", "reading"),
     [
