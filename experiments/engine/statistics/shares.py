@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from experiments.engine.statistics.estimates import Estimate
 from probes.tables import table
 
 MOST = 0.5
@@ -271,6 +272,15 @@ def fieller(found: Ratios, level: np.ndarray | float = 1 - ALPHA) -> tuple[np.nd
     half = np.sqrt(np.maximum(q * (found.variance(np.nan_to_num(value)) - q * determinant), 0)) / (1 - q * below)
     centre = (value - q * both) / (1 - q * below)
     return centre - half, centre + half
+
+
+def contrast(means: Means, weights: Mapping[str, float], level: float = 1 - ALPHA) -> Estimate:
+    """A weighted sum of condition means and its t interval, with both parts of the variance of `condition_means`, and
+    Welch and Satterthwaite's degrees of freedom."""
+    found = ratios(means, [Share("contrast", weights, weights)])
+    half = stats.t.ppf((1 + level) / 2, found.df(of_gap=True)) * np.sqrt(found.covariance()[2])
+    mean = found.below.item()
+    return Estimate((), mean, mean - half.item(), mean + half.item())
 
 
 def p_value(found: Ratios, share: float = SMALL) -> np.ndarray:

@@ -1,14 +1,18 @@
-"""The plan of `answer`: conditions, seeds, shares and the order of analysis, as `experiments/answer.md` fixes them."""
+"""The plan of `answer` as data: conditions, parts, shares, in the order in which they are run and read.
 
-from collections.abc import Iterator
+`experiments/answer.md` says why, and was fixed before the reported runs; a test compares the two.
+"""
+
 from dataclasses import dataclass
+from typing import Literal
 
 from experiments.engine.conditions.conditions import Condition
 from experiments.engine.conditions.controls import Control
+from experiments.engine.statistics.shares import Share
 from models import Flow
 
-BLOCKS = 27
-"""Of a network of depth 56, to which the numbers of frozen blocks refer."""
+SEEDS = tuple(range(1000, 1010))
+TUNING_SEEDS = (2000, 2001)
 SHORT_PATH = 3
 """Branches of the longest short path."""
 ALPHA = Flow(0.6, 0.8)
@@ -30,36 +34,34 @@ PLAIN_HALF = Condition("plain, half He", "plain", first_weights=0.5)
 STOP_GRADIENT = Condition("stop-gradient", "stop-gradient")
 TWIN = Condition("stop-gradient's norms, true direction", "stop-gradient", Control(rule="own-norm"))
 FROZEN = tuple(
-    Condition(f"residual, first {blocks} blocks frozen", "residual", Control(frozen=blocks / BLOCKS))
-    for blocks in (18, 21, 24)
+    Condition(f"residual, first {blocks}/27 frozen", "residual", Control(frozen=blocks / 27)) for blocks in (18, 21, 24)
 )
-SCALED = (
-    Condition("residual, branches / sqrt(L)", "residual", network="depth-scaled"),
-    Condition("stop-gradient, branches / sqrt(L)", "stop-gradient", network="depth-scaled"),
-)
+RESIDUAL_SCALED = Condition("residual, branches / sqrt(L)", "residual", network="depth-scaled")
+VALUE_SCALED = Condition("stop-gradient, branches / sqrt(L)", "stop-gradient", network="depth-scaled")
 PRE = "preactivation"
-MIRRORS = (
-    Condition("pre-activation, residual", "residual", network=PRE),
-    Condition("pre-activation, plain", "plain", network=PRE),
-    Condition("pre-activation, mirror", "gradient-only", network=PRE),
-    Condition("pre-activation, mirror's norms, true direction", "gradient-only", Control(rule="own-norm"), network=PRE),
-    Condition("pre-activation, placebo", "gradient-only", Control(rule="placebo"), network=PRE),
+PRE_RESIDUAL = Condition("pre-activation, residual", "residual", network=PRE)
+PRE_PLAIN = Condition("pre-activation, plain", "plain", network=PRE)
+MIRROR = Condition("pre-activation, mirror", "gradient-only", network=PRE)
+MIRROR_TWIN = Condition(
+    "pre-activation, mirror's norms, true direction", "gradient-only", Control(rule="own-norm"), network=PRE
 )
+PLACEBO = Condition("pre-activation, placebo", "gradient-only", Control(rule="placebo"), network=PRE)
 
 PRIMARY = (RESIDUAL, PLAIN, RESIDUAL_NEAR, PLAIN_NEAR, VALUE_NEAR, SHORT, LONG)
-CONDITIONED = (PLAIN_LOOKS_LINEAR, PLAIN_ORTHOGONAL)
-SECONDARY = (*CONDITIONED, STOP_GRADIENT, TWIN, *FROZEN, PLAIN_HALF, *SCALED, *MIRRORS)
-LONGER = (*(c for c in PRIMARY if c not in (SHORT, LONG)), *CONDITIONED, STOP_GRADIENT, TWIN)
+FIRST_WEIGHTS = (PLAIN_LOOKS_LINEAR, PLAIN_ORTHOGONAL, PLAIN_HALF)
+AT_HE = (STOP_GRADIENT, TWIN, *FROZEN, RESIDUAL_SCALED, VALUE_SCALED)
+MIRRORS = (PRE_RESIDUAL, PRE_PLAIN, MIRROR, MIRROR_TWIN, PLACEBO)
+LONGER = (*PRIMARY[:5], *FIRST_WEIGHTS[:2], STOP_GRADIENT)
+LONGEST = (RESIDUAL, PLAIN, PLAIN_NEAR, PLAIN_LOOKS_LINEAR)
 
 
 @dataclass(frozen=True)
 class Part:
     """Conditions that are searched and trained together, with the same effort for each."""
 
-    data: str
-    """digits or cifar10."""
+    data: Literal["digits", "CIFAR-10"]
     budget: int
-    """How many times the settings' epochs each is trained."""
+    """How many times the epochs of the settings each is trained."""
     conditions: tuple[Condition, ...]
     exponents: tuple[int, ...]
     """Of the learning rates that are tried first, in half decades."""
@@ -71,9 +73,33 @@ class Part:
 WIDE, NARROW = (-4, -3, -2, -1, 0), (-3, -2, -1)
 PARTS = (
     Part("digits", 1, PRIMARY, WIDE, 2, 10),
-    Part("digits", 1, SECONDARY, WIDE, 2, 8),
-    Part("cifar10", 1, (RESIDUAL, PLAIN, PLAIN_NEAR, PLAIN_LOOKS_LINEAR, PLAIN_ORTHOGONAL), NARROW, 1, 6),
+    Part("digits", 1, (*FIRST_WEIGHTS, *AT_HE, *MIRRORS), WIDE, 2, 8),
+    Part("CIFAR-10", 1, (RESIDUAL, PLAIN, PLAIN_NEAR, *FIRST_WEIGHTS[:2]), NARROW, 1, 6),
     Part("digits", 5, LONGER, NARROW, 1, 6),
-    Part("digits", 25, (RESIDUAL, PLAIN, PLAIN_NEAR, PLAIN_LOOKS_LINEAR), NARROW, 1, 3),
+    Part("digits", 25, LONGEST, NARROW, 1, 3),
 )
-"""In the order in which they are run and read."""
+"""In the order in which they are run and read; the first is the primary analysis."""
+
+
+def gap(plain: Condition, residual: Condition) -> dict[str, float]:
+    """The weights of the whole effect in errors."""
+    return {plain.name: 1.0, residual.name: -1.0}
+
+
+def closed(condition: Condition, plain: Condition = PLAIN, residual: Condition = RESIDUAL) -> Share:
+    """The share of the gap between plain and residual that a condition closes."""
+    return Share(condition.name, {plain.name: 1.0, condition.name: -1.0}, gap(plain, residual))
+
+
+EFFECT = gap(PLAIN, RESIDUAL)
+SHARES = (
+    Share("conditioning", {**EFFECT, PLAIN_NEAR.name: -1.0, RESIDUAL_NEAR.name: 1.0}, EFFECT),
+    Share("value", {PLAIN_NEAR.name: 1.0, VALUE_NEAR.name: -1.0}, EFFECT),
+    Share("short paths", {LONG.name: 1.0, SHORT.name: -1.0}, EFFECT),
+)
+"""Of the whole effect, in errors: the lower is the better."""
+CLOSED = (
+    *(closed(condition) for condition in (*PRIMARY[2:], *FIRST_WEIGHTS, *AT_HE)),
+    *(closed(condition, PRE_PLAIN, PRE_RESIDUAL) for condition in MIRRORS[2:]),
+)
+"""Secondary: the gap that each condition closes, by the condition's name."""

@@ -1,7 +1,6 @@
-"""What a reported run of `answer` gives beside its outcomes: what its gradient was made of, and what each image says."""
+"""What a reported run of `answer` gives beside its outcomes: which test images are right, and what its gradient was."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,39 +9,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.engine.conditions.block_gradients import movement
-from experiments.engine.conditions.controls import Control
 from experiments.engine.conditions.gradient_alignment import measure_alignment, path_part_cosines
 from experiments.engine.conditions.learning_rate_search import train_condition
 from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.training.data import Batches, Dataset
 from experiments.engine.training.train_run import make_network, probing_batch
+from experiments.questions.answer.plan import SHORT_PATH
+from models import residual_blocks
 from probes import gradient_norms, jacobian_spectrum, path_contributions, record
 
-OUTPUTS = ("alignment", "gradients", "paths", "movement", "jacobians", "parts", "correct")
+OUTPUTS = ("alignment", "correct", "gradients", "jacobians", "movement", "parts", "paths")
 IMAGES = {"paths": 32, "jacobians": 8}
 """Of training, on which these are measured; alignment takes a batch of 128."""
-SHORT = 3
-"""Branches of the longest short path."""
 
 
 def train_replicate(run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset]) -> Outcome:
-    """Train a run; a reported one also gives the tables and the array of OUTPUTS."""
+    """Train a run; a reported one also gives OUTPUTS: tables at its first weights and its last, and for each test image
+    whether it is right."""
     if not run.outputs:
         return train_condition(run, checkpoint, datasets=datasets)
-    dataset = datasets[run.recipe.data]
-    first = {name: weight.detach().clone() for name, weight in make_network(run, dataset).named_parameters()}
+    first = {name: w.detach().clone() for name, w in make_network(run, datasets[run.recipe.data]).named_parameters()}
     correct: list[Tensor] = []
 
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
         if epoch and not last:
             return {}
         if last:
-            correct.append(correct_on_test(model, batches))
+            correct.append(right_on_test(model, batches))
         tables = measure_alignment(model, batches, epoch, last, control=run.recipe.treatment, seed=run.seed)
-        return tables | gradient_tables(model, batches) | {"movement": movement(first, model)} | (
-            {} if last else {"jacobians": jacobians(model, batches)}
-        )
+        tables |= gradient_tables(model, batches) | {"movement": movement(first, model)}
+        return tables if last else tables | {"jacobians": jacobians(model, batches)}
 
     outcome = train_condition(run, checkpoint, datasets=datasets, measure=measure)
     outcome.arrays = {"correct": correct[0].numpy()} if correct else {}
     return outcome
+
+
+@torch.no_grad()
+def right_on_test(model: nn.Module, batches: Batches) -> Tensor:
+    """Whether each test image is classified right, (N,)."""
+    parts = torch.arange(batches.size("test")).split(512)
+    model.eval()
+    return torch.cat([(model(images).argmax(1) == labels).cpu() for images, labels in batches.in_turn("test", parts)])
+
+
+def gradient_tables(model: nn.Module, batches: Batches) -> Tables:
+    """Gradient norms, exact path lengths, and how parallel short and long paths are, as the network's flow has them."""
+    copied, images, labels = probing_batch(model, batches, most=IMAGES["paths"])
+    with record(copied) as recording:
+        F.cross_entropy(copied(images), labels).backward(retain_graph=True)
+    tables = {"gradients": gradient_norms(recording), "paths": path_contributions(recording)}
+    return tables | {"parts": path_part_cosines(copied, images, labels, at_most=SHORT_PATH)}
+
+
+def jacobians(model: nn.Module, batches: Batches) -> pd.DataFrame:
+    """The spectrum of every block's Jacobian, of the stages' and of the stream's, of the function that is computed."""
+    copied, images, _ = probing_batch(model, batches, most=IMAGES["jacobians"])
+    for block in residual_blocks(copied):
+        block.flow = block.flow.exact
+    kinds = ("blocks", "stages", "stream")
+    return pd.concat([jacobian_spectrum(copied, images, of=kind).assign(outcome=kind) for kind in kinds])

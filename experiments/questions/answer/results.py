@@ -1,0 +1,294 @@
+"""The finished runs of `answer` as tables: outcomes, shares and their readings, curves, what gradients were made of."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.engine.running.run import Run, Tables
+from experiments.engine.statistics.estimates import estimate
+from experiments.engine.statistics.long_tables import select
+from experiments.engine.statistics.shares import (
+    RIGHT,
+    Means,
+    Share,
+    ShareEstimate,
+    bootstrap,
+    condition_means,
+    contrast,
+    power,
+    read_shares,
+    share_table,
+)
+from experiments.engine.statistics.steps_to_loss import steps_to_loss, trailing_means
+from experiments.questions.answer.plan import CLOSED, FIRST_WEIGHTS, PLAIN_NEAR, RESIDUAL, SHARES, Part
+from probes.tables import table
+
+TARGETS = (0.5, 0.1)
+"""Training losses to which steps are counted."""
+JUDGED = ("test error", "training error")
+"""Outcomes on which shares are read; log training loss is shown alone, since beyond accuracy 1 it measures margins."""
+PARALLEL = 0.5
+"""Where the cosine of short and long paths is not below it in half of the blocks, they are one gradient."""
+WIDEST = 0.5
+"""Of a 95 % interval of a share: a wider one is underpowered."""
+CLOSE = 0.05
+"""Of test error: first weights that come so near do what near-identity ones do."""
+RULE_TEXT = (
+    "share [95 % interval]: Fieller's, over seeds and test images. explains most: the low end of the interval it is read "
+    "from is above 0.5; contributes: above 0.1; negligible: the high end is below 0.1. power: how probably a true share "
+    "of 0, 0.3, 0.7 and 1 is read right, with these spreads and n"
+)
+FAMILIES = {"shares": SHARES, "gap closed": CLOSED}
+Outcomes = Mapping[str, np.ndarray]
+"""By condition: (seeds, test images) or (seeds,)."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The finished runs of one part of the plan."""
+
+    part: Part
+    data: str
+    """The data set's title."""
+    classes: int
+    test_images: int
+    steps: int
+    """Of a run."""
+    window: int
+    """Steps of an epoch, over which a loss is averaged."""
+    runs: Sequence[Run]
+    tables: Tables
+    search: pd.DataFrame
+    """Validation accuracy by learning rate, on tuning seeds."""
+    store: Path
+
+    @property
+    def about(self) -> dict[str, object]:
+        """The columns that tell this part's rows from those of others."""
+        return {"data": self.data, "budget": self.part.budget}
+
+    def of(self, name: str) -> pd.DataFrame:
+        """A table of its runs, with those columns and `first_weights`; empty where no run gave one."""
+        if name not in self.tables:
+            return pd.DataFrame()
+        weights = {run.labels["control"]: run.recipe.first_weights for run in self.runs}
+        found = self.tables[name]
+        return found.assign(**self.about, first_weights=found["control"].map(weights))
+
+    def seeds(self, name: str) -> list[int]:
+        """Of a condition's runs, in order."""
+        return [run.seed for run in self.runs if run.labels["control"] == name]
+
+    def errors(self) -> dict[str, np.ndarray]:
+        """By condition, (seeds, test images): 1 where wrong; for a run that diverged, by chance."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for run in self.runs:
+            file = self.store / run.name / "arrays.npz"
+            wrong = np.full(self.test_images, 1 - 1 / self.classes)
+            if file.is_file():
+                wrong = 1.0 - np.load(file)["correct"]
+            rows.setdefault(run.labels["control"], []).append(wrong)
+        return {name: np.stack(found) for name, found in rows.items()}
+
+
+def by_budget(parts: Iterable[Trained]) -> Iterator[list[Trained]]:
+    """The parts of one data set and budget together."""
+    found: dict[tuple[str, int], list[Trained]] = {}
+    for part in parts:
+        found.setdefault((part.data, part.steps), []).append(part)
+    yield from found.values()
+
+
+def right_images(trained: Trained) -> pd.DataFrame:
+    """Of each run, which test images are right: their number (`count`), and a bit for each, as hexadecimal digits from
+    the first image on (`correct`); from them every interval can be computed again."""
+    return table(
+        {
+            **trained.about,
+            "step": trained.steps,
+            "control": name,
+            "seed": seed,
+            "count": trained.test_images,
+            "correct": np.packbits(row < 0.5).tobytes().hex(),
+        }
+        for name, rows in trained.errors().items()
+        for seed, row in zip(trained.seeds(name), rows, strict=True)
+    )
+
+
+# Outcomes of runs
+
+
+def replicates(trained: Trained) -> pd.DataFrame:
+    """Each run's outcomes, a long table: the errors on training and test images, log training loss, and the steps to
+    each of TARGETS, nan where a run does not reach it. A run that diverged has chance errors and no loss."""
+    wide = trained.of("outcomes").pivot_table(index=["control", "seed"], columns=["split", "quantity"], values="value")
+    losses = trained.of("losses")
+    reached = steps_to_loss(losses, TARGETS, window=trained.window) if len(losses) else pd.DataFrame()
+    chance = 1 - 1 / trained.classes
+    rows: list[dict[str, object]] = []
+    for run in trained.runs:
+        name, key = run.labels["control"], (run.labels["control"], run.seed)
+        about = {**trained.about, "control": name, "first_weights": run.recipe.first_weights, "seed": run.seed}
+        about |= {"step": trained.steps, "learning_rate": run.labels["learning_rate"]}
+        ended = key in wide.index
+        values = {
+            "test error": 1 - wide.loc[key, ("test", "accuracy")] if ended else chance,
+            "training error": 1 - wide.loc[key, ("train", "accuracy")] if ended else chance,
+            "log training loss": np.log(wide.loc[key, ("train", "loss")]) if ended else np.nan,
+        }
+        for target in TARGETS:
+            of_run = select(reached, control=name, seed=run.seed, target=target) if len(reached) else reached
+            values[f"steps to loss {target}"] = of_run["value"].item() if len(of_run) else np.nan
+        rows += [{**about, "outcome": outcome, "value": float(value)} for outcome, value in values.items()]
+    return table(rows)
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Of each condition, budget and outcome: mean, sd, 95 % t interval, n and the runs that have a value ("reached"); no
+    mean is taken of those that reach a loss where others do not."""
+    keys = ["data", "control", "first_weights", "learning_rate", "budget", "step", "outcome"]
+    rows: list[dict[str, object]] = []
+    for key, group in found.groupby(keys, sort=False):
+        values = group["value"].to_numpy()
+        complete = bool(np.isfinite(values).all())
+        of_all = estimate(values if complete else np.array([]), max_abs=1 if "error" in str(key[-1]) else np.inf)
+        numbers = {"mean": of_all.mean, "sd": values.std(ddof=1) if complete and len(values) > 1 else np.nan}
+        numbers |= {"low": of_all.low, "high": of_all.high, "n": len(values), "reached": np.isfinite(values).sum()}
+        rows += [{**dict(zip(keys, key, strict=True)), "quantity": name, "value": v} for name, v in numbers.items()]
+    return table(rows)
+
+
+def loss_curves(trained: Trained) -> pd.DataFrame:
+    """The training loss of each run, averaged over the steps of an epoch, at 20 moments and the first full epoch."""
+    means = trailing_means(trained.of("losses"), window=trained.window)
+    moments = np.unique(np.linspace(trained.window, trained.steps, 21).round().astype(int))
+    kept = means[means["step"].isin(moments)]
+    columns = ["data", "control", "first_weights", "budget", "step", "seed", "value"]
+    return kept[columns].assign(outcome="training loss")
+
+
+# Shares
+
+
+@dataclass(frozen=True)
+class Family:
+    """Shares of one data set, budget and outcome that are read together."""
+
+    about: Mapping[str, object]
+    """data, budget, step, outcome, and the family's name as `treatment`."""
+    means: Means
+    shares: Sequence[Share]
+    estimates: Sequence[ShareEstimate]
+    outcomes: Outcomes
+
+    def table(self) -> pd.DataFrame:
+        """All numbers, with the two-way bootstrap's interval."""
+        parts = [share_table(self.estimates, **self.about)]
+        for share, found in zip(self.shares, self.estimates, strict=True):
+            if np.isfinite(found.low):
+                drawn = bootstrap(self.outcomes, share)
+                numbers = {"bootstrap low": drawn.low, "bootstrap high": drawn.high}
+                about = {**self.about, "effect": share.name, "reading": found.reading}
+                parts.append(table({**about, "quantity": name, "value": value} for name, value in numbers.items()))
+        return pd.concat(parts, ignore_index=True)
+
+    def power(self) -> pd.DataFrame:
+        """How often the rule gives each reading in worlds with these spreads, where the true share is known."""
+        return power(self.means, self.shares).assign(**self.about)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its shares are read; others are shown."""
+        return self.about["outcome"] in JUDGED
+
+    def reading(self, found: ShareEstimate) -> str:
+        """The rule's word, and whether the interval is too wide for any."""
+        if not self.is_judged:
+            return "shown, not judged"
+        return "underpowered" if found.reading == "undecided" and found.high - found.low > WIDEST else found.reading
+
+
+def families(parts: Sequence[Trained], found: pd.DataFrame) -> list[Family]:
+    """Every family of shares of one data set and budget that can be read: on test errors with images, on others without.
+
+    found: as `replicates` gives it.
+    """
+    errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
+    steps, data = parts[0].steps, parts[0].data
+    of_budget = select(found, data=data, step=steps)
+    read = []
+    for name, family in FAMILIES.items():
+        shares = [share for share in family if set(share.conditions) <= set(errors)]
+        for outcome in (*JUDGED, "log training loss") if shares else ():
+            by_name = {control: rows["value"].to_numpy() for control, rows in select(of_budget, outcome=outcome).groupby("control")}
+            outcomes: Outcomes = errors if outcome == "test error" else {str(key): value for key, value in by_name.items()}
+            about = {**parts[0].about, "step": steps, "outcome": outcome, "treatment": name}
+            means = condition_means(outcomes)
+            read.append(Family(about, means, shares, read_shares(means, shares), outcomes))
+    return read
+
+
+def parallel_blocks(parts: Sequence[Trained]) -> float:
+    """Of the blocks that have short and long paths, the part in which the two gradients' cosine is below PARALLEL, at a
+    residual network's first weights (mean over seeds); nan where it was not measured."""
+    for part in parts:
+        cosines = part.of("parts")
+        if len(cosines) and RESIDUAL.name in set(cosines["control"]):
+            rows = select(cosines, control=RESIDUAL.name, epoch=0, quantity="cosine")
+            means = rows.groupby("depth")["value"].mean().dropna()
+            return float((means < PARALLEL).mean()) if len(means) else np.nan
+    return np.nan
+
+
+# What gradients were made of
+
+
+def profiles(trained: Trained) -> pd.DataFrame:
+    """Means over seeds, for each condition, at its first weights and its last: of each block the update's cosine with
+    the true gradient and its norm ratio, gradient norms, movement of the weights; of each path length norm and share."""
+    keys = ["data", "control", "budget", "epoch", "block", "depth", "path_length", "outcome", "quantity"]
+    parts = []
+    for name in ("alignment", "gradients", "movement", "parts", "paths"):
+        if len(rows := trained.of(name)):
+            rows = rows.assign(outcome=name).reindex(columns=[*keys, "value"])
+            parts.append(rows.groupby(keys, dropna=False, sort=False)["value"].mean().reset_index())
+    return pd.concat(parts, ignore_index=True).dropna(subset="value") if parts else pd.DataFrame()
+
+
+def jacobians(trained: Trained) -> pd.DataFrame:
+    """The Jacobians at each condition's first weights: mean and sd over seeds of the stream's numbers, and of the means
+    over blocks and over stages."""
+    rows = trained.of("jacobians")
+    if rows.empty:
+        return rows
+    keys = ["data", "control", "first_weights", "outcome", "quantity"]
+    by_seed = rows.groupby([*keys, "seed"], sort=False)["value"].mean()
+    return by_seed.groupby(keys, sort=False).agg(["mean", "std"]).rename(columns={"std": "sd"}).reset_index()
+
+
+# Sentences
+
+
+def power_text(chances: pd.DataFrame, name: str) -> str:
+    """`1.00, 0.98, 1.00, 1.00`: the probability of the right reading at true shares of 0, 0.3, 0.7 and 1."""
+    of_share = select(chances, effect=name)
+    right = of_share[of_share["reading"] == of_share["amount"].map(RIGHT)].set_index("amount")["value"]
+    return ", ".join(f"{right[amount]:.2f}" for amount in RIGHT if amount in right.index) or "-"
+
+
+def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
+    """Whether the first share may be called conditioning: a sentence for each plain network that is conditioned far from
+    the identity; it may where one comes within CLOSE of near-identity in test error."""
+    errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
+    lines = []
+    for condition in FIRST_WEIGHTS[:2]:
+        if {condition.name, PLAIN_NEAR.name} <= set(errors):
+            found = contrast(condition_means(errors), {condition.name: 1.0, PLAIN_NEAR.name: -1.0})
+            word = "as well as" if found.high < CLOSE else "not as well as" if found.low > CLOSE else "perhaps as well as"
+            interval = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+            lines.append(f"{condition.name} does {word} near-identity: test error {interval}, margin {CLOSE}.")
+    return lines
