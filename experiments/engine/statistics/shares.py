@@ -31,6 +31,7 @@ RIGHT: dict[float, Reading] = {0.0: "negligible", 0.3: "contributes", 0.7: "expl
 """True shares at which the rule is tested, and what it should read there."""
 TOO_FEW = "fewer than three seeds"
 NOT_FINITE = "an outcome is not finite"
+NO_GAP_IN_FAMILY = "a gap at 95 %, but none at the level of the family"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class ShareEstimate:
     def rows(self, **about: object) -> list[dict[str, object]]:
         """Rows of a long table: effect (the share's name), reading, quantity, value, beside the columns of `about`."""
         numbers = {
-            "share": self.value, "se": self.se, "low": self.low, "high": self.high, "family low": self.family_low,
+            "estimate": self.value, "se": self.se, "low": self.low, "high": self.high, "family low": self.family_low,
             "family high": self.family_high, "level": self.level, "p": self.p, "df": self.df, "gap": self.gap,
             "gap low": self.gap_low, "gap high": self.gap_high,
         }  # fmt: skip
@@ -303,8 +304,8 @@ def read(found: Ratios) -> Readings:
 
     `explains most`: the low end is above MOST; `contributes`: above SMALL; `negligible`: the high end is below SMALL;
     `no gap`: the denominator may be 0; else `undecided`. It begins with all K shares; each that is read as `explains
-    most` or `negligible` leaves its part of ALPHA to the others, as in Holm (1979), until nothing changes. A share is
-    decided (not undecided) exactly where its `p_value` is below ALPHA / k.
+    most` or `negligible` leaves its part of ALPHA to the others, as in Holm (1979), until nothing changes. Where
+    there is a gap, a share is not undecided exactly if its `p_value` is below ALPHA / k.
 
     Why a family has any false reading with probability at most ALPHA: a reading is false only if the interval at the
     level of reading misses the true share. `contributes` may yet become a false `explains most`, and so it leaves
@@ -347,9 +348,12 @@ def read_shares(means: Means, shares: Sequence[Share], *, rule: Rule = read) -> 
     for index, share in enumerate(shares):
         own = {name: float(array[index]) for name, array in numbers.items()}
         reading: Reading = result.reading[index].item()
+        note = _note(means, share)
         if reading == "no gap":
+            note = NO_GAP_IN_FAMILY if own["low"] == own["low"] else "no gap"
+        if note == "no gap":
             own |= dict.fromkeys(("value", "se", "p", "df"), np.nan)
-        estimates.append(ShareEstimate(share.name, **own, reading=reading, note=_note(means, share, reading)))
+        estimates.append(ShareEstimate(share.name, **own, reading=reading, note=note))
     return estimates
 
 
@@ -485,14 +489,14 @@ def _load(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(weights != 0, weights * values[..., None, :], 0.0)
 
 
-def _note(means: Means, share: Share, reading: Reading) -> str:
-    """Why a share has no interval."""
+def _note(means: Means, share: Share) -> str:
+    """Why a share has no interval, whatever its gap."""
     used = [means.names.index(name) for name in share.conditions]
     if np.isnan(means.means[used]).any():
         return NOT_FINITE
     if np.isnan(means.seed_variances[used]).any():
         return TOO_FEW
-    return "no gap" if reading == "no gap" else ""
+    return ""
 
 
 def _resampled_images(rows: np.ndarray, draws: int, generator: np.random.Generator, chunk: int = 250) -> np.ndarray:

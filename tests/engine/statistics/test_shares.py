@@ -11,6 +11,7 @@ from experiments.engine.statistics import shares as module
 from experiments.engine.statistics.shares import (
     ALPHA,
     MOST,
+    NO_GAP_IN_FAMILY,
     NOT_FINITE,
     READINGS,
     RIGHT,
@@ -376,6 +377,20 @@ def test_without_a_gap_there_is_no_share() -> None:
     assert {share.reading for share in by_name(dict.fromkeys(TRUE, answered)).values()} == {"no gap"}
 
 
+def test_a_gap_is_one_whose_own_t_interval_leaves_out_0() -> None:
+    """A gap of t standard errors, a hundredth more or less; t is that of 95 %, and for two shares that of 97.5 %."""
+    spread = np.array([-1.0, -0.5, 0.2, 1.3])
+    alike = {"plain": np.zeros(3), "arm": np.full(3, 2.0), "other": np.zeros(3)}
+    family = (Share("share", {"arm": 1, "other": -1}, GAP), Share("again", {"arm": 1, "other": -1}, GAP))
+    for level, count in ((0.95, 1), (0.975, 2)):
+        half = stats.t.ppf((1 + level) / 2, 3) * stats.sem(spread)
+        for factor, gap in ((0.99, False), (1.01, True)):
+            found = by_name({"residual": spread + factor * half, **alike}, family[:count])["share"]
+            assert (found.reading == "no gap") == np.isnan(found.family_low) == (not gap)
+            assert (found.note == NO_GAP_IN_FAMILY) == (count == 2 and not gap)
+            assert np.isnan(found.value) == np.isnan(found.low) == (count == 1 and not gap)
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds_give_no_interval(seeds: int) -> None:
     for outcomes in (numbers(np.random.default_rng(12)), answers(np.random.default_rng(12))):
@@ -402,7 +417,7 @@ def test_tables_and_corrections_cover_the_family() -> None:
     rows = share_table(found, depth_total=56)
     assert list(rows) == ["depth_total", "effect", "reading", "quantity", "value"]
     assert len(rows) == 3 * 12
-    assert rows[rows["quantity"] == "share"]["value"].tolist() == [share.value for share in found]
+    assert rows[rows["quantity"] == "estimate"]["value"].tolist() == [share.value for share in found]
 
 
 @pytest.mark.parametrize(
