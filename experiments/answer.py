@@ -16,13 +16,12 @@ import pandas as pd
 from rich.console import Console
 
 import figures
-from experiments.engine.conditions.conditions import FAMILY, ConditionSettings
-from experiments.engine.conditions.learning_rate_search import ConditionRunner, Effort, Rates
+from experiments.engine.conditions.conditions import ConditionSettings
+from experiments.engine.conditions.learning_rate_search import ConditionRunner, Effort
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.messages import BadInput, check_at_least, check_unique
 from experiments.engine.running.output import Output
-from experiments.engine.running.run import Run
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Data, load_splits
@@ -82,7 +81,12 @@ class Settings(ConditionSettings):
 
 
 QUICK = Settings(
-    depths=(14,), seeds=SEEDS[:3], tuning_seeds=TUNING_SEEDS[:1], budgets=(1, 5), training=Training(epochs=2), quick=True
+    depths=(14,),
+    seeds=SEEDS[:3],
+    tuning_seeds=TUNING_SEEDS[:1],
+    budgets=(1, 5),
+    training=Training(epochs=2),
+    quick=True,
 )
 
 
@@ -160,9 +164,7 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     return families
 
 
-def report(
-    finished: Sequence[Trained], families: Sequence[Family], settings: Settings, output: Output
-) -> None:
+def report(finished: Sequence[Trained], families: Sequence[Family], settings: Settings, output: Output) -> None:
     """Print outcomes, Jacobians, shares with their readings and power, and what they say."""
     console = show.terminal()
     found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
@@ -190,7 +192,9 @@ def show_outcomes(console: Console, found: pd.DataFrame, part: Trained) -> None:
         for target in results.TARGETS:
             row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], of["seed"].nunique())
         rows["", str(name)] = row | {"n": str(of["seed"].nunique())}
-    caption = "to 0.5, to 0.1: steps to that training loss; k of n: only so many runs reach it; log loss: shown, not judged"
+    caption = (
+        "to 0.5, to 0.1: steps to that training loss; k of n: only so many runs reach it; log loss: shown, not judged"
+    )
     show.table(console, rows, title=f"{part.data}, {part.steps} steps: mean ± sd over n seeds", caption=caption)
 
 

@@ -61,6 +61,17 @@ def bottleneck_branch(in_channels: int, out_channels: int, stride: int) -> nn.Se
     return nn.Sequential(OrderedDict(layers))
 
 
+def unnormalised_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """conv-ReLU-conv. With the shortcut's value, activations grow with depth unless a `Flow` weights the branch by one
+    over the root of the number of blocks, say."""
+    layers = [
+        ("conv1", nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)),
+        ("relu", nn.ReLU()),
+        ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
 class Scalar(nn.Module):
     """alpha * x, with one learned number alpha."""
 
@@ -75,13 +86,8 @@ class Scalar(nn.Module):
 def skipinit_branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """No normalisation: conv-ReLU-conv and a learned factor that begins at 0, so that a block begins as its shortcut
     (SkipInit: De and Smith 2020, arXiv 2002.10444; ReZero: Bachlechner et al. 2021, arXiv 2003.04887)."""
-    layers = [
-        ("conv1", nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)),
-        ("relu", nn.ReLU()),
-        ("conv2", nn.Conv2d(out_channels, out_channels, 3, padding=1)),
-        ("scale", Scalar(0.0)),
-    ]
-    return nn.Sequential(OrderedDict(layers))
+    open_layers = unnormalised_branch(in_channels, out_channels, stride).named_children()
+    return nn.Sequential(OrderedDict([*open_layers, ("scale", Scalar(0.0))]))
 
 
 class Bias(nn.Module):

@@ -71,8 +71,8 @@ def cifar_resnet(
         block: The kind of block. ``"basic"`` and ``"bottleneck"`` are He et al.'s. ``"preactivation"`` normalises
             before each convolution, and not after the sum (He et al. 2016, arXiv 1603.05027); ``"norm-after-sum"``
             behind the sum, and not at the branch's end (there, "BN after addition"). ``"dirac"`` convolves by the
-            identity and a small change (Zagoruyko and Komodakis 2017, arXiv 1706.00388). Two kinds normalise nowhere
-            (but in projections B and C) and begin as their shortcuts: ``"skipinit"`` multiplies each branch by a
+            identity and a small change (Zagoruyko and Komodakis 2017, arXiv 1706.00388). Three kinds normalise nowhere
+            (but in projections B and C): ``"unnormalised"`` is conv-ReLU-conv, and two begin as their shortcuts: ``"skipinit"`` multiplies each branch by a
             learned number, first 0 (De and Smith 2020, arXiv 2002.10444); ``"fixup"`` begins with zeros in each
             branch's last convolution and in the classifier (Zhang et al. 2019, arXiv 1901.09321). Without the
             shortcut's value these two begin, and stay, at zero.
@@ -105,7 +105,9 @@ def cifar_resnet(
     check_sizes(width=width, in_channels=in_channels, num_classes=num_classes)
     kind = BLOCK_KINDS[block]
     if first_weights != "he" and kind.has_own_weights:
-        raise ValueError(f"first_weights {first_weights!r}: {block} blocks begin with weights of their own; leave it out")
+        raise ValueError(
+            f"first_weights {first_weights!r}: {block} blocks begin with weights of their own; leave it out"
+        )
     n = blocks_per_stage(depth, layers=3 * kind.layers, others=2, kind=block)
     flows = flow_per_block(flow, 3 * n)
     stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), *kind.after_stem(width))

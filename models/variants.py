@@ -19,9 +19,12 @@ from models.branches import (
     open_branch,
     preactivation_branch,
     skipinit_branch,
+    unnormalised_branch,
 )
 
-BlockName = Literal["basic", "bottleneck", "preactivation", "norm-after-sum", "skipinit", "fixup", "dirac"]
+BlockName = Literal[
+    "basic", "bottleneck", "preactivation", "norm-after-sum", "unnormalised", "skipinit", "fixup", "dirac"
+]
 Variant = Literal["identity", "dropout", "shortcut-gate", "exclusive-gate", "stochastic-depth"]
 Layers = Callable[[int], Sequence[nn.Module]]  # of the channels where they stand
 
@@ -67,6 +70,7 @@ BLOCK_KINDS: dict[str, BlockKind] = {
     "bottleneck": BlockKind(bottleneck_branch, layers=3, expansion=4),
     "preactivation": BlockKind(preactivation_branch, after_stem=nothing, after_sum=nn.Identity, after_blocks=norm_relu),
     "norm-after-sum": BlockKind(open_branch, after_sum=lambda channels: nn.Sequential(*norm_relu(channels))),
+    "unnormalised": BlockKind(unnormalised_branch, after_stem=lambda channels: [nn.ReLU()]),
     "skipinit": BlockKind(skipinit_branch, after_stem=lambda channels: [nn.ReLU()], has_own_weights=True),
     "fixup": BlockKind(
         fixup_branch,

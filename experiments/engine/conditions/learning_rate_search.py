@@ -45,7 +45,9 @@ class Effort:
 
 def effort_by_kind(condition: Condition) -> Effort:
     """Four rates on all tuning seeds for an unmodified arm, three on the first seed for every other condition."""
-    return Effort(tuple(LR_EXPONENTS)) if condition.is_arm else Effort(tuple(LR_EXPONENTS_SHORT[condition.optimiser]), 1)
+    return (
+        Effort(tuple(LR_EXPONENTS)) if condition.is_arm else Effort(tuple(LR_EXPONENTS_SHORT[condition.optimiser]), 1)
+    )
 
 
 def train_condition(run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset]) -> Outcome:

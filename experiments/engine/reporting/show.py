@@ -169,6 +169,11 @@ def steps(found: pd.Series, seeds: int) -> str:
     return f"{reached.mean():.0f}" + (f" ± {reached.std():.0f}" if seeds > 1 else "")
 
 
+def interval(mean: float, low: float, high: float, *, digits: int = 2) -> str:
+    """`0.91 [0.88, 0.94]`, or `-` where there is no mean."""
+    return "-" if mean != mean else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def estimate(found: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
     """`-0.38 [-0.50, -0.26]`, or `+0.50 [+0.20, +1.00]*` where the interval is cut at the end of the scale; the seeds'
     own values where there is no interval, `-` where there is no value."""

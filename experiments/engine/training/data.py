@@ -268,9 +268,7 @@ def _digits(_: Data) -> Source:
     return Source("digits 8x8", tuple("0123456789"), rest, 360, test)
 
 
-def _torchvision(
-    name: Literal["CIFAR10", "CIFAR100", "FashionMNIST"], title: str
-) -> Callable[[Data], Source]:
+def _torchvision(name: Literal["CIFAR10", "CIFAR100", "FashionMNIST"], title: str) -> Callable[[Data], Source]:
     def read(data: Data) -> Source:
         import torchvision.datasets
 

@@ -70,6 +70,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "norm-after-sum": partial(cifar, block="norm-after-sum"),
     "rescaled-sum": partial(rescaled, factors=lambda blocks: {"shortcut": sqrt(0.5), "branch": sqrt(0.5)}),
     "depth-scaled": partial(rescaled, factors=lambda blocks: {"branch": 1 / sqrt(blocks)}),
+    "unnormalised": partial(cifar, block="unnormalised"),
     "skipinit": partial(cifar, block="skipinit"),
     "fixup": partial(cifar, block="fixup"),
     "dirac": partial(cifar, block="dirac"),

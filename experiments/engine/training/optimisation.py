@@ -11,7 +11,7 @@ from experiments.engine.running.messages import BadInput, check_choice
 from models import residual_blocks
 
 SCHEDULES = ("one-cycle", "step")
-OPTIMISERS = ("sgd", "sign", "adam")
+OPTIMISERS = ("sgd", "sign", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Training:
     learning_rate: float = 0.1
     """The highest learning rate of the schedule."""
     optimiser: str = "sgd"
-    """sgd; sign (SGD on the gradient's signs, Bernstein et al. 2018's signSGD); adam (Kingma and Ba 2015)."""
+    """sgd; sign (SGD on the gradient's signs, Bernstein et al. 2018's signSGD); adam (Kingma and Ba 2015); adamw
+    (Loshchilov and Hutter 2019, whose weight decay is apart from the gradient)."""
     momentum: float = 0.9
     """Momentum of SGD and of signs; Adam's beta_1."""
     weight_decay: float = 1e-4
@@ -95,8 +96,9 @@ class SignSGD(torch.optim.SGD):
 def make_optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser of a training, at its highest learning rate."""
     parameters = parameter_groups(model, training.weight_decay)
-    if training.optimiser == "adam":
-        return torch.optim.Adam(parameters, lr=training.learning_rate, betas=(training.momentum, 0.999))
+    if training.optimiser in ("adam", "adamw"):
+        adam = torch.optim.AdamW if training.optimiser == "adamw" else torch.optim.Adam
+        return adam(parameters, lr=training.learning_rate, betas=(training.momentum, 0.999))
     kind = SignSGD if training.optimiser == "sign" else torch.optim.SGD
     return kind(parameters, lr=training.learning_rate, momentum=training.momentum)
 

@@ -224,8 +224,13 @@ def families(parts: Sequence[Trained], found: pd.DataFrame) -> list[Family]:
     for name, family in FAMILIES.items():
         shares = [share for share in family if set(share.conditions) <= set(errors)]
         for outcome in (*JUDGED, "log training loss") if shares else ():
-            by_name = {control: rows["value"].to_numpy() for control, rows in select(of_budget, outcome=outcome).groupby("control")}
-            outcomes: Outcomes = errors if outcome == "test error" else {str(key): value for key, value in by_name.items()}
+            by_name = {
+                control: rows["value"].to_numpy()
+                for control, rows in select(of_budget, outcome=outcome).groupby("control")
+            }
+            outcomes: Outcomes = (
+                errors if outcome == "test error" else {str(key): value for key, value in by_name.items()}
+            )
             about = {**parts[0].about, "step": steps, "outcome": outcome, "treatment": name}
             means = condition_means(outcomes)
             read.append(Family(about, means, shares, read_shares(means, shares), outcomes))
@@ -288,7 +293,9 @@ def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
     for condition in FIRST_WEIGHTS[:2]:
         if {condition.name, PLAIN_NEAR.name} <= set(errors):
             found = contrast(condition_means(errors), {condition.name: 1.0, PLAIN_NEAR.name: -1.0})
-            word = "as well as" if found.high < CLOSE else "not as well as" if found.low > CLOSE else "perhaps as well as"
+            word = (
+                "as well as" if found.high < CLOSE else "not as well as" if found.low > CLOSE else "perhaps as well as"
+            )
             interval = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
             lines.append(f"{condition.name} does {word} near-identity: test error {interval}, margin {CLOSE}.")
     return lines
