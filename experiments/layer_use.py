@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import figures
+from experiments.engine.conditions.block_gradients import movement
 from experiments.engine.reporting import show
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
@@ -38,7 +39,6 @@ from experiments.questions.layer_use.measures import (
     attributions,
     errors,
     gradient_shares,
-    movements,
     read_outs,
     saliency,
 )
@@ -114,11 +114,11 @@ def train_and_measure(run: Run, checkpoint_file: Path | None = None, *, dataset:
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
         if not last:
             return {"blocks": table(gradient_shares(model, batches))} if epoch == 0 else {}
-        rows = [*movements(model, first), *gradient_shares(model, batches)]
-        rows += [*errors(model, first, batches), *read_outs(model, batches)]
+        moved = movement(first.state_dict(), model)
+        rows = [*gradient_shares(model, batches), *errors(model, first, batches), *read_outs(model, batches)]
         shared = attributions(model, batches, images=attribution.images, steps=attribution.steps)
         arrays.update(saliency(model, batches, chosen_images(dataset)))
-        return {"blocks": pd.concat([table(rows), shared], ignore_index=True)}
+        return {"blocks": pd.concat([moved, table(rows), shared], ignore_index=True)}
 
     outcome = train_run(run, checkpoint_file, dataset=dataset, measure=measure)
     outcome.arrays = arrays

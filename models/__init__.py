@@ -2,7 +2,7 @@
 
 from models.block import ResidualBlock
 from models.cifar_resnet import CifarResNet, cifar_resnet, rename_public_weights
-from models.feedback import random_feedback
+from models.feedback import permuted_shortcuts, random_feedback
 from models.first_weights import FirstWeights, set_first_weights
 from models.flow import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, rescale
 from models.imagenet_resnet import imagenet_resnet
@@ -25,6 +25,7 @@ __all__ = [
     "cifar_resnet",
     "imagenet_resnet",
     "inception_resnet",
+    "permuted_shortcuts",
     "random_feedback",
     "rename_public_weights",
     "rescale",

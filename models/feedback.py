@@ -1,5 +1,6 @@
-"""Random feedback: convolutions whose gradient travels back through fixed random weights."""
+"""Wrong ways back, with the values unchanged: random feedback weights, permuted shortcuts."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,3 +59,66 @@ def random_feedback(model: nn.Module, draws: torch.Generator) -> None:
         drawn = torch.randn(convolution.weight.shape, generator=draws).to(convolution.weight)
         convolution.__class__ = FeedbackConv2d
         convolution.register_buffer("feedback", drawn * convolution.weight.detach().std(), persistent=False)
+
+
+@dataclass
+class PermutedShortcuts:
+    """The switch that `permuted_shortcuts` returns."""
+
+    active: bool = False
+    """Whether a backward permutes; read while it runs."""
+
+
+class _PermutedEntry:
+    """A forward pre-hook: its module's input x, unchanged, and a gradient g into x with its channels permuted."""
+
+    def __init__(self, permutation: Tensor, switch: PermutedShortcuts) -> None:
+        self.permutation, self.switch = permutation, switch
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (x,) = inputs
+        self.permutation = self.permutation.to(x.device)
+        entered = x.view_as(x)
+        if entered.requires_grad:
+            entered.register_hook(self.permuted)
+        return (entered,)
+
+    def permuted(self, gradient: Tensor) -> Tensor:
+        return gradient.index_select(1, self.permutation) if self.switch.active else gradient
+
+
+def permuted_shortcuts(model: nn.Module, draws: torch.Generator) -> PermutedShortcuts:
+    """Let the gradient through each shortcut arrive at the fork with its channels permuted: a placebo for the identity.
+
+    Each block has one permutation, drawn at random, without fixed points where it has two channels or more. It acts on
+    the gradient that the shortcut passes into x (behind a projection, whose own parameters learn as before), and keeps
+    its norm. Values, parameters and their names stay, and so does every gradient until the switch is active. What
+    permutes is a forward pre-hook on the shortcut's module, which a deep copy of the network copies, with a switch of
+    its own.
+
+    Args:
+        model: A network of `cifar_resnet` or `residual_mlp`.
+        draws: What the permutations are drawn from, on the CPU.
+
+    Returns:
+        The switch of all blocks, off.
+
+    Raises:
+        ValueError: The network has no blocks with a flow, or some (`imagenet_resnet`'s) have no module as shortcut.
+    """
+    blocks = residual_blocks(model)
+    if not blocks or any(block.shortcut is not block.shortcut for block in blocks):
+        raise ValueError("permuted shortcuts need blocks that hold a module as shortcut; this network has none or few")
+    switch = PermutedShortcuts()
+    for block in blocks:
+        channels = next(parameter.shape[1] for parameter in block.branch.parameters() if parameter.dim() > 1)
+        block.shortcut.register_forward_pre_hook(_PermutedEntry(cyclic_permutation(channels, draws), switch))
+    return switch
+
+
+def cyclic_permutation(size: int, draws: torch.Generator) -> Tensor:
+    """A random permutation of 0 to size - 1 that is one cycle: it has no fixed points, unless size is 1."""
+    order = torch.randperm(size, generator=draws)
+    permutation = torch.empty_like(order)
+    permutation[order] = order.roll(1)
+    return permutation

@@ -28,11 +28,18 @@ class LimitedBackward:
     """Replaces the gradient at each junction's sum, and at its fork, by that of the admitted lengths.
 
     Beside the backward, the gradients by path length at the place that it has reached are kept: `lengths`, of 0 to
-    `high`; or, without it, of 0 to `low`, the last of which stands for all from there on.
+    `high`; or, without it, of 0 to `low`, the last of which stands for all from there on. While `is_active` says no, a
+    backward passes as it is.
     """
 
-    def __init__(self, chain: Sequence[tuple[str, Node, JunctionMatch]], low: int, high: int | None) -> None:
-        self.chain, self.low, self.high = chain, low, high
+    def __init__(
+        self,
+        chain: Sequence[tuple[str, Node, JunctionMatch]],
+        low: int,
+        high: int | None,
+        is_active: Callable[[], bool],
+    ) -> None:
+        self.chain, self.low, self.high, self.is_active = chain, low, high, is_active
         self.task: int | None = None
         self.lengths: list[Tensor] = []
         self.parts: dict[str, Tensor] = {}
@@ -106,11 +113,13 @@ def _replace(
         gradient = arriving[output]
         if inside_probe_backward() or gradient is None:
             return None
-        if gradient.requires_grad:
-            raise RuntimeError("limit_paths: a backward with create_graph=True cannot be limited")
         limited = backward()
         if limited is None:
             raise RuntimeError("limit_paths: run each backward inside the context, before the model's next forward")
+        if not limited.is_active():
+            return None
+        if gradient.requires_grad:
+            raise RuntimeError("limit_paths: a backward with create_graph=True cannot be limited")
         return (*arriving[:output], replacement(limited, index, gradient), *arriving[output + 1 :])
 
     node.register_prehook(hook)
@@ -119,7 +128,7 @@ def _replace(
 def _hook_parts_of(match: JunctionMatch, backward: "ref[LimitedBackward]") -> None:
     def keep(name: str, gradient: Tensor) -> None:
         limited = backward()
-        if limited is not None and not inside_probe_backward():
+        if limited is not None and limited.is_active() and not inside_probe_backward():
             accumulate(limited.parts, name, gradient)
 
     hook_parts(match, keep)

@@ -1,6 +1,6 @@
 """`limit_paths`: train on the gradient of short, of long or of some paths alone, with the forward unchanged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from .limited_backward import LimitedBackward
 
 @dataclass
 class PathLimit:
-    """What ``limit_paths`` yields; it describes the last forward."""
+    """What ``limit_paths`` yields; all but ``active`` describes the last forward."""
 
     junctions: list[str] = field(default_factory=list)
     """The junctions' names, in execution order."""
@@ -25,6 +25,9 @@ class PathLimit:
     """The parameters that no admitted path reaches, whose gradients are zero."""
     branches: list[str] = field(default_factory=list)
     """The junctions whose branches pass the gradient on, with ``sampled``."""
+    active: bool = True
+    """Set it to False to let a backward carry all paths. It is read while the backward runs, so that one forward may be
+    followed by a limited backward and an ordinary one (with ``retain_graph=True`` in the first)."""
 
 
 @contextmanager
@@ -90,9 +93,9 @@ def limit_paths(
         limit.junctions = [name for name, _, _ in chain]
         limit.without_path = _without_path(chain, roots, low, parameter_names) if low else []
         if sampled is not None:
-            limit.branches = _sample(chain, sampled, generator)
+            limit.branches = _sample(chain, sampled, generator, lambda: 0.0 if limit.active else 1.0)
         elif low > 0 or (high is not None and high < len(chain)):
-            running.append(LimitedBackward(chain, low, high))
+            running.append(LimitedBackward(chain, low, high, lambda: limit.active))
 
     def on_start() -> None:
         found.clear()
@@ -162,11 +165,14 @@ def _without_path(
 
 
 def _sample(
-    chain: Sequence[tuple[str, Node, JunctionMatch]], sampled: int, generator: torch.Generator | None
+    chain: Sequence[tuple[str, Node, JunctionMatch]],
+    sampled: int,
+    generator: torch.Generator | None,
+    weight: Callable[[], float],
 ) -> list[str]:
-    """Close all branches but some, drawn at random; the names of these."""
+    """Give that weight to the gradient of all branches but some, drawn at random; the names of these."""
     drawn = set(torch.randperm(len(chain), generator=generator)[:sampled].tolist())
     for index, (_, _, match) in enumerate(chain):
         for entry in match.entries["branch"] if index not in drawn else ():
-            scale_entry(entry, lambda: 0.0)
+            scale_entry(entry, weight)
     return [chain[index][0] for index in sorted(drawn)]

@@ -1,12 +1,15 @@
-"""The gradients of a network's parameters, block by block."""
+"""A network's parameters block by block: their gradients, and how far they have moved."""
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from experiments.engine.running import distributed
 from models import residual_blocks
+from probes.norms import norm
+from probes.tables import table
 
 Group = list[nn.Parameter]
 Gradients = Mapping[nn.Parameter, Tensor]
@@ -53,3 +56,19 @@ def assign(group: Group, vector: Tensor) -> None:
     """Write a vector's parts into a group's `.grad`."""
     for parameter, part in zip(group, vector.split([p.numel() for p in group]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def movement(first: Mapping[str, Tensor], model: nn.Module) -> pd.DataFrame:
+    """||w - w0|| / ||w0|| of each residual block, w all weights of its branch's layers (BatchNorm's shifts begin at
+    zero): block, depth, quantity ("movement"), value. first: a copy of the network's first parameters, by name."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    rows = []
+    for depth, (name, block) in enumerate(zip(block_names(model), residual_blocks(model), strict=True)):
+        weights = [layer.weight for layer in block.branch.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        start, after = (
+            torch.cat([weight.detach().flatten() for weight in of_layers])
+            for of_layers in ([first[names[weight]] for weight in weights], weights)
+        )
+        value = norm(after - start) / norm(start)
+        rows.append({"block": name, "depth": depth, "quantity": "movement", "value": value.item()})
+    return table(rows)

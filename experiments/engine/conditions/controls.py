@@ -3,16 +3,28 @@
 The training loop is the same for all, and knows none: it calls a `Backward` that was prepared for the network.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from experiments.engine.conditions.block_gradients import assign, block_names, flat, gradients, groups, stages
+from experiments.engine.conditions.block_gradients import (
+    Gradients,
+    assign,
+    block_names,
+    flat,
+    gradients,
+    groups,
+    stages,
+)
 from experiments.engine.training.loop import Backward, Moment, backpropagation
-from models import Flow, random_feedback, residual_blocks, set_flows
+from models import Flow, permuted_shortcuts, random_feedback, residual_blocks, set_flows
+from models.feedback import PermutedShortcuts
+from probes import limit_paths
+from probes.gradients.path_limits import PathLimit
 
 Rule = Literal["own", "true-norm", "own-norm", "noise", "placebo"]
 UpdateRule = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -64,9 +76,12 @@ class Control:
     """How an arm's update is made.
 
     cut: whose shortcuts pass less gradient than the arm says, and when. rule: the update of each block (of the stem, of
-    the classifier), made of the arm's own gradient and the true one of the same weights. feedback: convolutions in
-    branches pass the gradient back through fixed random weights (Lillicrap et al. 2016, arXiv 1411.0247). frozen: the
-    share of blocks, from the first, that stay as they began, with all before them; 0: none.
+    the classifier), made of the arm's own gradient and the true one of the same weights; in a placebo, of the arm's own
+    one and that with the channels of each shortcut's gradient permuted (`models.permuted_shortcuts`). feedback:
+    convolutions in branches pass the gradient back through fixed random weights (Lillicrap et al. 2016, arXiv
+    1411.0247). frozen: the share of blocks, from the first, that stay as they began, with all before them; 0: none.
+    at_most, at_least: the arm's own gradient is that of paths of so many branches (`probes.limit_paths`): blocks that
+    have none get zeros, and what lies behind the last junction always its whole gradient.
     """
 
     cut: Cut | None = None
@@ -79,9 +94,15 @@ class Control:
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule) or not 0 <= self.frozen <= 1:
             raise ValueError(f"rule {self.rule!r}, frozen {self.frozen}: give one of {get_args(Rule)}, and 0 to 1")
+        low, high = (0 if limit is None else limit for limit in (self.at_least, self.at_most))
+        if low < 0 or high < 0 or (self.at_most is not None and low > high):
+            raise ValueError(f"paths of at least {self.at_least} and at most {self.at_most} branches: there are none")
 
     def prepare(self, model: nn.Module, *, seed: int) -> Backward:
-        """The backward of a network's training; random feedback is built into the network."""
+        """The backward of a network's training; random feedback and permutations are built into the network.
+
+        With a limit of paths, its forwards and backwards must run inside its `context`, as in `train`.
+        """
         if self.feedback:
             random_feedback(model, torch.Generator().manual_seed(seed))
         if self.without_feedback() == NO_CONTROL:
@@ -108,8 +129,28 @@ class _Controlled:
         if control.cut is not None and control.cut.stage not in (None, *self.stages):
             raise ValueError(f"there is no stage {control.cut.stage} to cut, only {max(self.stages, default=0)}")
         self.frozen = frozen_parameters(model, control.frozen)
+        self.limited = (control.at_most, control.at_least) != (None, None)
+        if (control.at_least or 0) > len(self.flows):
+            raise ValueError(f"no path has {control.at_least} branches: the network has {len(self.flows)} blocks")
+        self.limit: PathLimit | None = None
+        placebo = control.rule == "placebo"
+        self.permuted = permuted_shortcuts(model, torch.Generator().manual_seed(seed)) if placebo else None
+
+    @contextmanager
+    def context(self, model: nn.Module) -> Iterator[None]:
+        """Limits the paths of the backwards inside, if the control does."""
+        if not self.limited:
+            yield
+            return
+        try:
+            with limit_paths(model, at_most=self.control.at_most, at_least=self.control.at_least) as self.limit:
+                yield
+        finally:
+            self.limit = None
 
     def __call__(self, model: nn.Module, loss: Tensor, moment: Moment) -> None:
+        if self.limited and self.limit is None:
+            raise RuntimeError("this control limits paths: run forwards and backwards inside its `context`")
         own = self._flows(moment)
         try:
             if self.control.rule == "own":
@@ -133,12 +174,32 @@ class _Controlled:
 
     def _combine(self, model: nn.Module, loss: Tensor, flows: Sequence[Flow], rule: UpdateRule) -> None:
         parameters = [parameter for group in self.groups.values() for parameter in group]
-        set_flows(model, [flow.exact for flow in self.flows])
-        true = gradients(loss, parameters, retain_graph=True)
+        other = self._other_gradients(model, loss, flows, parameters)
         set_flows(model, flows)
         own = gradients(loss, parameters, retain_graph=False)
         for group in self.groups.values():
-            assign(group, rule(flat(group, true), flat(group, own), self.noise))
+            assign(group, rule(flat(group, other), flat(group, own), self.noise))
+
+    def _other_gradients(
+        self, model: nn.Module, loss: Tensor, flows: Sequence[Flow], parameters: Sequence[nn.Parameter]
+    ) -> Gradients:
+        """What a rule takes beside the arm's own gradient: the true one; in a placebo that with permuted shortcuts."""
+        placebo = self.permuted is not None
+        set_flows(model, flows if placebo else [flow.exact for flow in self.flows])
+        with switched(self.permuted, active=True) if placebo else switched(self.limit, active=False):
+            return gradients(loss, parameters, retain_graph=True)
+
+
+@contextmanager
+def switched(switch: PermutedShortcuts | PathLimit | None, *, active: bool) -> Iterator[None]:
+    """Turn a switch on or off for the backwards inside, and back."""
+    if switch is not None:
+        switch.active = active
+    try:
+        yield
+    finally:
+        if switch is not None:
+            switch.active = not active
 
 
 def frozen_parameters(model: nn.Module, share: float) -> list[nn.Parameter]:
@@ -151,8 +212,9 @@ def frozen_parameters(model: nn.Module, share: float) -> list[nn.Parameter]:
     return [parameter for group in list(by_name.values())[: last + 1] for parameter in group]
 
 
-# Update rules: an update made of two gradients of one block's parameters, the true one and that of the arm. Each takes
-# both as vectors of float64, and a source of noise; the lengths of what it gives are exact to rounding.
+# Update rules: an update made of two gradients of one block's parameters, the true one (in a placebo, that with
+# permuted shortcuts) and that of the arm. Each takes both as vectors of float64, and a source of noise; the lengths of
+# what it gives are exact to rounding.
 def with_true_norm(true: Tensor, own: Tensor, noise: torch.Generator) -> Tensor:
     """The arm's direction, as long as the true gradient; zeros where the arm's is zero."""
     return scaled_to(own, true.norm())
@@ -190,4 +252,5 @@ RULES: dict[str, UpdateRule] = {
     "true-norm": with_true_norm,
     "own-norm": with_own_norm,
     "noise": noisy,
+    "placebo": with_own_norm,
 }

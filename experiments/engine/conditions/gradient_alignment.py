@@ -1,4 +1,4 @@
-"""Cosine and norm ratio between an update and the true gradient, block by block."""
+"""How parallel two gradients are, block by block: an update and the true one, that of short paths and of long ones."""
 
 import copy
 
@@ -11,10 +11,11 @@ from experiments.engine.conditions.block_gradients import Gradients, block_names
 from experiments.engine.conditions.controls import Control
 from experiments.engine.running.run import Tables
 from experiments.engine.training.data import Batches
-from experiments.engine.training.loop import Moment
+from experiments.engine.training.loop import Moment, context_of
 from experiments.engine.training.train_run import probing_batch
 from models import residual_blocks, set_flows
 from models.feedback import FeedbackConv2d
+from probes import path_gradients, record
 from probes.tables import table
 
 NETWORK = "network"  # the block that is all of it
@@ -70,9 +71,36 @@ def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, 
     """
     twin = copy.deepcopy(model)
     twin.zero_grad()
-    control.without_feedback().prepare(twin, seed=seed)(twin, loss_of(twin, images, labels), moment)
+    backward = control.without_feedback().prepare(twin, seed=seed)
+    with context_of(backward, twin):
+        backward(twin, loss_of(twin, images, labels), moment)
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in twin.parameters()]
     return dict(zip(model.parameters(), found, strict=True))
+
+
+def path_part_cosines(model: nn.Module, images: Tensor, labels: Tensor, *, at_most: int = 3) -> pd.DataFrame:
+    """The cosine of two parts of the gradient that the network's backward computes of cross-entropy, that of paths of
+    at most so many branches and that of all longer ones, for each residual block's parameters: block, depth, quantity
+    ("cosine"), value.
+
+    nan where a part is zero: the last blocks have no longer paths. The network, its mode and the random state stay as
+    they are. It costs about L / 2 backwards for L blocks (`probes.path_gradients`).
+    """
+    gpu = [images.device] if images.is_cuda else []
+    twin = copy.deepcopy(model)
+    with torch.random.fork_rng(gpu), record(twin) as recording:
+        loss_of(twin, images, labels).backward(retain_graph=True)
+    lengths = path_gradients(recording, of="parameters")
+    names = {parameter: name for name, parameter in twin.named_parameters()}
+    by_name, rows = groups(twin), []
+    for depth, name in enumerate(block_names(twin)):
+        of_block = [(parameter, lengths[names[parameter]]) for parameter in by_name[name]]
+        short, long = (
+            flat(by_name[name], {parameter: of_length[part].sum(0) for parameter, of_length in of_block})
+            for part in (slice(at_most + 1), slice(at_most + 1, None))
+        )
+        rows.append({"block": name, "depth": depth, "quantity": "cosine", "value": compare(short, long)["cosine"]})
+    return table(rows)
 
 
 def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -28,12 +28,18 @@ class Moment:
 
 Backward = Callable[[nn.Module, Tensor, Moment], None]
 """Called as (network, loss, moment) once a step: leaves the update in the parameters' `.grad`. Generators that it draws
-from stand in its attribute `generators`, if it has any, so that a training resumes with them."""
+from stand in its attribute `generators`, if it has any, so that a training resumes with them; a context that forwards
+and backwards need around them in `context`, called as (network)."""
 
 
 def backpropagation(model: nn.Module, loss: Tensor, moment: Moment) -> None:
     """The gradient of the loss, unchanged."""
     loss.backward()
+
+
+def context_of(backward: Backward, model: nn.Module) -> AbstractContextManager[object]:
+    """The context that a backward needs around forwards and backwards of a network; an empty one if it needs none."""
+    return getattr(backward, "context", nullcontext)(model)
 
 
 class Diverged(Exception):
@@ -88,7 +94,7 @@ def train(
     for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
-        with gradient_context(model) if gradient_context else nullcontext():
+        with gradient_context(model) if gradient_context else nullcontext(), context_of(backward, model):
             order = torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
             shares = batches.epoch(order, generator, share=share(len(order[0])))
             for index, (images, labels) in enumerate(shares):

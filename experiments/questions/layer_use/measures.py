@@ -1,5 +1,5 @@
-"""How much a trained network uses each of its blocks (movement, gradient, damage, read-out, attribution), and where in
-an image it finds a class."""
+"""How much a trained network uses each of its blocks (gradient, damage, read-out, attribution), and where in an image
+it finds a class."""
 
 import copy
 from collections.abc import Iterator
@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.engine.training.data import Batches
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.train_run import probing_batch
 from experiments.questions.damage import Blocks, error_after
 from models import residual_blocks, set_flows
-from models.residual_blocks import Block
 from probes import branch_attribution, find_junctions, lesion
 from probes.norms import norm
 
@@ -33,14 +32,6 @@ def gradient_shares(model: nn.Module, batches: Batches) -> Iterator[Row]:
     ]
     for name, size in zip(_names(model), norms, strict=True):
         yield {**name, "quantity": "gradient", "value": (size / torch.stack(norms).sum()).item()}
-
-
-def movements(model: nn.Module, first: nn.Module) -> Iterator[Row]:
-    """||w - w0|| / ||w0|| of each block, w all weights of its branch's layers (BatchNorm's shifts begin at zero)."""
-    for name, after, before in zip(_names(model), residual_blocks(model), residual_blocks(first), strict=True):
-        start = _weights(before)
-        value = norm(_weights(after) - start) / norm(start)
-        yield {**name, "quantity": "movement", "value": value.item()}
 
 
 def errors(model: nn.Module, first: nn.Module, batches: Batches) -> Iterator[Row]:
@@ -140,8 +131,3 @@ def _names(model: nn.Module) -> list[Row]:
 
 def _carries(model: nn.Module) -> bool:
     return all(block.flow.shortcut != 0 for block in residual_blocks(model))
-
-
-def _weights(block: Block) -> Tensor:
-    layers = [m for m in block.branch.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    return torch.cat([layer.weight.detach().flatten() for layer in layers])

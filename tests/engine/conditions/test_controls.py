@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +17,28 @@ from experiments.engine.conditions.controls import (
     RULES,
     Control,
     Cut,
+    Rule,
     frozen_parameters,
     noisy,
     with_own_norm,
     with_true_norm,
 )
-from experiments.engine.training.loop import Moment, backpropagation
+from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.loop import Moment, backpropagation, context_of, train
 from experiments.engine.training.networks import make
-from models import ARMS, RESIDUAL, STOP_GRADIENT, Flow, cifar_resnet, random_feedback, residual_blocks, residual_mlp
+from experiments.engine.training.optimisation import Training
+from experiments.short_paths import Limit
+from models import (
+    ARMS,
+    RESIDUAL,
+    STOP_GRADIENT,
+    Flow,
+    cifar_resnet,
+    permuted_shortcuts,
+    random_feedback,
+    residual_blocks,
+    residual_mlp,
+)
 from probes import find_junctions
 from tests.support.networks import images, relative_error
 
@@ -149,6 +165,128 @@ def test_rules_act_on_each_block_alone(rule: str) -> None:
             assert relative_error(update_, own) > 0.1 or relative_error(own, true) < 1e-12
 
 
+def test_own_norms_of_a_flow_that_is_no_named_arm() -> None:
+    """Values 0.6 S + 0.8 F, no gradient through shortcuts, branches that make up for them: the true direction at that
+    length. In float64 norms and cosines of some thousand numbers round at 1e-14."""
+    flow = Flow(0.6, 0.8, shortcut_gradient=0, branch_gradient=1.4)
+    model = network(flow, depth=14)
+    update(model, Control(rule="own-norm"))
+    assert all(block.flow == flow for block in residual_blocks(model))
+    parameters = list(model.parameters())
+    found = dict(zip(parameters, [p.grad for p in parameters], strict=True))
+    true, own = (dict(zip(parameters, ordinary(network(f, depth=14)), strict=True)) for f in (Flow(0.6, 0.8), flow))
+    differ = []
+    for group in groups(model).values():
+        made, of_true, of_own = (flat(group, of) for of in (found, true, own))  # type: ignore[arg-type]
+        assert relative_error(made.norm(), of_own.norm()) < 1e-12
+        assert abs(cosine(made, of_true) - 1) < 1e-12
+        differ.append(abs(cosine(of_own, of_true) - 1) > 0.01)
+    assert sum(differ) >= 4  # all but the last block, the classifier, and what little the first adds
+
+
+# A placebo: two backwards of one graph, the shortcuts' channels permuted in the first.
+
+
+@pytest.mark.parametrize("kind", ["basic", "preactivation"])
+@pytest.mark.parametrize("flow", [ARMS["gradient-only"], RESIDUAL], ids=["gradient-only", "residual"])
+def test_a_placebo_has_the_arm_s_norms_and_the_direction_of_permuted_shortcuts(kind: str, flow: Flow) -> None:
+    def made(depth: int = 14) -> nn.Module:
+        torch.manual_seed(0)
+        return cifar_resnet(depth, flow=flow, width=4, block=kind).double()  # type: ignore[arg-type]
+
+    model, twin = made(), made()
+    state = torch.get_rng_state()
+    update(model, Control(rule="placebo"), seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    own = ordinary(twin)
+    assert equal(ordinary(model), own)  # nothing stays switched on
+    permuted_shortcuts(twin, source(3)).active = True
+    parameters = list(model.parameters())
+    permuted, of_arm = (dict(zip(parameters, found, strict=True)) for found in (ordinary(twin), own))
+    found = {parameter: parameter.grad for parameter in parameters}
+    cosines = []
+    for group in groups(model).values():
+        update_, direction, arm = (flat(group, of) for of in (found, permuted, of_arm))  # type: ignore[arg-type]
+        assert relative_error(update_.norm(), arm.norm()) < 1e-12
+        assert abs(cosine(update_, direction) - 1) < 1e-12
+        cosines.append(cosine(update_, arm))
+    assert cosines[-1] == pytest.approx(1, abs=1e-12)  # no shortcut lies above the classifier
+    assert max(cosines[:4]) < 0.9
+
+
+# Limits of path lengths: one graph carries the limited gradient and the true one.
+
+
+def limited(control: Control, depth: int = 20) -> tuple[nn.Module, list[Tensor]]:
+    model = network(depth=depth)
+    backward = control.prepare(model, seed=0)
+    with context_of(backward, model):
+        backward(model, F.cross_entropy(model(IMAGES), LABELS), START)
+    return model, [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+
+
+def test_short_and_long_paths_sum_to_the_true_gradient() -> None:
+    """Up to the order of sums over nine blocks; the classifier has its whole gradient in both."""
+    (_, short), (model, long) = limited(Control(at_most=3)), limited(Control(at_least=4))
+    whole = ordinary(network(depth=20))
+    for (name, _), a, b, wanted in zip(model.named_parameters(), short, long, whole, strict=True):
+        if name.startswith("classifier"):
+            assert torch.equal(a, wanted)
+            assert torch.equal(b, wanted)
+        else:
+            assert relative_error(a + b, wanted) < 1e-12, name
+            assert b.any() == (name.split(".branch")[0] not in block_names(model)[-4:]), name
+
+
+@pytest.mark.parametrize("limit", [{"at_most": 3}, {"at_least": 4}, {"at_least": 1, "at_most": 2}])
+@pytest.mark.parametrize("rule", ["true-norm", "own-norm"])
+def test_rules_take_limited_paths_for_the_arm_s_own_gradient(rule: Rule, limit: dict[str, Any]) -> None:
+    model, made = limited(Control(rule=rule, **limit))
+    _, own = limited(Control(**limit))
+    parameters = list(model.parameters())
+    found, of_paths, true = (
+        dict(zip(parameters, values, strict=True)) for values in (made, own, ordinary(network(depth=20)))
+    )
+    nothing = []
+    for name, group in groups(model).items():
+        update_, paths, whole = (flat(group, of) for of in (found, of_paths, true))
+        if not paths.any():
+            assert not update_.any()
+            nothing.append(name)
+            continue
+        length, direction = (whole, paths) if rule == "true-norm" else (paths, whole)
+        assert relative_error(update_.norm(), length.norm()) < 1e-12
+        assert abs(cosine(update_, direction) - 1) < 1e-12
+    assert nothing == block_names(model)[9 - limit.get("at_least", 0) :]
+
+
+def test_limited_paths_train_as_in_the_experiment_on_short_paths() -> None:
+    batches, training = Batches(load(Data(train_limit=256)), torch.device("cpu")), Training(epochs=2, batch_size=64)
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = cifar_resnet(14, width=2, in_channels=1)
+        how: dict[str, Any] = (
+            {"backward": Control(at_most=1).prepare(model, seed=0)}
+            if ours
+            else {"gradient_context": partial(Limit("at-most", 1).context, generator=source())}
+        )
+        losses = torch.cat(list(train(model, batches, training, seed=0, **how)))
+        found.append([losses, *model.parameters()])
+    assert equal(*found)
+
+
+def test_a_limit_without_its_context_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="this control limits paths: run forwards and backwards inside"):
+        update(network(), Control(at_most=1))
+
+
+def test_a_limit_beyond_the_blocks_is_refused() -> None:
+    Control(at_least=3).prepare(network(), seed=0)
+    with pytest.raises(ValueError, match="no path has 4 branches: the network has 3 blocks"):
+        Control(at_least=4).prepare(network(), seed=0)
+
+
 def test_frozen_blocks_and_what_lies_before_them_get_no_update() -> None:
     model = network(depth=14)
     found = update(model, Control(frozen=2 / 3))
@@ -213,6 +351,7 @@ def test_random_feedback_keeps_a_convolution_s_bias() -> None:
 
 def test_controls_are_values() -> None:
     assert len({Control(), Control(Cut()), Control(Cut()), Control(Cut(stage=1))}) == 3
+    assert len({Control(), Control(at_most=3), Control(at_most=4), Control(at_least=3), Control(rule="placebo")}) == 5
 
 
 @pytest.mark.parametrize(
@@ -226,6 +365,9 @@ def test_controls_are_values() -> None:
         (lambda: Cut(chance=-0.1), "a chance of -0.1: give 0 to 1"),
         (lambda: Control(frozen=2), "give one of"),
         (lambda: Control(frozen=-0.1), "give one of"),
+        (lambda: Control(at_most=-1), "paths of at least None and at most -1 branches: there are none"),
+        (lambda: Control(at_least=-1), "there are none"),
+        (lambda: Control(at_least=4, at_most=3), "paths of at least 4 and at most 3 branches: there are none"),
         (lambda: random_feedback(residual_mlp(4, in_features=2), torch.Generator()), "needs convolutions inside"),
     ],
 )
@@ -292,7 +434,7 @@ def test_noise_is_drawn_anew() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_nothing_is_made_of_nothing(rule: str) -> None:
     zeros = torch.zeros(2, dtype=torch.float64)
-    if rule != "own-norm":
+    if rule not in ("own-norm", "placebo"):
         assert not RULES[rule](TRUE, zeros, source()).any()
     if rule != "noise":
         assert not RULES[rule](zeros, OWN, source()).any()

@@ -73,6 +73,8 @@ def same(given: Outcome, wanted: Outcome) -> None:
         ("dropout-shortcut", {"optimiser": "adam", "learning_rate": 0.01}, NO_CONTROL),  # torch's own random state
         ("resnet", {"schedule": "step"}, Control(cut=Cut(chance=0.5))),  # coins
         ("resnet", {"optimiser": "sign", "learning_rate": 0.001}, Control(cut=Cut(), rule="noise", feedback=True)),
+        ("resnet", {}, Control(rule="placebo")),  # permutations
+        ("resnet", {}, Control(rule="true-norm", at_most=1)),  # a context around forwards and backwards
     ],
 )
 def test_what_follows_is_the_same_to_the_last_bit(

@@ -306,3 +306,22 @@ def test_a_validation_between_forward_and_backward() -> None:
             model(x)
         loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("limits", [{"at_most": 1}, {"at_least": 2}, {"exactly": 0}, {"sampled": 1}])
+def test_a_limit_is_switched_off_and_on_between_backwards_of_one_forward(limits: dict[str, Any]) -> None:
+    """Each backward is, bit for bit, the limited or the ordinary one, in whatever order."""
+    x, model = images(), small()
+    whole = ordinary(model, x)
+    options = {**limits, **({"generator": torch.Generator().manual_seed(0)} if "sampled" in limits else {})}
+    limited = gradients(model, x, **options)
+    if "sampled" in limits:
+        options["generator"].manual_seed(0)
+    with limit_paths(model, **options) as limit:
+        loss = loss_of(model(x))
+        for limit.active in (False, True, True, False, True):
+            model.zero_grad()
+            loss.backward(retain_graph=True)
+            wanted = limited if limit.active else whole
+            assert all(torch.equal(wanted[n], p.grad) for n, p in model.named_parameters() if p.grad is not None)
+    assert any(not torch.equal(limited[name], whole[name]) for name in whole)
