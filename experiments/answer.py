@@ -28,7 +28,7 @@ from experiments.engine.training.data import Data, load_splits
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer import results
 from experiments.questions.answer.plan import PARTS, SEEDS, TUNING_SEEDS, Part
-from experiments.questions.answer.replicate import OUTPUTS, train_replicate
+from experiments.questions.answer.replicate import MEASURED, OUTPUTS, train_replicate
 from experiments.questions.answer.results import Family, Trained
 
 EXPERIMENT = "answer"
@@ -117,7 +117,10 @@ def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
         task=train_replicate,
     )
     rates, search = runner.search(part.conditions, settings.depths, folder / "tuning", part.budget)
-    runs = runner.runs(part.conditions, settings.depths, rates, part.budget)
+    runs = [
+        run if run.seed in settings.seeds[:MEASURED] else replace(run, outputs=("correct",))
+        for run in runner.runs(part.conditions, settings.depths, rates, part.budget)
+    ]
     tables, _ = runner.train(runs, Output(folder, dry_run=settings.execution.dry_run))
     window = settings.training.steps_per_epoch(dataset.size("train"))
     return Trained(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset
 from experiments.engine.training.networks import outline
-from experiments.engine.training.train_run import make_network, train_run
+from experiments.engine.training.train_run import Measure, make_network, train_run
 from probes.tables import table
 
 LR_EXPONENTS = range(-4, 0)
@@ -50,13 +51,19 @@ def effort_by_kind(condition: Condition) -> Effort:
     )
 
 
-def train_condition(run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset]) -> Outcome:
-    """Train a run under the control of its recipe; a reported one also measures cosine and norm ratio between its
-    updates and the exact gradient. datasets: by digest, the run's among them."""
+def train_condition(
+    run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset], measure: Measure | None = None
+) -> Outcome:
+    """Train a run under the control of its recipe.
+
+    datasets: by digest, the run's among them. measure: of a run that has outputs; by default cosine and norm ratio
+    between its updates and the exact gradient.
+    """
     dataset, control = datasets[run.recipe.data], run.recipe.treatment
     model = make_network(run, dataset)
     backward = control.prepare(model, seed=run.seed)
-    asked = {"measure": partial(measure_alignment, control=control, seed=run.seed)} if run.outputs else {}
+    measure = measure or partial(measure_alignment, control=control, seed=run.seed)
+    asked: dict[str, Any] = {"measure": measure} if run.outputs else {}
     return train_run(run, checkpoint, dataset=dataset, model=model, backward=backward, validate=False, **asked)
 
 

@@ -74,8 +74,8 @@ WIDE, NARROW = (-4, -3, -2, -1, 0), (-3, -2, -1)
 PARTS = (
     Part("digits", 1, PRIMARY, WIDE, 2, 10),
     Part("digits", 1, (*FIRST_WEIGHTS, *AT_HE, *MIRRORS), WIDE, 2, 8),
-    Part("CIFAR-10", 1, (RESIDUAL, PLAIN, PLAIN_NEAR, *FIRST_WEIGHTS[:2]), NARROW, 1, 6),
     Part("digits", 5, LONGER, NARROW, 1, 6),
+    Part("CIFAR-10", 1, (RESIDUAL, PLAIN, PLAIN_NEAR, *FIRST_WEIGHTS[:2]), NARROW, 1, 8),
     Part("digits", 25, LONGEST, NARROW, 1, 3),
 )
 """In the order in which they are run and read; the first is the primary analysis."""

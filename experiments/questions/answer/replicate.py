@@ -19,23 +19,26 @@ from models import residual_blocks
 from probes import gradient_norms, jacobian_spectrum, path_contributions, record
 
 OUTPUTS = ("alignment", "correct", "gradients", "jacobians", "movement", "parts", "paths")
+MEASURED = 3
+"""Of so many seeds gradients are measured; all others give `correct` alone."""
 IMAGES = {"paths": 32, "jacobians": 8}
 """Of training, on which these are measured; alignment takes a batch of 128."""
 
 
 def train_replicate(run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset]) -> Outcome:
-    """Train a run; a reported one also gives OUTPUTS: tables at its first weights and its last, and for each test image
-    whether it is right."""
+    """Train a run; a reported one also gives its outputs: for each test image whether it is right, and, if asked
+    for, tables at its first weights and its last."""
     if not run.outputs:
         return train_condition(run, checkpoint, datasets=datasets)
+    measured = "alignment" in run.outputs
     first = {name: w.detach().clone() for name, w in make_network(run, datasets[run.recipe.data]).named_parameters()}
     correct: list[Tensor] = []
 
     def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
-        if epoch and not last:
-            return {}
         if last:
             correct.append(right_on_test(model, batches))
+        if not measured or (epoch and not last):
+            return {}
         tables = measure_alignment(model, batches, epoch, last, control=run.recipe.treatment, seed=run.seed)
         tables |= gradient_tables(model, batches) | {"movement": movement(first, model)}
         return tables if last else tables | {"jacobians": jacobians(model, batches)}
