@@ -21,6 +21,7 @@ from .gradients.lesions import lesion, permute
 from .gradients.path_limits import PathLimit, limit_paths
 from .measurements.attribution import branch_attribution
 from .measurements.gradient_norms import gradient_norms
+from .measurements.jacobian_spectrum import jacobian_spectrum
 from .measurements.layer_responses import layer_responses
 from .measurements.paths import path_contributions, path_gradients
 from .measurements.residual_magnitudes import residual_magnitudes
@@ -38,6 +39,7 @@ __all__ = [
     "find_junctions",
     "gate",
     "gradient_norms",
+    "jacobian_spectrum",
     "layer_responses",
     "lesion",
     "limit_paths",
