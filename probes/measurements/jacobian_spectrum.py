@@ -147,7 +147,7 @@ def _estimated(jacobian: Jacobian, probes: int, generator: torch.Generator) -> d
         return dict.fromkeys(QUANTITIES, math.nan)
     squares, pairs = gram.diagonal(), ~torch.eye(probes, dtype=torch.bool)
     trace, trace_squared = squares.mean(), torch.outer(squares, squares)[pairs].mean()
-    rest = (gram)[pairs].square().mean()  # tr(A²) - tr(A)² / n_out
+    rest = (gram - trace / n_out * _gram(vectors))[pairs].square().mean()  # tr(A²) - tr(A)² / n_out
     return dict.fromkeys(QUANTITIES, math.nan) | {
         "mean_square": _times_power(trace.item() / least, 2 * products.exponent),
         "spread": least * (1 / n_out + rest / trace_squared).item(),
