@@ -2,7 +2,7 @@
 
 Trains, at the first weights of He et al. and at weights near the identity, networks with and without shortcuts, with
 the shortcut's value alone, and on short or long gradient paths alone; each at its own best learning rate, on seeds and
-splits of its own. `experiments/answer.md` fixed conditions, margins, seeds and the order of analysis before the reported
+splits of its own. `experiments/answer.md` fixed conditions, margins, seeds and the order of the analysis before the
 runs. Three shares of the shortcut's effect on the test error are read by its rule, whose power is printed beside.
 
 Writes tables and figures to OUT/answer, runs to OUT/answer/runs; finished runs are not repeated.
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
 import figures
 from experiments.engine.conditions.conditions import ConditionSettings
@@ -141,112 +140,103 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     """Write every table and figure of the parts that are finished; the families of shares that were read."""
     output.clear()
     found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
-    groups = list(results.by_budget(finished))
-    families = [family for group in groups for family in results.families(group, found)]
-    shares = pd.concat([family.table() for family in families], ignore_index=True)
-    losses = pd.concat([results.loss_curves(part) for part in finished], ignore_index=True)
-    for name, table in {
+    families = [family for group in results.by_budget(finished) for family in results.families(group, found)]
+    jacobians = pd.concat([results.jacobians(part) for part in finished], ignore_index=True)
+    tables = {
         "replicates": found,
         "conditions": results.summary(found),
-        "shares": shares,
-        "power": pd.concat([family.power() for family in families], ignore_index=True),
+        "shares": pd.concat([family.table() for family in families], ignore_index=True),
+        "power": pd.concat([family.power() for family in families if family.is_judged], ignore_index=True),
         "correct": pd.concat([results.right_images(part) for part in finished], ignore_index=True),
         "tuning": pd.concat([part.search.assign(**part.about) for part in finished], ignore_index=True),
-        "losses": losses,
+        "losses": pd.concat([results.loss_curves(part) for part in finished], ignore_index=True),
         "profiles": pd.concat([results.profiles(part) for part in finished], ignore_index=True),
-        "jacobians": pd.concat([results.jacobians(part) for part in finished], ignore_index=True),
-    }.items():
+        "jacobians": jacobians,
+        "text_outcomes": as_table(outcome_rows(finished)),
+        "text_shares": as_table(share_rows(families)),
+        "text_jacobians": as_table(jacobian_rows(jacobians)),
+    }
+    for name, table in tables.items():
         output.table(name, table)
-    drawn = pd.concat(
-        [select(found, outcome="test error"), select(shares, outcome="test error", treatment="shares")],
-        ignore_index=True,
-    )
+    of_shares = select(tables["shares"], outcome="test error", treatment="shares")
+    drawn = pd.concat([select(found, outcome="test error"), of_shares], ignore_index=True)
     show.save_figure(output, figures.answer(drawn), drawn, EXPERIMENT)
-    short = select(losses, data=finished[0].data, budget=1)
+    short = select(tables["losses"], data=finished[0].data, budget=1)
     show.save_figure(output, figures.answer_losses(short), short, "answer_losses")
     return families
 
 
+def as_table(rows: show.Rows) -> pd.DataFrame:
+    """Rows of text as a table, for a page."""
+    return pd.DataFrame([{"where": heading, "": name, **row} for (heading, name), row in rows.items()]).fillna("")
+
+
 def report(finished: Sequence[Trained], families: Sequence[Family], settings: Settings, output: Output) -> None:
-    """Print outcomes, Jacobians, shares with their readings and power, and what they say."""
+    """Print outcomes, Jacobians, shares with their readings and power, and what the primary ones say."""
     console = show.terminal()
-    found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
-    for group in results.by_budget(finished):
-        show_outcomes(console, select(found, data=group[0].data, step=group[0].steps), group[0])
-    show_jacobians(console, pd.concat([results.jacobians(part) for part in finished], ignore_index=True))
-    for family in families:
-        show_family(console, family)
+    reached = "to 0.5, to 0.1: steps to that training loss; k of n: only so many runs reach it"
+    show.table(
+        console,
+        outcome_rows(finished),
+        title="Mean ± sd over n seeds, each condition at its own learning rate",
+        caption=f"{reached}. The log training loss is shown, not judged",
+    )
+    show.table(
+        console,
+        jacobian_rows(pd.concat([results.jacobians(part) for part in finished], ignore_index=True)),
+        title="Jacobians at the first weights",
+        caption="spread: mean σ⁴ / (mean σ²)², 1 for an isometry; size: mean σ²; of blocks the mean",
+    )
+    show.table(console, share_rows(families), title="Shares of the shortcut's effect", caption=results.RULE_TEXT)
     show.files(console, output)
-    primary = next(f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", "test error"))
-    for sentence in conclusions(finished, primary):
+    for sentence in results.conclusions(finished, families):
         console.print(sentence)
     if settings.cifar10 is None:
         console.print("CIFAR-10 was left out: --cifar10 DIR adds it.")
 
 
-def show_outcomes(console: Console, found: pd.DataFrame, part: Trained) -> None:
-    """A row for each condition of one data set and budget."""
+def outcome_rows(finished: Sequence[Trained]) -> show.Rows:
+    """By data set and steps, then condition."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for name, of in found.groupby("control", sort=False):
-        values = {outcome: group["value"] for outcome, group in of.groupby("outcome")}
-        row = {"rate": f"{of['learning_rate'].iloc[0]:g}"}
-        row |= {outcome: show.mean_sd(values[outcome]) for outcome in ("test error", "training error")}
-        row["log loss"] = f"{values['log training loss'].mean():.2f}"
-        for target in results.TARGETS:
-            row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], of["seed"].nunique())
-        rows["", str(name)] = row | {"n": str(of["seed"].nunique())}
-    caption = (
-        "to 0.5, to 0.1: steps to that training loss; k of n: only so many runs reach it; log loss: shown, not judged"
-    )
-    show.table(console, rows, title=f"{part.data}, {part.steps} steps: mean ± sd over n seeds", caption=caption)
+    for part in finished:
+        for name, of in results.replicates(part).groupby("control", sort=False):
+            n, values = of["seed"].nunique(), {outcome: group["value"] for outcome, group in of.groupby("outcome")}
+            row = {"n": str(n), "rate": f"{of['learning_rate'].iloc[0]:g}"}
+            row |= {outcome: show.mean_sd(values[outcome]) for outcome in ("test error", "training error")}
+            row["log loss"] = f"{values['log training loss'].mean():.2f}"
+            for target in results.TARGETS:
+                row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], n)
+            rows[f"{part.data}, {part.steps} steps", str(name)] = row
+    return rows
 
 
-def show_jacobians(console: Console, table: pd.DataFrame) -> None:
-    """How far the Jacobians of the stream and of blocks are from isometries at each condition's first weights."""
+def jacobian_rows(table: pd.DataFrame) -> show.Rows:
+    """By data set, then condition."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for (data, name), of in table.groupby(["data", "control"], sort=False):
-        numbers = {(row.outcome, row.quantity): row.mean for row in of.itertuples()}
+        numbers = of.set_index(["outcome", "quantity"])["mean"]
         rows[str(data), str(name)] = {
-            f"{quantity}, {kind}": f"{numbers[kind, quantity]:.3g}"
-            for kind in ("stream", "stages", "blocks")
-            for quantity in ("spread", "mean_square")
-            if (kind, quantity) in numbers
+            f"{word}, {kind}": f"{numbers[kind, quantity]:.3g}"
+            for kind in ("stream", "blocks")
+            for word, quantity in (("spread", "spread"), ("size", "mean_square"))
         }
-    caption = "spread: mean σ⁴ / (mean σ²)², 1 for an isometry; mean_square: mean σ²; of stages and blocks the mean"
-    show.table(console, rows, title="Jacobians at the first weights", caption=caption)
+    return rows
 
 
-def show_family(console: Console, family: Family) -> None:
-    """Each share with the interval that it was read from, its reading, and the power of that reading."""
-    chances = select(family.power(), quantity="probability") if family.is_judged else pd.DataFrame()
+def share_rows(families: Sequence[Family]) -> show.Rows:
+    """By data set, steps, outcome and family, then share: its interval, that which is read, its reading and power."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for found in family.estimates:
-        row = {"share": f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"}
-        if family.is_judged:
-            row |= {"read at": f"{100 * found.level:.1f} %", "reading": family.reading(found)}
-            row["power 0, 0.3, 0.7, 1"] = results.power_text(chances, found.name)
-        rows["", found.name] = row
-    about = family.about
-    title = f"{about['data']}, {about['step']} steps, {about['outcome']}: {about['treatment']}"
-    show.table(console, rows, title=title, caption=results.RULE_TEXT if family.is_judged else "shown, not judged")
-
-
-def conclusions(finished: Sequence[Trained], primary: Family) -> list[str]:
-    """The closing sentences of the primary analysis."""
-    group = next(iter(results.by_budget(finished)))
-    readings = {found.name: primary.reading(found) for found in primary.estimates}
-    lines = [
-        f"{primary.about['data']}, {primary.about['step']} steps, test error: "
-        + "; ".join(f"{name} {reading}" for name, reading in readings.items())
-        + "."
-    ]
-    share = results.parallel_blocks(group)
-    lines.append(
-        f"Short and long paths have cosines below {results.PARALLEL} in {100 * share:.0f} % of the blocks that have both"
-        f"{'' if share >= 0.5 else ': they are one gradient, and the share of short paths is not read'}."
-    )
-    lines += results.name_of_first_share(group)
-    return [*lines, "Shares need not sum to 1. All but these three are secondary."]
+    for family in families:
+        about = family.about
+        heading = f"{about['data']}, {about['step']} steps, {about['outcome']}: {about['treatment']}"
+        chances = family.power() if family.is_judged else pd.DataFrame()
+        for found in family.estimates:
+            row = {"share [95 %]": show.interval(found.value, found.low, found.high)}
+            if family.is_judged:
+                row |= {"[read from]": f"[{found.family_low:.2f}, {found.family_high:.2f}]"}
+                row |= {"reading": family.reading(found), "power": results.power_text(chances, found.name)}
+            rows[heading, found.name] = row
+    return rows
 
 
 if __name__ == "__main__":

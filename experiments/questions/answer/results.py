@@ -299,3 +299,18 @@ def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
             interval = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
             lines.append(f"{condition.name} does {word} near-identity: test error {interval}, margin {CLOSE}.")
     return lines
+
+
+def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list[str]:
+    """The closing sentences: the primary readings, whether short and long paths differ, what the first share is called."""
+    group = next(by_budget(finished))
+    primary = next(f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", JUDGED[0]))
+    read = "; ".join(f"{found.name}: {primary.reading(found)}" for found in primary.estimates)
+    part = parallel_blocks(group)
+    lines = [f"{primary.about['data']}, {primary.about['step']} steps, test error. {read}."]
+    if not np.isnan(part):
+        parallel = "" if part >= 0.5 else ": they are one gradient, and their share is not to be read"
+        lines.append(
+            f"The cosine of short and long paths is below {PARALLEL} in {100 * part:.0f} % of blocks{parallel}."
+        )
+    return [*lines, *name_of_first_share(group), "Shares need not sum to 1; all but these three are secondary."]
