@@ -2,6 +2,7 @@
 Random feedback is tested with the controls."""
 
 import copy
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
@@ -20,7 +21,7 @@ from models import (
     permuted_shortcuts,
     residual_blocks,
 )
-from models.feedback import PermutedShortcuts, cyclic_permutation
+from models.feedback import cyclic_permutation
 from models.variants import BlockName
 from probes import find_junctions
 from tests.support.networks import FLOAT64, images, relative_error
@@ -140,11 +141,13 @@ def test_permutations_have_no_fixed_points(size: int) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), imagenet_resnet(18)], ids=["no block", "no module"])
-def test_a_network_whose_shortcuts_cannot_be_permuted_is_refused(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="permuted shortcuts need blocks that hold a module as shortcut"):
-        permuted_shortcuts(model, draws())
-
-
-def test_the_switch_is_off_at_first() -> None:
-    assert PermutedShortcuts() == PermutedShortcuts(active=False)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(2, 2), "got 0 among the 0 blocks of Linear"),
+        (lambda: imagenet_resnet(18), "got 3 among the 8 blocks of ResNet"),
+    ],
+)
+def test_a_network_whose_shortcuts_cannot_be_permuted_is_refused(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        permuted_shortcuts(make(), draws())

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -61,7 +62,7 @@ def ordinary(model: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(F.cross_entropy(model(IMAGES), LABELS), list(model.parameters())))
 
 
-def equal(given: list[Tensor | None], wanted: list[Tensor]) -> bool:
+def equal(given: Sequence[Tensor | None], wanted: list[Tensor]) -> bool:
     return all(a is not None and torch.equal(a, b) for a, b in zip(given, wanted, strict=True))
 
 
