@@ -72,10 +72,10 @@ def cifar_resnet(
             before each convolution, and not after the sum (He et al. 2016, arXiv 1603.05027); ``"norm-after-sum"``
             behind the sum, and not at the branch's end (there, "BN after addition"). ``"dirac"`` convolves by the
             identity and a small change (Zagoruyko and Komodakis 2017, arXiv 1706.00388). Three kinds normalise nowhere
-            (but in projections B and C): ``"unnormalised"`` is conv-ReLU-conv, and two begin as their shortcuts: ``"skipinit"`` multiplies each branch by a
-            learned number, first 0 (De and Smith 2020, arXiv 2002.10444); ``"fixup"`` begins with zeros in each
-            branch's last convolution and in the classifier (Zhang et al. 2019, arXiv 1901.09321). Without the
-            shortcut's value these two begin, and stay, at zero.
+            (but in projections B and C): ``"unnormalised"`` is conv-ReLU-conv, and two begin as their shortcuts:
+            ``"skipinit"`` multiplies each branch by a learned number, first 0 (De and Smith 2020, arXiv 2002.10444);
+            ``"fixup"`` begins with zeros in each branch's last convolution and in the classifier (Zhang et al. 2019,
+            arXiv 1901.09321). Without the shortcut's value these two begin, and stay, at zero.
         width: Channels of the first stage (He et al.: 16), before a bottleneck's expansion by 4.
         in_channels: Channels of the images.
         num_classes: Outputs of the classifier.

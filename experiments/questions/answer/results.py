@@ -37,9 +37,9 @@ WIDEST = 0.5
 CLOSE = 0.05
 """Of test error: first weights that come so near do what near-identity ones do."""
 RULE_TEXT = (
-    "share [95 % interval]: Fieller's, over seeds and test images. explains most: the low end of the interval it is read "
-    "from is above 0.5; contributes: above 0.1; negligible: the high end is below 0.1. power: how probably a true share "
-    "of 0, 0.3, 0.7 and 1 is read right, with these spreads and n"
+    "Fieller's intervals, over seeds and test images. explains most: the low end of the interval that is read, which "
+    "counts how many shares are read together, is above 0.5; contributes: above 0.1; negligible: the high end is below "
+    "0.1. power: how probably true shares of 0, 0.3, 0.7 and 1 are read right, with these spreads and n"
 )
 FAMILIES = {"shares": SHARES, "gap closed": CLOSED}
 Outcomes = Mapping[str, np.ndarray]
@@ -148,8 +148,8 @@ def replicates(trained: Trained) -> pd.DataFrame:
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Of each condition, budget and outcome: mean, sd, 95 % t interval, n and the runs that have a value ("reached"); no
-    mean is taken of those that reach a loss where others do not."""
+    """Of each condition, budget and outcome: mean, sd, 95 % t interval, n, and how many runs have a value ("reached");
+    no mean is taken of those that reach a loss where others do not."""
     keys = ["data", "control", "first_weights", "learning_rate", "budget", "step", "outcome"]
     rows: list[dict[str, object]] = []
     for key, group in found.groupby(keys, sort=False):
@@ -213,7 +213,7 @@ class Family:
 
 
 def families(parts: Sequence[Trained], found: pd.DataFrame) -> list[Family]:
-    """Every family of shares of one data set and budget that can be read: on test errors with images, on others without.
+    """Every family of shares that one data set and budget has: of test errors by image, of other outcomes by run.
 
     found: as `replicates` gives it.
     """
@@ -254,7 +254,7 @@ def parallel_blocks(parts: Sequence[Trained]) -> float:
 
 def profiles(trained: Trained) -> pd.DataFrame:
     """Means over seeds, for each condition, at its first weights and its last: of each block the update's cosine with
-    the true gradient and its norm ratio, gradient norms, movement of the weights; of each path length norm and share."""
+    the true gradient and norm ratio, gradient norms, movement of the weights; of each path length norm and share."""
     keys = ["data", "control", "budget", "epoch", "block", "depth", "path_length", "outcome", "quantity"]
     parts = []
     for name in ("alignment", "gradients", "movement", "parts", "paths"):
@@ -286,8 +286,8 @@ def power_text(chances: pd.DataFrame, name: str) -> str:
 
 
 def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
-    """Whether the first share may be called conditioning: a sentence for each plain network that is conditioned far from
-    the identity; it may where one comes within CLOSE of near-identity in test error."""
+    """Whether the first share may be called conditioning, as it may where a plain network whose first weights are far
+    from the identity comes within CLOSE of near-identity in test error: a sentence for each such network."""
     errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
     lines = []
     for condition in FIRST_WEIGHTS[:2]:
@@ -302,7 +302,7 @@ def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
 
 
 def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list[str]:
-    """The closing sentences: the primary readings, whether short and long paths differ, what the first share is called."""
+    """The closing sentences: primary readings, whether short and long paths differ, what the first share is called."""
     group = next(by_budget(finished))
     primary = next(f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", JUDGED[0]))
     read = "; ".join(f"{found.name}: {primary.reading(found)}" for found in primary.estimates)
