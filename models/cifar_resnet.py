@@ -105,7 +105,9 @@ def cifar_resnet(
     check_sizes(width=width, in_channels=in_channels, num_classes=num_classes)
     kind = BLOCK_KINDS[block]
     if first_weights != "he" and kind.has_own_weights:
-        raise ValueError(f"first_weights {first_weights!r}: {block} blocks begin with weights of their own; leave it out")
+        raise ValueError(
+            f"first_weights {first_weights!r}: {block} blocks begin with weights of their own; leave it out"
+        )
     n = blocks_per_stage(depth, layers=3 * kind.layers, others=2, kind=block)
     flows = flow_per_block(flow, 3 * n)
     stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), *kind.after_stem(width))

@@ -81,7 +81,9 @@ def delta(like: Tensor) -> Tensor:
 def quarter(matrix: Tensor) -> Tensor:
     """Its first half of rows and columns; raises ValueError for an odd number of either."""
     if matrix.shape[0] % 2 or matrix.shape[1] % 2:
-        raise ValueError(f"first_weights 'looks-linear' pairs channels: {tuple(matrix.shape)} are odd, give even numbers")
+        raise ValueError(
+            f"first_weights 'looks-linear' pairs channels: {tuple(matrix.shape)} are odd, give even numbers"
+        )
     return matrix[: matrix.shape[0] // 2, : matrix.shape[1] // 2]
 
 

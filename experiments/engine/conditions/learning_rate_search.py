@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from experiments.engine.conditions.conditions import FAMILY, Condition, ConditionSettings
 from experiments.engine.conditions.controls import NO_CONTROL
@@ -16,7 +17,7 @@ from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.long_tables import select
-from experiments.engine.training.data import Dataset
+from experiments.engine.training.data import Batches, Dataset
 from experiments.engine.training.networks import outline
 from experiments.engine.training.train_run import make_network, train_run
 from probes.tables import table
@@ -45,17 +46,22 @@ class Effort:
 
 def effort_by_kind(condition: Condition) -> Effort:
     """Four rates on all tuning seeds for an unmodified arm, three on the first seed for every other condition."""
-    return Effort(tuple(LR_EXPONENTS)) if condition.is_arm else Effort(tuple(LR_EXPONENTS_SHORT[condition.optimiser]), 1)
+    return (
+        Effort(tuple(LR_EXPONENTS)) if condition.is_arm else Effort(tuple(LR_EXPONENTS_SHORT[condition.optimiser]), 1)
+    )
 
 
 def train_condition(run: Run, checkpoint: Path | None = None, *, datasets: Mapping[str, Dataset]) -> Outcome:
     """Train a run under the control of its recipe; a reported one also measures cosine and norm ratio between its
     updates and the exact gradient. datasets: by digest, the run's among them."""
     dataset, control = datasets[run.recipe.data], run.recipe.treatment
+
+    def measure(model: nn.Module, batches: Batches, epoch: int, last: bool) -> Tables:
+        return measure_alignment(model, batches, epoch, last, control=control, seed=run.seed) if run.outputs else {}
+
     model = make_network(run, dataset)
     backward = control.prepare(model, seed=run.seed)
-    asked = {"measure": partial(measure_alignment, control=control, seed=run.seed)} if run.outputs else {}
-    return train_run(run, checkpoint, dataset=dataset, model=model, backward=backward, validate=False, **asked)
+    return train_run(run, checkpoint, dataset=dataset, model=model, backward=backward, validate=False, measure=measure)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,9 @@ class ConditionRunner:
         )
         network = condition.network or self.settings.network
         first_weights = self.settings.first_weights if condition.first_weights is None else condition.first_weights
-        (run,) = replace(self.settings, training=training, network=network, first_weights=first_weights).runs(
+        data = replace(self.settings.data, split_seed=seed) if seed in self.splits else self.settings.data
+        changed = replace(self.settings, training=training, network=network, first_weights=first_weights, data=data)
+        (run,) = changed.runs(
             FAMILY,
             self.splits.get(seed, self.dataset),
             arms=(condition.arm,),
