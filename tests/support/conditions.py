@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,7 +96,7 @@ def run_made_up(script: ModuleType, out: Path, ends: Ends, **changes: Any) -> st
         return Outcome(tables)
 
     with short_search() as patch, redirect_stdout(io.StringIO()) as text:
-        patch.setattr(module, "train_condition", train)
+        patch.setattr(script, "ConditionRunner", partial(module.ConditionRunner, task=train))
         patch.setattr(figures, "save", lambda *_: ())
         script.main(script.Settings(out=out, **SMALL | changes))
     return " ".join(text.getvalue().split())

@@ -97,7 +97,9 @@ class ConditionRunner:
         )
         network = condition.network or self.settings.network
         first_weights = self.settings.first_weights if condition.first_weights is None else condition.first_weights
-        (run,) = replace(self.settings, training=training, network=network, first_weights=first_weights).runs(
+        data = replace(self.settings.data, split_seed=seed) if seed in self.splits else self.settings.data
+        changed = replace(self.settings, training=training, network=network, first_weights=first_weights, data=data)
+        (run,) = changed.runs(
             FAMILY,
             self.splits.get(seed, self.dataset),
             arms=(condition.arm,),

@@ -106,11 +106,14 @@ class Source:
 
 def load(data: Data) -> Dataset:
     """Load a data set by its settings; BadInput where the settings or the files do not allow it."""
-    return _drawn(_read(data), data)
+    return load_splits(data, (data.split_seed,))[data.split_seed]
 
 
 def load_splits(data: Data, seeds: Sequence[int]) -> dict[int, Dataset]:
     """The data set under the split that belongs to each seed, read once; BadInput as `load`."""
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise BadInput(f"--split-seed {seed}: give a number from 0 to {2**32 - 1}")
     source = _read(data)
     return {seed: _drawn(source, replace(data, split_seed=seed)) for seed in seeds}
 
@@ -131,8 +134,6 @@ def _read(data: Data) -> Source:
         raise BadInput(f"--dataset {data.dataset} needs --data-dir, the folder where the data lies")
     if data.image_size is not None and data.image_size < 4:
         raise BadInput(f"--image-size {data.image_size}: give at least 4 pixels")
-    if not 0 <= data.split_seed < 2**32:
-        raise BadInput(f"--split-seed {data.split_seed}: give a number from 0 to {2**32 - 1}")
     _check_files(data)
     return LOADERS[data.dataset](data)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 
@@ -34,7 +34,7 @@ class NetworkSettings:
     """resnet (He et al. 2015, for CIFAR), or another network's name (docs/networks.md lists them)."""
     width: int = 8
     """Channels of the first stage (He et al.: 16)."""
-    first_weights: FirstWeights = "he"
+    first_weights: float | str = "he"
     """Of branches: he, near-identity, delta-orthogonal (Xiao et al. 2018), looks-linear (Balduzzi et al. 2017), or a
     number t for (1 - t) delta + t He."""
     training: Training = field(default_factory=Training)
@@ -55,7 +55,7 @@ class NetworkSettings:
         check_seeds("--seeds", self.seeds)
         check_choice("--network", self.network, tuple(NETWORKS))
         try:
-            check_first_weights(self.first_weights)
+            check_first_weights(cast(FirstWeights, self.first_weights))
         except ValueError as error:
             raise BadInput(f"--first-weights: {error}") from None
         self.training.check()
@@ -85,7 +85,7 @@ class NetworkSettings:
             training=self.training,
             computing=self.computing,
             device=self.device,
-            first_weights=self.first_weights,
+            first_weights=cast(FirstWeights, self.first_weights),
             processes=distributed.count(),
             treatment=treatment,
         )
@@ -132,7 +132,7 @@ class NetworkSettings:
         check_unique(flag, depths)
         for depth in depths:
             try:
-                outline(self.network, depth, width=self.width, first_weights=self.first_weights)
+                outline(self.network, depth, width=self.width, first_weights=cast(FirstWeights, self.first_weights))
             except ValueError as error:
                 raise BadInput(f"{flag} {depth}: {error}") from None
 

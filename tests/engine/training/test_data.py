@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from experiments.engine.running.messages import BadInput
-from experiments.engine.training.data import Batches, Data, load, shift
+from experiments.engine.training import data as module
+from experiments.engine.training.data import Batches, Data, Dataset, load, load_splits, shift
 
 CPU = torch.device("cpu")
 CIFAR_JPEG = Path(__file__).parents[4] / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -41,6 +42,65 @@ def test_digits_are_split_once_and_for_all_by_class() -> None:
     for _, labels in first.splits.values():
         shares = np.bincount(labels) / len(labels)
         assert abs(shares - 0.1).max() < 0.01
+
+
+def test_the_default_split_is_the_one_that_results_rest_on() -> None:
+    """The digests of version 0.1's splits, computed by its code."""
+    assert load(Data()).digest == "f98594d7ff82908e"
+    assert load(Data(train_limit=100)).digest == "00f1c06a25740a2c"
+
+
+def as_rows(dataset: Dataset, split: str) -> list[bytes]:
+    return [image.tobytes() for image in np.asarray(dataset.splits[split][0])]
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+def test_another_split_seed_changes_training_and_validation_and_never_test(limit: int | None) -> None:
+    splits = [load(Data(split_seed=seed, train_limit=limit)) for seed in (0, 1, 2**32 - 1)]
+    assert len({dataset.digest for dataset in splits}) == 3
+    for name in ("train", "validation"):
+        assert len({frozenset(as_rows(dataset, name)) for dataset in splits}) == 3
+        counts = np.array([np.bincount(dataset.splits[name][1]) for dataset in splits])
+        assert np.ptp(counts, axis=0).max() <= 1  # stratified: a class may round up or down
+    assert len({tuple(as_rows(dataset, "test")) for dataset in splits}) == 1
+    for dataset in splits:
+        rows = [row for name in dataset.splits for row in as_rows(dataset, name)]
+        assert len(set(rows)) == len(rows) == (1797 if limit is None else 100 + 720)
+
+
+def test_splits_of_several_seeds_are_those_of_each_and_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Data] = []
+    monkeypatch.setitem(
+        module.LOADERS, "digits", lambda data, of=module.LOADERS["digits"]: read.append(data) or of(data)
+    )
+    splits = load_splits(Data(train_limit=100, augment="crop"), (3, 0, 1))
+    assert len(read) == 1
+    assert list(splits) == [3, 0, 1]
+    for seed, dataset in splits.items():
+        alone = load(Data(train_limit=100, augment="crop", split_seed=seed))
+        assert (alone.digest, alone.title, alone.augment) == (dataset.digest, dataset.title, "crop")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_split_seed_that_no_generator_takes_is_refused_before_anything_is_read(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOADERS", {"digits": None})
+    for refuse in (lambda: load(Data(split_seed=seed)), lambda: load_splits(Data(), (0, seed))):
+        with pytest.raises(BadInput, match=f"--split-seed {seed}: give a number from 0 to 4294967295"):
+            refuse()
+
+
+def test_a_folder_that_says_what_validates_has_one_split(tmp_path: Path) -> None:
+    parts = {"train": {"a": 20, "b": 20}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 2}}
+    given = {"dataset": "folder", "data_dir": make_folder(tmp_path / "own", parts)}
+    load(Data(**given))
+    for refuse in (lambda: load(Data(**given, split_seed=1)), lambda: load_splits(Data(**given), (0, 1))):
+        with pytest.raises(BadInput, match="--split-seed 1: own has a val/ of its own, so that nothing is drawn"):
+            refuse()
+    without = {part: parts[part] for part in ("train", "test")}
+    drawn = {"dataset": "folder", "data_dir": make_folder(tmp_path / "drawn", without)}
+    assert len({dataset.digest for dataset in load_splits(Data(**drawn), range(3)).values()}) == 3
 
 
 def test_images_are_normalised_by_the_training_images_alone() -> None:

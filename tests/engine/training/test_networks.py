@@ -1,6 +1,7 @@
 """Every network that --network names: the question can be asked of it."""
 
 import math
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -9,12 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.engine.running.cli import run_script
+from experiments.engine.running.messages import BadInput
+from experiments.engine.training.data import Data, load
 from experiments.engine.training.networks import NETWORKS, make, outline
 from experiments.engine.training.optimisation import parameter_groups
-from models import ARMS, residual_blocks
+from experiments.engine.training.settings import NetworkSettings
+from experiments.engine.training.train_run import make_network
+from models import ARMS, PLAIN, FirstWeights, residual_blocks
+from models.first_weights import NAMES
 from models.residual_blocks import Block
 from probes import find_junctions, gate
-from tests.support.scripts import toy_run
+from tests.support.scripts import print_of, toy_run
 
 DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
 SHAPE = (1, 8, 8)
@@ -106,3 +113,78 @@ def test_rescaled_networks_on_paper(name: str, shortcut: float, branch: float) -
             (shortcut * flow.shortcut, shortcut * flow.shortcut_gradient)
         )
         assert (got.branch, got.branch_gradient) == pytest.approx((branch * flow.branch, branch * flow.branch_gradient))
+
+
+# First weights
+
+OWN_WEIGHTS = {
+    **{name: f"{name} blocks begin with weights of their own; leave it out" for name in ("skipinit", "fixup", "dirac")},
+    **dict.fromkeys(("inception", "inception-scaled"), "towers side by side have no identity; leave them out"),
+}
+
+
+@pytest.mark.parametrize("choice", ["he", "near-identity", "delta-orthogonal", "looks-linear", 0.0, 0.5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_takes_first_weights_or_refuses_them_before_it_is_made(name: str, choice: FirstWeights) -> None:
+    """An outline, which has no weights, refuses what `make` does."""
+    depth, width = DEPTHS.get(name, 8), 64 if name == "imagenet" else 4
+    if name in OWN_WEIGHTS and choice != "he":
+        with pytest.raises(ValueError, match=f"{choice!r}: {OWN_WEIGHTS[name]}"):
+            outline(name, depth, width=width, first_weights=choice)
+        with pytest.raises(ValueError, match=f"{choice!r}: {OWN_WEIGHTS[name]}"):
+            make(name, depth, flow=PLAIN, width=width, shape=SHAPE, num_classes=10, first_weights=choice)
+    else:
+        outlined = outline(name, depth, width=width, first_weights=choice)
+        torch.manual_seed(0)
+        made = make(name, depth, flow=PLAIN, width=width, shape=SHAPE, num_classes=10, first_weights=choice)
+        assert len(list(outlined.parameters())) == len(list(made.parameters()))
+        he = network(name, "plain")
+        same = all(torch.equal(p, q) for p, q in zip(he.parameters(), made.parameters(), strict=True))
+        assert same == (choice == "he")
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> NetworkSettings:
+    """The settings that a script's flags become."""
+    found: list[NetworkSettings] = []
+    monkeypatch.setattr("experiments.stopgrad_shortcut.main", found.append)
+    monkeypatch.setattr(sys, "argv", ["stopgrad_shortcut", *arguments])
+    run_script("experiments.stopgrad_shortcut")
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [(None, "he"), *((name, name) for name in NAMES), ("0", 0.0), ("0.25", 0.25), ("1", 1.0)],
+)
+def test_first_weights_are_a_flag(monkeypatch: pytest.MonkeyPatch, given: str | None, value: FirstWeights) -> None:
+    """It reaches the recipe, and so the run's name, and the network that is made."""
+    settings = settings_of(monkeypatch, *(() if given is None else ("--first-weights", given)), "--width", "2")
+    settings.check()
+    settings.check_depths("--depths", 8)
+    dataset = load(Data())
+    (run,) = settings.runs("toy", dataset, arms=("plain",), depths=(8,), seeds=(0,))
+    (usual,) = NetworkSettings(width=2).runs("toy", dataset, arms=("plain",), depths=(8,), seeds=(0,))
+    assert run.recipe.first_weights == value
+    assert type(run.recipe.first_weights) is type(value)
+    assert (run.name == usual.name) == (value == "he")
+    he, made = (make_network(of, dataset).state_dict() for of in (usual, run))
+    assert all(torch.equal(he[key], made[key]) for key in he) == (value in ("he", 1))
+
+
+@pytest.mark.parametrize("given", ["orthogonal", "1.5", "-0.1", "nan", "true"])
+def test_other_first_weights_are_one_line(given: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shown = print_of("stopgrad_shortcut", [f"--first-weights={given}", "--out", str(tmp_path)], capsys, status=2)
+    assert len(shown.splitlines()) == 1
+    assert shown.startswith(
+        f"error: --first-weights: first_weights is {given if given[-1] in '15n' else repr(given)}: "
+    )
+    assert "give he, near-identity, delta-orthogonal, looks-linear, or a number t from 0 to 1" in shown
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", OWN_WEIGHTS)
+def test_first_weights_that_a_network_cannot_have_are_refused_with_its_depths(name: str) -> None:
+    settings = NetworkSettings(network=name, width=4, first_weights=0.5)
+    settings.check()
+    with pytest.raises(BadInput, match=f"--depths {DEPTHS.get(name, 8)}: first.weights 0.5: {OWN_WEIGHTS[name]}"):
+        settings.check_depths("--depths", DEPTHS.get(name, 8))

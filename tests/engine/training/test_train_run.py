@@ -37,6 +37,8 @@ CHANGES: dict[str, Any] = {  # another value of every field
     "recipe.computing.compile": True,
     "recipe.device": "cuda:99",
     "recipe.flow": STOP_GRADIENT,
+    "recipe.first_weights": "near-identity",
+    "recipe.evaluated": ("train", "validation"),
     "recipe.processes": 2,
     "recipe.treatment": Control(Cut(stage=2)),
 }
@@ -73,7 +75,8 @@ def changed(value: Any, path: str, to: object) -> Any:
 
 
 def behaviour(run: Run, dataset: Dataset) -> object:
-    """What a run does: its losses and updates, the layout of its weights, whether it was compiled; or how it fails."""
+    """What a run does: its losses and updates, the splits it is evaluated on, the layout of its weights, whether it was
+    compiled; or how it fails."""
     compiled: list[object] = []
 
     def note(graph: torch.fx.GraphModule, inputs: object) -> object:
@@ -92,10 +95,11 @@ def behaviour(run: Run, dataset: Dataset) -> object:
         patch.setattr(compute, "BACKEND", note)
         patch.setattr(compute.Computing, "lay_out", noted)
         try:
-            outcome = train_condition(run, dataset=dataset)
+            outcome = train_condition(run, datasets={run.recipe.data: dataset})
         except (ValueError, AssertionError, RuntimeError) as error:
             return type(error), str(error)
-    return outcome.tables["losses"]["value"].tolist(), layouts, len(compiled)
+    evaluated = outcome.tables["outcomes"]["split"].unique().tolist()
+    return outcome.tables["losses"]["value"].tolist(), evaluated, layouts, len(compiled)
 
 
 def test_every_field_has_another_value_here(run: Run) -> None:
