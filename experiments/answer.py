@@ -26,12 +26,25 @@ from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Data, load_splits
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer import results
-from experiments.questions.answer.plan import PARTS, SEEDS, TUNING_SEEDS, Part
+from experiments.questions.answer.plan import (
+    FIRST_WEIGHTS,
+    LONGER,
+    PARTS,
+    PLAIN_NEAR,
+    SEEDS,
+    TUNING_SEEDS,
+    TWIN,
+    Part,
+)
 from experiments.questions.answer.replicate import MEASURED, OUTPUTS, train_replicate
 from experiments.questions.answer.results import Family, Trained
 
 EXPERIMENT = "answer"
 CIFAR10 = "CIFAR-10"
+DRAWN = [condition.name for condition in (*LONGER, TWIN)]
+"""Conditions in the figures; the tables have all."""
+DRAWN_CLOSED = [condition.name for condition in (PLAIN_NEAR, FIRST_WEIGHTS[0])]
+"""Whose share of the gap closed stands beside the three shares in the figure."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +171,14 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     }
     for name, table in tables.items():
         output.table(name, table)
-    of_shares = select(tables["shares"], outcome="test error", treatment="shares")
-    drawn = pd.concat([select(found, outcome="test error"), of_shares], ignore_index=True)
+    read = select(tables["shares"], outcome="test error")
+    read = read[(read["treatment"] == "shares") | read["effect"].isin(DRAWN_CLOSED)]
+    errors = select(found, outcome="test error")
+    drawn = pd.concat([errors[errors["control"].isin(DRAWN)], read], ignore_index=True)
     show.save_figure(output, figures.answer(drawn), drawn, EXPERIMENT)
-    short = select(tables["losses"], data=finished[0].data, budget=1)
-    show.save_figure(output, figures.answer_losses(short), short, "answer_losses")
+    losses = select(tables["losses"], data=finished[0].data, budget=1)
+    losses = losses[losses["control"].isin(DRAWN)]
+    show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
     return families
 
 

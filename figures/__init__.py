@@ -7,6 +7,7 @@ a value is there twice, or `axes` are not as many as panels.
 
 from .accuracy import accuracy_by_depth, budget, interaction, learning_rates
 from .alignment import alignment, alignment_over_epochs
+from .answer import answer, answer_losses
 from .conditions import conditions, gap_closed
 from .degradation import degradation, layer_responses
 from .dose_and_timing import dose_and_timing
@@ -33,6 +34,8 @@ __all__ = [
     "accuracy_by_depth",
     "alignment",
     "alignment_over_epochs",
+    "answer",
+    "answer_losses",
     "budget",
     "conditions",
     "copying",

@@ -116,19 +116,21 @@ def finish(axes: Axes2D, handles: Sequence[Line2D], *, title: str) -> None:
     """One legend for all panels, above them: it hides no data, its title says what lines are, and n; labels in line."""
     first = axes.flat[0]
     figure, room = first.get_figure(), first.get_figure(root=True).get_figwidth()
-    columns = _columns([str(entry.get_label()) for entry in handles], room)
+    columns = legend_columns([str(entry.get_label()) for entry in handles], room)
     title = "\n".join(fill(line, int(room / LETTER)) for line in title.splitlines())
     drawn = figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
     drawn.get_title().set(linespacing=1, multialignment="center")
+    for text in drawn.get_texts():
+        text.set_linespacing(1)
     for axis in axes.flat:
         axis.xaxis.label.set_linespacing(1.1)
         axis.yaxis.label.set_linespacing(1.1)
     figure.align_ylabels(axes[:, 0])
 
 
-def _columns(labels: Sequence[str], room: float) -> int:
-    """The most columns that fit into `room` inches; a handle and its gaps are as wide as nine letters."""
-    inches = [(9 + len(label)) * LETTER for label in labels]
+def legend_columns(labels: Sequence[str], room: float) -> int:
+    """The most columns of a legend that fit into `room` inches; a handle and its gaps are as wide as nine letters."""
+    inches = [(9 + max(map(len, label.split("\n")))) * LETTER for label in labels]
     for columns in range(len(labels), 1, -1):
         filled = np.array_split(inches, columns)  # as matplotlib fills them, the first ones with one more
         if sum(max(column) for column in filled) < room:

@@ -16,18 +16,19 @@ def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Se
     Raises ValueError for missing columns, an empty table, nothing left, or two values for one key.
     """
     keys = [*keys, *where]
-    _check_columns(table, [*keys, "value"], figure=figure)
+    check_columns(table, [*keys, "value"], figure=figure)
     wanted = pd.Series(True, index=table.index)
     for column, values in where.items():
         wanted &= table[column].isin(values)
     rows = table[wanted & np.isfinite(table["value"])]
     if rows.empty:
-        raise ValueError(f"{figure}: no finite value where {_words(where)}, among {len(table)} rows.")
-    _check_values(rows, keys, figure=figure)
+        raise ValueError(f"{figure}: no finite value {_words(where)}among {len(table)} rows.")
+    check_values(rows, keys, figure=figure)
     return rows
 
 
-def _check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -> None:
+def check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -> None:
+    """ValueError where the table lacks a column, or has no rows."""
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise ValueError(
@@ -37,7 +38,8 @@ def _check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -
         raise ValueError(f"{figure}: the table is empty; there is nothing to draw.")
 
 
-def _check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:
+def check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:
+    """ValueError where two rows have the same keys."""
     twice = rows[rows.duplicated(list(keys))]
     if len(twice):
         which = ", ".join(f"{key} {twice.iloc[0][key]}" for key in keys)
@@ -45,7 +47,8 @@ def _check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> No
 
 
 def _words(where: dict[str, Sequence[Any]]) -> str:
-    return " and ".join(f"{column} is {' or '.join(map(str, values))}" for column, values in where.items())
+    parts = [f"{column} is {' or '.join(map(str, values))}" for column, values in where.items()]
+    return f"where {' and '.join(parts)}, " * bool(parts)
 
 
 def arms_of(rows: pd.DataFrame) -> dict[str, Look]:

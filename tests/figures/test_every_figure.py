@@ -112,11 +112,12 @@ def test_axes_of_the_caller_are_drawn_on() -> None:
 def test_errors_name_the_figure_and_what_is_missing(name: str) -> None:
     table = EXAMPLES[name]
     missing = r"seed, value" if name in KIND else "(seed, )?.*value"
+    of = "outcome" if name == "answer" else "quantity"
     with pytest.raises(ValueError, match=rf"^{name}: the table lacks {missing}; its columns are .*arm"):
         draw(name, table.assign(arm="plain").drop(columns=["seed", "value"], errors="ignore"))
     with pytest.raises(ValueError, match=rf"^{name}: the table is empty; there is nothing to draw\.$"):
         draw(name, table[:0])
-    with pytest.raises(ValueError, match=rf"^{name}: no finite value where .*quantity is .*, among \d+ rows\.$"):
+    with pytest.raises(ValueError, match=rf"^{name}: no finite value (where .*{of} is .*, )?among \d+ rows\.$"):
         draw(name, table.assign(value=np.nan))
     with pytest.raises(ValueError, match=rf"^{name}: several values for .*Draw one experiment at a time"):
         draw(name, pd.concat([table, table.assign(experiment="another")]))

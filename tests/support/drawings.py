@@ -197,6 +197,39 @@ def judged() -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+FIRST_WEIGHTS = {
+    "residual": "he", "plain": "he", "stop-gradient": "he", "stop-gradient's norms, true direction": "he",
+    "residual, near-identity": "near-identity", "value alone, near-identity": "near-identity",
+    "plain, near-identity": "near-identity", "plain, looks-linear": "looks-linear",
+    "plain, delta-orthogonal": "delta-orthogonal",
+}  # fmt: skip
+
+
+def answers() -> pd.DataFrame:
+    """Errors at three budgets on digits, at one on CIFAR-10, and shares."""
+    digits = long(data=["digits"], control=FIRST_WEIGHTS, step=(80, 400, 2000), seed=range(3))
+    cifar = long(data=["CIFAR-10"], control=("residual", "plain", "plain, near-identity"), step=[780], seed=range(2))
+    errors = pd.concat([cifar, digits], ignore_index=True)
+    errors = errors.assign(first_weights=errors["control"].map(FIRST_WEIGHTS), budget=errors["step"] // 80)
+    found = [
+        share("digits", "short paths", 80, (0.6, 0.45, 0.75), "contributes"),
+        share("digits", "conditioning", 400, (0.91, 0.88, 1.9), "explains most"),
+        share("digits", "conditioning", 80, (0.91, 0.88, 0.94), "explains most"),
+        share("CIFAR-10", "conditioning", 780, (np.nan, np.nan, np.nan), "no gap"),
+    ]
+    return pd.concat([errors, *found], ignore_index=True).assign(outcome="test error")
+
+
+def share(data: str, effect: str, step: int, values: tuple[float, float, float], reading: str) -> pd.DataFrame:
+    about = {"data": data, "effect": effect, "step": step, "reading": reading, "outcome": "test error"}
+    return pd.DataFrame({**about, "quantity": ("estimate", "low", "high"), "value": values})
+
+
+def answer_losses() -> pd.DataFrame:
+    rows = long(data=["digits"], control=FIRST_WEIGHTS, budget=[1], step=(8, 40, 80), seed=range(3))
+    return rows.assign(first_weights=rows["control"].map(FIRST_WEIGHTS), window=8)
+
+
 def profile() -> pd.DataFrame:
     values = 10.0 ** -np.arange(3)
     rows = dict.fromkeys(("total", "shortcut", "branch", "ratio"), values) | {"other": 0.0}
@@ -218,6 +251,8 @@ EXAMPLES: dict[str, pd.DataFrame] = {
     "accuracy_by_depth": MAIN["outcomes"],
     "alignment": aligned("cosine", "norm ratio", epoch=(0, 1, 2), depth=(0, 1, 2, np.nan)),
     "alignment_over_epochs": aligned("cosine", "uphill share", epoch=(1, 2, 3)),
+    "answer": answers(),
+    "answer_losses": answer_losses(),
     "budget": long(
         arm=NAMES, depth_total=(8, 14), seed=range(3), budget=(1, 3, 10), split=("train", "test"), quantity=["accuracy"]
     ),

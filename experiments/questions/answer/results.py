@@ -194,7 +194,8 @@ class Family:
                 numbers = {"bootstrap low": drawn.low, "bootstrap high": drawn.high}
                 about = {**self.about, "effect": share.name, "reading": found.reading}
                 parts.append(table({**about, "quantity": name, "value": value} for name, value in numbers.items()))
-        return pd.concat(parts, ignore_index=True)
+        found = pd.concat(parts, ignore_index=True)
+        return found.assign(reading=found["effect"].map({of.name: self.reading(of) for of in self.estimates}))
 
     def power(self) -> pd.DataFrame:
         """How often the rule gives each reading in worlds with these spreads, where the true share is known."""
