@@ -3,17 +3,18 @@
 # make test-slow   the slow ones
 # make test-floors the fast tests on the oldest Python and the oldest releases that pyproject.toml allows
 # make docs        the documentation, to docs/_build/html
-# make answer      the sceptic's controls, and the verdict on them (goes on where it was interrupted)
+# make answer      the answer's grid (resumes where it was interrupted); CIFAR10=DIR adds CIFAR-10 from a folder of images
+# make answer-more the same question in other settings
 PYTHON ?= python3
 OLDEST ?= 3.11
 BIN := .venv/bin
 OUT ?= results
 PYTEST := -m pytest -n 2 --dist worksteal
-ANSWER := learning_rates magnitude_or_direction budget dose_and_timing forward_statistics alignment
+CIFAR10 ?=
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow test-floors lint docs answer gallery
+.PHONY: run test test-slow test-floors lint docs answer answer-more gallery
 run: .venv/with-experiments
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
@@ -38,13 +39,16 @@ docs: .venv/with-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 answer: .venv/with-experiments
-	set -e; for script in $(ANSWER); do $(BIN)/python experiments/$$script.py --out $(OUT) $(ARGS); done
-	$(BIN)/python experiments/verdict.py --out $(OUT)
+	$(BIN)/python experiments/answer.py --out $(OUT) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(ARGS)
+
+answer-more: .venv/with-experiments
+	$(BIN)/python experiments/robustness.py --out $(OUT) $(ARGS)
 
 gallery: run answer
 	$(BIN)/python experiments/short_paths.py
+	$(BIN)/python experiments/dose_and_timing.py
 	for figure in stopgrad_shortcut/figures/accuracy_by_depth stopgrad_shortcut/figures/path_lengths \
-	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 verdict/figures/verdict; do \
+	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 answer/figures/answer; do \
 	    cp results/$$figure.png results/$$figure.csv figures/gallery/ || exit 1; done
 
 # The checkout in .venv, with the packages of one extra of pyproject.toml.

@@ -26,7 +26,6 @@ from .saliency_maps import saliency_maps
 from .short_paths import short_path_changes, short_paths
 from .training_speed import training_speed
 from .variants import variants
-from .verdict import verdict
 
 __all__ = [
     "ARMS",
@@ -64,5 +63,4 @@ __all__ = [
     "short_paths",
     "training_speed",
     "variants",
-    "verdict",
 ]

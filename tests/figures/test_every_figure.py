@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 import figures
 from tests.support.drawings import EXAMPLES, MAIN, NAMES, suits_a_paper, tables, texts
 
-UNORDERED = {"conditions", "depth_centres", "dose_and_timing", "gap_closed", "training_speed", "variants", "verdict"}
-WITHOUT_ARMS = {"profiles", "verdict"}
+UNORDERED = {"conditions", "depth_centres", "dose_and_timing", "gap_closed", "training_speed", "variants"}
+WITHOUT_ARMS = {"profiles"}
 KIND = {
     "accuracy_by_depth": "outcomes", "gradient_norms": "gradients", "gradient_split": "gradients",
     "interaction": "outcomes", "learning_curves": "curves", "path_lengths": "paths",

@@ -14,7 +14,7 @@ from tests.support.conditions import short_search
 from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
-NO_GRID = {"probe_model", "verdict"}
+NO_GRID = {"probe_model"}
 NETWORK = "--seeds 0 --epochs 1 --width 2 --train-limit 256"
 CONDITIONS = f"{NETWORK} --tuning-seeds 100 --depths 8"
 TOY = {  # the least that every script with a grid can be asked
@@ -147,7 +147,6 @@ MISTAKES = {
         "--networks vgg": "--networks: unknown 'vgg'; choose from resnet",
         "--depth 0": "--depth 0: give at least 1",
     },
-    "verdict": {"--out nowhere": "--out nowhere: there is no such folder; run the experiments first (make answer)"},
 }
 
 
@@ -173,7 +172,7 @@ def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixtur
     question = str(ast.get_docstring(ast.parse(Path(file_of(script)).read_text()))).split("\n\n")[0]
     assert question.endswith("?")
     assert " ".join(question.split()) in " ".join(shown.split("options")[0].split())
-    for flag in ("out",) if script == "verdict" else ("device", "out", "quick"):  # the verdict trains nothing
+    for flag in ("device", "out", "quick"):
         assert f"--{flag} " in shown
     assert not ("--network " in shown and "--networks " in shown)  # one network or several
 

@@ -187,16 +187,6 @@ def insertions() -> pd.DataFrame:
     return table.assign(value=table["value"].mask(worse, -0.02))
 
 
-def judged() -> pd.DataFrame:
-    about = {"data": ("digits",), "control": ("as they are", "longer"), "depth_total": (20, 56), "effect": ("a", "b")}
-    outcomes = ("log train loss", "test accuracy")
-    ends = {"mean": 0.1, "low": -0.2, "high": 0.3}
-    rows = [long(**about, outcome=outcomes, quantity=[name]).assign(value=value) for name, value in ends.items()]
-    rows.append(long(**about, outcome=outcomes, quantity=["difference"], seed=range(3)))
-    rows.append(pd.DataFrame({"outcome": outcomes, "quantity": "margin", "value": (0.7, 0.03)}))
-    return pd.concat(rows, ignore_index=True)
-
-
 FIRST_WEIGHTS = {
     "residual": "he", "plain": "he", "stop-gradient": "he", "stop-gradient's norms, true direction": "he",
     "residual, near-identity": "near-identity", "value alone, near-identity": "near-identity",
@@ -285,7 +275,6 @@ EXAMPLES: dict[str, pd.DataFrame] = {
     "short_paths": limited(),
     "training_speed": speeds(),
     "variants": networks(),
-    "verdict": judged(),
 }  # fmt: skip
 
 

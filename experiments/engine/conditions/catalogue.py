@@ -1,4 +1,4 @@
-"""Every condition of the experiments behind `make answer`, in one place."""
+"""The conditions that experiments share, in one place; those of `answer` are in its plan."""
 
 from collections.abc import Sequence
 
