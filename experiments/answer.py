@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
     """Run the plan, part by part, and report what is finished after each."""
     settings.check()
     output = settings.output(EXPERIMENT)
-    finished: list[Trained] = []
+    finished, families = list[Trained](), list[Family]()
     for number, part in enumerate(settings.parts()):
         finished.append(train_part(part, settings, output.folder / "parts" / str(number)))
         families = write(finished, output)  # after each part, so that an interrupted call leaves what there is
@@ -154,12 +154,12 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     output.clear()
     found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
     families = [family for group in results.by_budget(finished) for family in results.families(group, found)]
-    jacobians = pd.concat([results.jacobians(part) for part in finished], ignore_index=True)
+    jacobians = results.jacobians(finished)
     tables = {
         "replicates": found,
         "conditions": results.summary(found),
         "shares": pd.concat([family.table() for family in families], ignore_index=True),
-        "power": pd.concat([family.power() for family in families if family.is_judged], ignore_index=True),
+        "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
         "correct": pd.concat([results.right_images(part) for part in finished], ignore_index=True),
         "tuning": pd.concat([part.search.assign(**part.about) for part in finished], ignore_index=True),
         "losses": pd.concat([results.loss_curves(part) for part in finished], ignore_index=True),
@@ -178,7 +178,8 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     show.save_figure(output, figures.answer(drawn), drawn, EXPERIMENT)
     losses = select(tables["losses"], data=finished[0].data, budget=1)
     losses = losses[losses["control"].isin(DRAWN)]
-    show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
+    if len(losses):
+        show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
     return families
 
 
@@ -199,7 +200,7 @@ def report(finished: Sequence[Trained], families: Sequence[Family], settings: Se
     )
     show.table(
         console,
-        jacobian_rows(pd.concat([results.jacobians(part) for part in finished], ignore_index=True)),
+        jacobian_rows(results.jacobians(finished)),
         title="Jacobians at the first weights",
         caption="spread: mean σ⁴ / (mean σ²)², 1 for an isometry; size: mean σ²; of blocks the mean",
     )
@@ -245,7 +246,7 @@ def share_rows(families: Sequence[Family]) -> show.Rows:
     for family in families:
         about = family.about
         heading = f"{about['data']}, {about['step']} steps, {about['outcome']}: {about['treatment']}"
-        chances = family.power() if family.is_judged else pd.DataFrame()
+        chances = family.power if family.is_judged else pd.DataFrame()
         for found in family.estimates:
             row = {"share [95 %]": show.interval(found.value, found.low, found.high)}
             if family.is_judged:

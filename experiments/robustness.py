@@ -173,14 +173,12 @@ def report(found: pd.DataFrame, settings: Settings, output: Output) -> None:
     """Print every row, and where conditioning does not close the gap."""
     console = show.terminal()
     rows = {
-        (str(row.setting), str(row.condition)): {
-            "residual": f"{row.residual:.3f}",
-            "plain": f"{row.plain:.3f}",
-            "this": f"{row.this:.3f}",
-            "closes": show.interval(row.closed, row.low, row.high),
-            "reading": str(row.reading),
+        (row["setting"], row["condition"]): {
+            **{name: f"{row[name]:.3f}" for name in ("residual", "plain", "this")},
+            "closes": show.interval(row["closed"], row["low"], row["high"]),
+            "reading": row["reading"],
         }
-        for row in found.itertuples()
+        for row in found.to_dict("records")
     }
     caption = (
         f"test errors, n = {len(settings.seeds)}; closes: (plain - this) / (plain - residual) with Fieller's 95 % "
