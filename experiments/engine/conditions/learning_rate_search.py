@@ -146,7 +146,7 @@ class ConditionRunner:
         loss). It is the lowest tried while nothing has learned at any: a network at chance tells no rates apart. A best
         at an end of its range extends the range, by at most two decades. The whole search goes to `folder`/tuning.csv.
         """
-        self.check(conditions, depths)
+        check_conditions(self.settings, conditions, depths)
         output = Output(folder, dry_run=self.settings.execution.dry_run)
         tried = {(one, depth): set(self.effort(one).exponents) for one in conditions for depth in depths}
         while True:
@@ -171,23 +171,33 @@ class ConditionRunner:
         rates = {(condition.name, depth): rate_of(exponent) for (condition, depth), exponent in best.items()}
         return rates, searched
 
-    def check(self, conditions: Sequence[Condition], depths: Sequence[int]) -> None:
-        """Raise BadInput for a condition whose control the network does not know: random feedback without convolutions,
-        a stage that is not there."""
-        for condition in conditions:
-            network = condition.network or self.settings.network
-            for depth in depths if condition.control != NO_CONTROL else ():
-                try:
-                    condition.control.prepare(outline(network, depth, width=self.settings.width), seed=0)
-                except ValueError as error:
-                    raise BadInput(f"{condition.name!r} on {network}: {error}; leave it out (--conditions)") from None
-
     def _best(self, found: pd.DataFrame, condition: Condition, depth: int) -> int:
         tried = select(found, control=condition.name, depth_total=depth)
         means = tried.groupby("learning_rate")[["accuracy", "loss"]].mean().reset_index()
         best = means.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
         learned = best["accuracy"] > 1 / len(self.dataset.classes) + LEARNED
         return exponent_of(float(best["learning_rate"] if learned else means["learning_rate"].min()))
+
+
+def check_conditions(
+    settings: ConditionSettings,
+    conditions: Sequence[Condition],
+    depths: Sequence[int],
+    *,
+    advice: str = "leave it out (--conditions)",
+) -> None:
+    """Raise BadInput, which ends in the advice, for a condition that the network cannot have: random feedback without
+    convolutions, a stage or a path that is not there, first weights that it does not know."""
+    for condition in conditions:
+        network, weights = condition.network or settings.network, condition.first_weights
+        if condition.control == NO_CONTROL and weights is None:
+            continue
+        for depth in depths:
+            try:
+                model = outline(network, depth, width=settings.width, first_weights=weights or "he")
+                condition.control.prepare(model, seed=0)
+            except ValueError as error:
+                raise BadInput(f"{condition.name!r} on {network}: {error}; {advice}") from None
 
 
 def rate_of(exponent: int) -> float:
