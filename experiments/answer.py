@@ -120,7 +120,6 @@ QUICK = Settings(
     tuning_seeds=TUNING_SEEDS[:1],
     budgets=(1, 5),
     training=Training(epochs=2),
-    quick=True,
 )
 
 
