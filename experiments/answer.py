@@ -159,7 +159,7 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
         "replicates": found,
         "conditions": results.summary(found),
         "shares": pd.concat([family.table() for family in families], ignore_index=True),
-        "power": pd.concat([family.power() for family in families if family.is_judged], ignore_index=True),
+        "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
         "correct": pd.concat([results.right_images(part) for part in finished], ignore_index=True),
         "tuning": pd.concat([part.search.assign(**part.about) for part in finished], ignore_index=True),
         "losses": pd.concat([results.loss_curves(part) for part in finished], ignore_index=True),
@@ -230,7 +230,7 @@ def jacobian_rows(table: pd.DataFrame) -> show.Rows:
     """By data set, then condition."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for (data, name), of in table.groupby(["data", "control"], sort=False):
-        numbers = of.set_index(["outcome", "quantity"])["mean"]
+        numbers = of.drop_duplicates(["outcome", "quantity"]).set_index(["outcome", "quantity"])["mean"]
         rows[str(data), str(name)] = {
             f"{word}, {kind}": f"{numbers[kind, quantity]:.3g}"
             for kind in ("stream", "blocks")
@@ -245,12 +245,11 @@ def share_rows(families: Sequence[Family]) -> show.Rows:
     for family in families:
         about = family.about
         heading = f"{about['data']}, {about['step']} steps, {about['outcome']}: {about['treatment']}"
-        chances = family.power() if family.is_judged else pd.DataFrame()
         for found in family.estimates:
             row = {"share [95 %]": show.interval(found.value, found.low, found.high)}
             if family.is_judged:
                 row |= {"[read from]": f"[{found.family_low:.2f}, {found.family_high:.2f}]"}
-                row |= {"reading": family.reading(found), "power": results.power_text(chances, found.name)}
+                row |= {"reading": family.reading(found), "power": results.power_text(family.power, found.name)}
             rows[heading, found.name] = row
     return rows
 

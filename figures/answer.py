@@ -60,8 +60,8 @@ def answer(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Table: data, control (the condition), first_weights ("he"; all others are conditioned), step (of the whole
     training), seed, outcome ("test error"), value (from 0 to 1). In rows of shares: effect ("conditioning", "value",
-    "short paths" or another), data, step, outcome, quantity ("estimate", "low", "high"; others are left out), reading (in
-    words), value (nan where there is none).
+    "short paths" or another), data, step, outcome, quantity ("estimate", "low", "high"; others are left out), reading
+    (in words), value (nan where there is none).
     """
     errors, shares = _parted(table)
     keys = ["data", "control", "first_weights", "step", "seed"]

@@ -73,7 +73,7 @@ def test_a_new_arm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (folder / "effects.csv").is_file()
     assert len(list((folder / "figures").glob("*.pdf"))) == 7
     assert "half" in done.stdout
-    assert runpy.run_path(catalogue.__file__)["UNMODIFIED_ARMS"] == catalogue.UNMODIFIED_ARMS  # of `make answer`
+    assert runpy.run_path(catalogue.__file__)["UNMODIFIED_ARMS"] == catalogue.UNMODIFIED_ARMS
 
 
 def test_arms_that_compute_the_same_function_begin_alike(toy: tuple[Path, str]) -> None:
