@@ -1,5 +1,5 @@
-"""The shares of `answer` against a second implementation that knows nothing of the first: on tables of made-up runs, and
-on the committed ones."""
+"""The shares of `answer` against a second implementation that knows nothing of the first: on made-up tables, and on the
+committed ones."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def family_rows(outcomes: Outcomes, shares: tuple[Share, ...], about: Row) -> li
     """Of one family, as the script writes it."""
     known = [share for share in shares if set(share.conditions) <= set(outcomes)]
     found = read_shares(condition_means(outcomes), known) if known else []
-    rows = [row for row in share_table(found, **about).to_dict("records")] if found else []
+    rows = list(share_table(found, **about).to_dict("records")) if found else []
     for share, estimate in zip(known, found, strict=True):
         if np.isfinite(estimate.low):
             drawn = bootstrap(outcomes, share)
@@ -142,7 +142,7 @@ def test_two_implementations_agree(folder: Path) -> None:
 
 def test_the_script_alone(folder: Path) -> None:
     """In a process that has nothing but the standard library, numpy and scipy."""
-    barred = "experiments figures models pandas probes tests torch".split()
+    barred = ["experiments", "figures", "models", "pandas", "probes", "tests", "torch"]
     code = f"import runpy, sys; sys.modules |= dict.fromkeys({barred}); sys.argv = [{str(SCRIPT)!r}, {str(folder)!r}]"
     run = f"{code}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", run], cwd=folder, capture_output=True, text=True)
