@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 COLUMNS = (
-    "experiment", "data", "network", "arm", "control", "treatment", "amount", "learning_rate", "budget", "depth_total",
-    "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion", "statistics", "count", "draw",
-    "block", "depth", "path_length", "reading", "quantity", "value",
+    "experiment", "data", "network", "arm", "control", "first_weights", "treatment", "amount", "learning_rate",
+    "budget", "depth_total", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
+    "statistics", "count", "draw", "block", "depth", "path_length", "reading", "quantity", "value",
 )  # fmt: skip
 
 
