@@ -80,6 +80,8 @@ class Settings(ConditionSettings):
             raise BadInput(f"--budgets {min(unknown)}: the plan has 1, 5 and 25")
         check_at_least("--seeds", len(self.seeds), 1)
         self.of_cifar10().check_depths("--cifar10-depth", self.cifar10_depth)
+        if self.cifar10 is not None and not self.cifar10.is_dir():
+            raise BadInput(f"--cifar10 {self.cifar10}: there is no such folder of images")
 
     def of_cifar10(self) -> "Settings":
         """The same settings for that data set."""

@@ -138,7 +138,7 @@ class Means:
         if self.images() > 1:
             parts.append((float(self.by_image(weights).var(ddof=1)) / self.images(), self.images() - 1))
         total = sum(part for part, _ in parts)
-        below = sum(part**2 / freedom for part, freedom in parts)
+        below = sum(part**2 / freedom if freedom else np.nan for part, freedom in parts)
         return total**2 / below if below else np.inf
 
 
@@ -151,7 +151,7 @@ def difference(numerator: Weights, denominator: Weights, share: float) -> dict[s
 def of_gap(means: Means, gap: Weights, level: float) -> Interval:
     """Student's interval of a weighted sum, at its own degrees of freedom."""
     centre = means.value(gap)
-    half = stats.t.ppf((1 + level) / 2, means.freedom(gap)) * means.variance(gap) ** 0.5
+    half = float(stats.t.ppf((1 + level) / 2, means.freedom(gap))) * means.variance(gap) ** 0.5
     return Interval(centre - half, centre + half)
 
 

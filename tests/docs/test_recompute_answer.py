@@ -69,7 +69,10 @@ def family_rows(outcomes: Outcomes, shares: tuple[Share, ...], about: Row) -> li
     """Of one family, as the script writes it."""
     known = [share for share in shares if set(share.conditions) <= set(outcomes)]
     found = read_shares(condition_means(outcomes), known) if known else []
-    rows = list(share_table(found, **about).to_dict("records")) if found else []
+    rows: list[Row] = [
+        {str(key): value for key, value in row.items()}
+        for row in (share_table(found, **about).to_dict("records") if found else [])
+    ]
     for share, estimate in zip(known, found, strict=True):
         if np.isfinite(estimate.low):
             drawn = bootstrap(outcomes, share)
@@ -77,7 +80,7 @@ def family_rows(outcomes: Outcomes, shares: tuple[Share, ...], about: Row) -> li
             rows += [{**own, "quantity": f"bootstrap {end}", "value": getattr(drawn, end)} for end in ("low", "high")]
     if about["outcome"] == "log training loss":
         rows = [{**row, "reading": "shown, not judged"} for row in rows]
-    return [{str(key): value for key, value in row.items()} for row in rows]
+    return rows
 
 
 def tables(data: str, budget: int, errors: Outcomes, others: Mapping[str, Outcomes]) -> Tables:
@@ -101,11 +104,12 @@ def write(folder: Path, *parts: Tables) -> None:
 
 
 def made_up_tables(data: str, budget: int, spread: float = 0.03) -> Tables:
+    """The longest training leaves no gap in training error."""
     errors = made_up_errors(seeds_by_condition(data, budget), spread, budget)
     generator = np.random.default_rng(1)
-    training = {name: wrong.mean(1) + generator.normal(0, 0.01, len(wrong)) for name, wrong in errors.items()}
+    kept = int(budget < 25)
+    training = {name: kept * wrong.mean(1) + generator.normal(0, 0.01, len(wrong)) for name, wrong in errors.items()}
     losses = {name: np.log(np.abs(found)) for name, found in training.items()}
-    losses["plain, near-identity"][0] = np.nan
     return tables(data, budget, errors, {"training error": training, "log training loss": losses})
 
 
@@ -114,6 +118,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tables of three parts of the plan, without CIFAR-10, where the shares are from precise to unreadable."""
     folder = tmp_path_factory.mktemp("answer")
     write(folder, made_up_tables("digits", 1), made_up_tables("digits", 5, 0.001), made_up_tables("digits", 25, 0.2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of the smallest part."""
+    folder = tmp_path_factory.mktemp("small")
+    write(folder, made_up_tables("digits", 25, 0.001))
     return folder
 
 
@@ -141,8 +153,8 @@ def test_two_implementations_agree(folder: Path) -> None:
 
 
 def test_the_script_alone(folder: Path) -> None:
-    """In a process that has nothing but the standard library, numpy and scipy."""
-    barred = ["experiments", "figures", "models", "pandas", "probes", "tests", "torch"]
+    """In a process in which nothing of the project can be imported, nor pandas."""
+    barred = ["experiments", "figures", "models", "pandas", "probes", "tests"]
     code = f"import runpy, sys; sys.modules |= dict.fromkeys({barred}); sys.argv = [{str(SCRIPT)!r}, {str(folder)!r}]"
     run = f"{code}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", run], cwd=folder, capture_output=True, text=True)
@@ -151,18 +163,19 @@ def test_the_script_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("bit", [0, IMAGES - 1, IMAGES])
-def test_a_changed_bit_is_found(folder: Path, tmp_path: Path, bit: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_bit_is_found(small: Path, tmp_path: Path, bit: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Also one behind the last image, which says nothing and must be 0."""
 
     def flip(frame: pd.DataFrame) -> None:
-        bits = bytearray.fromhex(str(frame.loc[0, "correct"]))
+        row = frame.index[frame["control"] == "plain, near-identity"][0]
+        bits = bytearray.fromhex(str(frame.loc[row, "correct"]))
         bits[bit // 8] ^= 128 >> bit % 8
-        frame.loc[0, "correct"] = bits.hex()
+        frame.loc[row, "correct"] = bits.hex()
 
-    changed = edited(folder, tmp_path, "correct", flip)
+    changed = edited(small, tmp_path, "correct", flip)
     if bit < IMAGES:
         assert exit_status(changed) == 1
-        assert "shares, conditioning: estimate" in capsys.readouterr().out
+        assert "gap closed, plain, near-identity: estimate" in capsys.readouterr().out
     else:
         with pytest.raises(SystemExit, match="not those of 203 images"):
             exit_status(changed)
@@ -171,37 +184,37 @@ def test_a_changed_bit_is_found(folder: Path, tmp_path: Path, bit: int, capsys: 
 @pytest.mark.parametrize(
     "quantity", ["estimate", "se", "low", "high", "family low", "family high", "level", "df", "gap"]
 )
-def test_a_changed_number_is_found(folder: Path, tmp_path: Path, quantity: str) -> None:
+def test_a_changed_number_is_found(small: Path, tmp_path: Path, quantity: str) -> None:
     def change(frame: pd.DataFrame) -> None:
         row = frame.index[frame["quantity"] == quantity][0]
         frame.loc[row, "value"] = repr(float(str(frame.loc[row, "value"])) * (1 + 1e-7))
 
-    changed = edited(folder, tmp_path, "shares", change)
+    changed = edited(small, tmp_path, "shares", change)
     assert exit_status(changed) == 1
     assert len(compare_folder(changed).differences) == 1
 
 
-def test_a_changed_bootstrap_reading_or_share_is_found(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_bootstrap_reading_or_share_is_found(small: Path, tmp_path: Path) -> None:
     def move(frame: pd.DataFrame) -> None:
         row = frame.index[frame["quantity"] == "bootstrap low"][0]
         frame.loc[row, "value"] = str(float(str(frame.loc[row, "value"])) - 0.5)
 
     def reread(frame: pd.DataFrame) -> None:
-        frame.loc[frame["effect"] == "value", "reading"] = "contributes"
+        frame.loc[frame["effect"] == "plain, near-identity", "reading"] = "contributes"
 
-    def leave_out(frame: pd.DataFrame) -> None:
-        frame.drop(frame.index[frame["effect"] == "short paths"], inplace=True)
+    def rename(frame: pd.DataFrame) -> None:
+        frame.loc[frame["effect"] == "plain, looks-linear", "effect"] = "another"
 
-    for change in (move, reread, leave_out):
-        assert exit_status(edited(folder, tmp_path, "shares", change)) == 1
+    for change in (move, reread, rename):
+        assert exit_status(edited(small, tmp_path, "shares", change)) == 1
 
 
-def test_a_changed_outcome_is_found(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_outcome_is_found(small: Path, tmp_path: Path) -> None:
     def change(frame: pd.DataFrame) -> None:
         row = frame.index[frame["outcome"] == "test error"][0]
         frame.loc[row, "value"] = "0.5"
 
-    assert exit_status(edited(folder, tmp_path, "replicates", change)) == 1
+    assert exit_status(edited(small, tmp_path, "replicates", change)) == 1
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.3])
@@ -211,6 +224,16 @@ def test_outcomes_without_spread(tmp_path: Path, gap: float) -> None:
     errors = made_up_errors(counts, 0.03)
     alike = {name: np.full(count, gap * (name == "plain")) for name, count in counts.items()}
     write(tmp_path, tables("digits", 1, errors, {"training error": alike}))
+    assert compare_folder(tmp_path).differences == []
+
+
+@pytest.mark.xfail(strict=True, reason="shares.py loses the gap's interval: 0 times an unknown variance is nan there")
+def test_a_loss_that_is_not_known_undoes_only_its_own_shares(tmp_path: Path) -> None:
+    """A run that diverged has no loss; the gap between two other conditions keeps its interval."""
+    errors = made_up_errors(seeds_by_condition("digits", 25), 0.001)
+    losses = {name: np.log(wrong.mean(1)) for name, wrong in errors.items()}
+    losses["plain, near-identity"][0] = np.nan
+    write(tmp_path, tables("digits", 25, errors, {"log training loss": losses}))
     assert compare_folder(tmp_path).differences == []
 
 

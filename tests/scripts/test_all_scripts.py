@@ -3,6 +3,8 @@
 import ast
 import runpy
 import sys
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from tests.support.conditions import short_search
 from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
-NO_GRID = {"probe_model"}
+APART = {"answer", "robustness", "probe_model"}
+"""Tested in files of their own: two grids that are fixed, and a script without one."""
 NETWORK = "--seeds 0 --epochs 1 --width 2 --train-limit 256"
 CONDITIONS = f"{NETWORK} --tuning-seeds 100 --depths 8"
 TOY = {  # the least that every script with a grid can be asked
@@ -40,8 +43,20 @@ NOT_WEIGHTS = f"--depth 8 --width 2 --weights {__file__}"
 NEW_ARMS = {"half": Flow(shortcut_gradient=0.5), "uneven": Flow(shortcut=0.5, shortcut_gradient=1.0)}
 REPORTED = "that seed is reported; choose learning rates on others"
 MISTAKES = {
+    "answer": {
+        "--depths 14 20": "--depths 14 20: the plan has one depth",
+        "--depths 9": "--depths 9: depth 9 is not 6n + 2",
+        "--budgets 2": "--budgets 2: the plan has 1, 5 and 25",
+        "--seeds 2000": f"--tuning-seeds 2000: {REPORTED}",
+        "--cifar10 nowhere --depths 8": "nowhere: there is no such folder",
+    },
+    "robustness": {
+        "--rows depth": "--rows: unknown 'depth'; choose from width 16, depth 20",
+        "--most-layers 7": "--most-layers 7: give at least 8",
+    },
     "alignment": {
         "--arms plain": "--arms plain: its gradient is the true one; give some of stop-gradient, gradient-only",
+        "--arms near-identity": "--arms near-identity: its gradient is the true one; give some of stop-gradient",
         "--further 0": "--further 0: give at least 1",
         "--depths 9": "--depths 9: depth 9 is not 6n + 2",
     },
@@ -114,6 +129,7 @@ MISTAKES = {
     },
     "stopgrad_shortcut": {
         "--arms residual dense": "unknown 'dense'; choose from residual, stop-gradient",
+        "--arms near-identity --network fixup": "first_weights 'near-identity': fixup blocks begin with",
         "--arms plain plain": "--arms: got plain plain; give one or more, each once",
         "--dataset mnist": "unknown 'mnist'; choose from digits, cifar10",
         "--depths 21": "--depths 21: depth 21 is not 6n + 2, as basic blocks need: the nearest are 20 and 26",
@@ -140,6 +156,7 @@ MISTAKES = {
     },
     "training_speed": {
         "--arms plain": "--arms plain: add residual, which the others are compared with",
+        "--networks resnet dirac --arms residual near-identity": "first_weights 'near-identity': dirac blocks",
         "--losses 0": "--losses 0: give positive numbers",
         "--depth 21": "--depth 21: depth 21 is not 6n + 2",
     },
@@ -162,7 +179,7 @@ def test_no_script_or_folder_hides_a_module() -> None:
     assert SCRIPTS
     assert not ({*SCRIPTS, *folders} & taken)
     assert not set(SCRIPTS) & folders
-    assert set(TOY) == set(SCRIPTS) - NO_GRID
+    assert set(TOY) == set(SCRIPTS) - APART
     assert set(MISTAKES) == set(SCRIPTS)
 
 
@@ -196,6 +213,20 @@ def test_a_new_arm_is_in_no_scripts_way(script: str, monkeypatch: pytest.MonkeyP
     for arm, flow in NEW_ARMS.items():
         monkeypatch.setitem(ARMS, arm, flow)
     runpy.run_path(file_of(script), run_name="fresh")["QUICK"].check()
+
+
+@pytest.mark.parametrize("script", sorted(set(TOY) - {"alignment"}))
+def test_every_script_with_arms_trains_the_one_that_begins_near_the_identity(script: str, tmp_path: Path) -> None:
+    """`alignment` refuses it, as it does plain: its gradient is the true one."""
+    names = {field.name for field in fields(import_module(f"experiments.{script}").Settings)}
+    flag = next((name for name in ("arm", "arms") if name in names), None)
+    if flag is None:
+        pytest.skip("has no flag for arms")
+    arms = ["near-identity"] if flag == "arm" else ["residual", "plain", "near-identity"]
+    networks = ["--networks", "resnet"] if "networks" in names else []
+    done = run(script, "--quick", "--dry-run", *networks, f"--{flag}", *arms, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "to do near-identity-depth" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset
 from experiments.engine.training.networks import outline
 from experiments.engine.training.train_run import Measure, make_network, train_run
+from models import FirstWeights
 from probes.tables import table
 
 LR_EXPONENTS = range(-4, 0)
@@ -96,7 +97,7 @@ class ConditionRunner:
             epochs=budget * self.settings.training.epochs,
         )
         network = condition.network or self.settings.network
-        first_weights = self.settings.first_weights if condition.first_weights is None else condition.first_weights
+        first_weights = self.first_weights_of(condition)
         data = replace(self.settings.data, split_seed=seed) if seed in self.splits else self.settings.data
         changed = replace(self.settings, training=training, network=network, first_weights=first_weights, data=data)
         (run,) = changed.runs(
@@ -111,6 +112,11 @@ class ConditionRunner:
         )
         recipe = run.recipe if condition.flow is None else replace(run.recipe, flow=condition.flow)
         return replace(run, recipe=replace(recipe, evaluated=("train", "validation")) if tuning else recipe)
+
+    def first_weights_of(self, condition: Condition) -> FirstWeights:
+        """The condition's own, or those of the settings."""
+        given = self.settings.first_weights if condition.first_weights is None else condition.first_weights
+        return cast(FirstWeights, given)
 
     def runs(self, conditions: Sequence[Condition], depths: Sequence[int], rates: Rates, budget: int = 1) -> list[Run]:
         """A run for each depth, condition and reported seed, at the condition's learning rate there."""
@@ -172,13 +178,14 @@ class ConditionRunner:
         return rates, searched
 
     def check(self, conditions: Sequence[Condition], depths: Sequence[int]) -> None:
-        """Raise BadInput for a condition whose control the network does not know: random feedback without convolutions,
-        a stage that is not there."""
+        """Raise BadInput for a condition that the network does not know: random feedback without convolutions, a stage
+        that is not there, first weights where it has its own."""
         for condition in conditions:
-            network = condition.network or self.settings.network
-            for depth in depths if condition.control != NO_CONTROL else ():
+            network, first_weights = condition.network or self.settings.network, self.first_weights_of(condition)
+            for depth in depths if (condition.control, first_weights) != (NO_CONTROL, "he") else ():
                 try:
-                    condition.control.prepare(outline(network, depth, width=self.settings.width), seed=0)
+                    model = outline(network, depth, width=self.settings.width, first_weights=first_weights)
+                    condition.control.prepare(model, seed=0)
                 except ValueError as error:
                     raise BadInput(f"{condition.name!r} on {network}: {error}; leave it out (--conditions)") from None
 

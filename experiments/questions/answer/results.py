@@ -106,7 +106,8 @@ def by_budget(parts: Iterable[Trained]) -> Iterator[list[Trained]]:
 
 def right_images(trained: Trained) -> pd.DataFrame:
     """Of each run, which test images are right: their number (`count`), and a bit for each, as hexadecimal digits from
-    the first image on (`correct`); from them every interval can be computed again."""
+    the first image on (`correct`); from them every interval can be computed again. Nothing
+    for a run that diverged, which counts as chance."""
     return table(
         {
             **trained.about,
@@ -114,7 +115,7 @@ def right_images(trained: Trained) -> pd.DataFrame:
             "control": name,
             "seed": seed,
             "count": trained.test_images,
-            "correct": np.packbits(row < 0.5).tobytes().hex(),
+            "correct": "" if set(row) - {0.0, 1.0} else np.packbits(row < 0.5).tobytes().hex(),
         }
         for name, rows in trained.errors().items()
         for seed, row in zip(trained.seeds(name), rows, strict=True)
