@@ -227,7 +227,6 @@ def test_outcomes_without_spread(tmp_path: Path, gap: float) -> None:
     assert compare_folder(tmp_path).differences == []
 
 
-@pytest.mark.xfail(strict=True, reason="shares.py loses the gap's interval: 0 times an unknown variance is nan there")
 def test_a_loss_that_is_not_known_undoes_only_its_own_shares(tmp_path: Path) -> None:
     """A run that diverged has no loss; the gap between two other conditions keeps its interval."""
     errors = made_up_errors(seeds_by_condition("digits", 25), 0.001)

@@ -14,6 +14,7 @@ from experiments.engine.training.data import Data
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer.plan import FIRST_WEIGHTS, PARTS, PRIMARY, Part
 
+pytestmark = pytest.mark.slow
 PARTS_HERE = (
     Part("digits", 1, PRIMARY, (-2,), 1, 3),
     Part("digits", 1, FIRST_WEIGHTS[:1], (-2,), 1, 3),
