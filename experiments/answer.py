@@ -109,6 +109,7 @@ def main(settings: Settings) -> None:
     settings.check()
     output = settings.output(EXPERIMENT)
     finished: list[Trained] = []
+    families: list[Family] = []
     for number, part in enumerate(settings.parts()):
         finished.append(train_part(part, settings, output.folder / "parts" / str(number)))
         families = write(finished, output)  # after each part, so that an interrupted call leaves what there is

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -177,7 +178,7 @@ def report(found: pd.DataFrame, settings: Settings, output: Output) -> None:
             "residual": f"{row.residual:.3f}",
             "plain": f"{row.plain:.3f}",
             "this": f"{row.this:.3f}",
-            "closes": show.interval(row.closed, row.low, row.high),
+            "closes": show.interval(*(cast(float, end) for end in (row.closed, row.low, row.high))),
             "reading": str(row.reading),
         }
         for row in found.itertuples()

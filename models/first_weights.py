@@ -17,7 +17,7 @@ NOISE = 0.1
 def check_first_weights(first_weights: FirstWeights) -> None:
     """Raise ValueError unless it is one of the names, or a number from 0 to 1."""
     number = isinstance(first_weights, int | float) and not isinstance(first_weights, bool)
-    if not (0 <= first_weights <= 1 if number else first_weights in NAMES):
+    if not (0 <= cast(float, first_weights) <= 1 if number else first_weights in NAMES):
         raise ValueError(
             f"first_weights is {first_weights!r}: give {', '.join(NAMES)}, or a number t from 0 to 1 for "
             "(1 - t) delta + t He"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from probes.tables import table
 
 TARGETS = (0.5, 0.1)
 """Training losses to which steps are counted."""
+FINAL = (("test", "accuracy"), ("train", "accuracy"), ("train", "loss"))
 JUDGED = ("test error", "training error")
 """Outcomes on which shares are read; log training loss is shown alone, since beyond accuracy 1 it measures margins."""
 PARALLEL = 0.5
@@ -68,7 +70,7 @@ class Trained:
     store: Path
 
     @property
-    def about(self) -> dict[str, object]:
+    def about(self) -> dict[str, Any]:
         """The columns that tell this part's rows from those of others."""
         return {"data": self.data, "budget": self.part.budget}
 
@@ -138,10 +140,11 @@ def replicates(trained: Trained) -> pd.DataFrame:
         about = {**trained.about, "control": name, "first_weights": run.recipe.first_weights, "seed": run.seed}
         about |= {"step": trained.steps, "learning_rate": run.labels["learning_rate"]}
         ended = key in wide.index
+        own = {split: cast(float, wide.loc[key, split]) for split in FINAL} if ended else {}
         values = {
-            "test error": 1 - wide.loc[key, ("test", "accuracy")] if ended else chance,
-            "training error": 1 - wide.loc[key, ("train", "accuracy")] if ended else chance,
-            "log training loss": np.log(wide.loc[key, ("train", "loss")]) if ended else np.nan,
+            "test error": 1 - own["test", "accuracy"] if ended else chance,
+            "training error": 1 - own["train", "accuracy"] if ended else chance,
+            "log training loss": float(np.log(own["train", "loss"])) if ended else np.nan,
         }
         for target in TARGETS:
             of_run = select(reached, control=name, seed=run.seed, target=target) if len(reached) else reached
@@ -181,7 +184,7 @@ def loss_curves(trained: Trained) -> pd.DataFrame:
 class Family:
     """Shares of one data set, budget and outcome that are read together."""
 
-    about: Mapping[str, object]
+    about: Mapping[str, Any]
     """data, budget, step, outcome, and the family's name as `treatment`."""
     means: Means
     shares: Sequence[Share]
