@@ -41,7 +41,7 @@ from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.loop import backpropagation
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import check_arms
+from experiments.engine.training.settings import flow_of
 from experiments.engine.training.train_run import make_network, train_run
 from experiments.questions.alignment.first_order import FirstOrderChanges, uphill_share
 from models import ARMS, Flow
@@ -87,11 +87,11 @@ class Settings(ConditionSettings):
 
     def check(self) -> None:
         super().check()
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
         others = [arm for arm, flow in ARMS.items() if flow != flow.exact and flow.exact in ARMS.values()]
         for arm in self.arms:
             if arm not in others:
-                true = ARMS[arm] == ARMS[arm].exact
+                true = flow_of(arm) == flow_of(arm).exact
                 reason = "its gradient is the true one" if true else "no arm has its true gradient"
                 raise BadInput(f"--arms {arm}: {reason}; give some of {', '.join(others)}")
         if self.further < 1:

@@ -127,7 +127,8 @@ def main(settings: Settings) -> None:
     """Run the plan, part by part, and report what is finished after each."""
     settings.check()
     output = settings.output(EXPERIMENT)
-    finished, families = list[Trained](), list[Family]()
+    finished: list[Trained] = []
+    families: list[Family] = []
     for number, part in enumerate(settings.parts()):
         finished.append(train_part(part, settings, output.folder / "parts" / str(number)))
         families = write(finished, output)  # after each part, so that an interrupted call leaves what there is
@@ -264,12 +265,11 @@ def share_rows(families: Sequence[Family]) -> show.Rows:
     for family in families:
         about = family.about
         heading = f"{about['data']}, {about['step']} steps, {about['outcome']}: {about['treatment']}"
-        chances = family.power if family.is_judged else pd.DataFrame()
         for found in family.estimates:
             row = {"share [95 %]": show.interval(found.value, found.low, found.high)}
             if family.is_judged:
                 row |= {"[read from]": f"[{found.family_low:.2f}, {found.family_high:.2f}]"}
-                row |= {"reading": family.reading(found), "power": results.power_text(chances, found.name)}
+                row |= {"reading": family.reading(found), "power": results.power_text(family.power, found.name)}
             rows[heading, found.name] = row
     return rows
 

@@ -27,7 +27,7 @@ from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import train_run
 from models import residual_blocks
 from probes import layer_responses
@@ -45,12 +45,12 @@ class Settings(NetworkSettings):
     depths: tuple[int, ...] = (8, 20, 32, 56)
     """Layers, each 6n + 2; the smallest is what the others are compared with."""
     arms: tuple[str, ...] = ("plain", "residual")
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path, near-identity."""
 
     def check(self) -> None:
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
 
 
 QUICK = Settings(depths=(8, 20), seeds=(0, 1), training=Training(epochs=3))

@@ -21,7 +21,7 @@ import figures
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
-from experiments.engine.running.messages import BadInput, check_choice
+from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.estimates import Estimate, estimate
@@ -30,7 +30,6 @@ from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import train_run
-from models import ARMS
 from probes.tables import table
 
 EXPERIMENT = "ensemble"
@@ -43,12 +42,12 @@ class Settings(NetworkSettings):
     depths: tuple[int, ...] = (8, 14, 20, 26, 32, 38)
     """Layers of the members, each 6n + 2."""
     arm: str = "residual"
-    """residual, stop-gradient, gradient-only, plain or shortest-path."""
+    """residual, stop-gradient, gradient-only, plain, shortest-path or near-identity."""
 
     def check(self) -> None:
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_choice("--arm", self.arm, tuple(ARMS))
+        self.check_arms("--arm", self.arm)
         if len(self.depths) < 2:
             raise BadInput(f"--depths {' '.join(map(str, self.depths))}: an ensemble has two members or more")
 

@@ -31,7 +31,7 @@ from experiments.engine.statistics.estimates import Estimate, estimate, exceeds
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import train_run
 from experiments.questions.distance_from_identity import (
     BRANCHES,
@@ -40,7 +40,7 @@ from experiments.questions.distance_from_identity import (
     open_branches,
     some_images,
 )
-from models import Flow, ResidualBlock
+from models import FirstWeights, Flow, ResidualBlock, set_first_weights
 
 EXPERIMENT = "identity_mapping"
 FACTOR = 2.0  # errors of copies that differ by less are alike
@@ -53,7 +53,7 @@ class Settings(NetworkSettings):
     """Every setting of the experiment."""
 
     arms: tuple[str, ...] = ("residual", "stop-gradient", "plain")
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path, near-identity."""
     blocks: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Blocks in a stack."""
     rates: tuple[float, ...] = (0.01, 0.1)
@@ -63,7 +63,7 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         check_choice("--network", self.network, tuple(BRANCHES))
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
         check_unique("--blocks", self.blocks)
         check_unique("--rates", self.rates)
         for count in self.blocks:
@@ -123,7 +123,9 @@ class Stack(nn.Module):
 
     variance: Tensor
 
-    def __init__(self, blocks: int, *, network: str, flow: Flow, width: int, in_channels: int) -> None:
+    def __init__(
+        self, blocks: int, *, network: str, flow: Flow, width: int, in_channels: int, first_weights: FirstWeights = "he"
+    ) -> None:
         super().__init__()
         self.lift = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.ReLU())
         self.lift.requires_grad_(False)
@@ -132,6 +134,7 @@ class Stack(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        set_first_weights(self.blocks, first_weights)
         open_branches(self)
         self.register_buffer("variance", torch.ones(()))
 
@@ -173,6 +176,7 @@ def copy_input(run: Run, checkpoint_file: Path | None = None, *, dataset: Datase
         flow=run.recipe.flow,
         width=run.recipe.width,
         in_channels=dataset.shape[0],
+        first_weights=run.recipe.first_weights,
     ).to(device)
     stack.measure_target(some_images(Batches(dataset, device)))
     measure = partial(changes_at_ends, evaluate=copy_error)

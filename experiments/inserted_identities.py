@@ -30,7 +30,7 @@ from experiments.engine.statistics.factorial import outcome_table
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.loop import Diverged, evaluate, recompute_bn_statistics, train
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import check_circumstances, make_network, train_run
 from experiments.questions.distance_from_identity import (
     BRANCHES,
@@ -64,7 +64,7 @@ class Settings(NetworkSettings):
     """Every setting of the experiment."""
 
     arms: tuple[str, ...] = ("residual", "stop-gradient", "plain")
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path, near-identity."""
     depth: int = 8
     """Layers of the shallow network, 6n + 2."""
     deeper: tuple[int, ...] = (20,)
@@ -73,7 +73,7 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         check_choice("--network", self.network, tuple(BRANCHES))
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
         self.check_depths("--depth", self.depth)
         self.check_depths("--deeper", *self.deeper)
         if min(self.deeper) <= self.depth:

@@ -33,7 +33,7 @@ from experiments.engine.statistics.factorial import FLOOR, outcome_table
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import make_network, train_run
 from experiments.questions.layer_use.measures import (
     attributions,
@@ -63,7 +63,7 @@ class Settings(NetworkSettings):
     depth: int = 56
     """Layers, 6n + 2."""
     arms: tuple[str, ...] = tuple(ARMS)
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path, near-identity."""
     attributed: int = 64
     """Test images whose class score is attributed to shortcuts and branches."""
     steps: int = 16
@@ -72,7 +72,7 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         self.check_depths("--depth", self.depth)
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
         if self.attributed < 1 or self.steps < 1:
             raise BadInput(f"--attributed {self.attributed}, --steps {self.steps}: give at least 1 of each")
 

@@ -31,7 +31,7 @@ from experiments.engine.statistics.estimates import clip, estimate
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import check_circumstances, make_network, train_run
 from experiments.questions.any_model import load_weights
 from experiments.questions.damage import Blocks, Damage, error_after
@@ -48,7 +48,7 @@ class Settings(NetworkSettings):
     depth: int = 56
     """Layers, 6n + 2."""
     arms: tuple[str, ...] = ("residual", "stop-gradient", "plain")
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path, near-identity."""
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
     """How many blocks are deleted at once, and how many pairs change places."""
     draws: int = 5
@@ -59,7 +59,7 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         self.check_depths("--depth", self.depth)
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
         if self.draws < 1 or not self.counts or min(self.counts) < 1:
             raise BadInput(f"--draws {self.draws}, --counts {self.counts}: give at least 1 of each")
 

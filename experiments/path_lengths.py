@@ -29,7 +29,7 @@ from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset, load
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms
+from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import probing_batch, train_run
 from experiments.questions.path_spectra import VEIT, format_band, spectra
 from models import ARMS
@@ -57,13 +57,13 @@ class Settings(NetworkSettings):
     depths: tuple[int, ...] = (56,)
     """Layers, each 6n + 2: 3n blocks."""
     arms: tuple[str, ...] = tuple(ARMS)
-    """Any of residual, stop-gradient, gradient-only, plain, shortest-path."""
+    """Any of residual, stop-gradient, gradient-only, plain, shortest-path, near-identity."""
     probing: Probing = field(default_factory=Probing)
 
     def check(self) -> None:
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_arms(self.arms)
+        self.check_arms("--arms", *self.arms)
         for flag, value, least in (
             ("--early", self.probing.early, 1),
             ("--samples", self.probing.samples, 2),

@@ -30,7 +30,7 @@ from experiments.engine.statistics.long_tables import errors_on_test, select
 from experiments.engine.statistics.steps_to_loss import steps_to_loss, trailing_means
 from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms, check_networks
+from experiments.engine.training.settings import NetworkSettings, check_networks
 from experiments.engine.training.train_run import train_run
 from probes.tables import table
 
@@ -68,10 +68,10 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         check_networks(self.networks)
-        check_arms(self.arms)
         check_unique("--losses", self.losses)
         for network in self.networks:
             self.on(network).check_depths("--depth", self.depth)
+            self.on(network).check_arms("--arms", *self.arms)
         if REFERENCE not in self.arms:
             raise BadInput(f"--arms {' '.join(self.arms)}: add {REFERENCE}, which the others are compared with")
         if not all(0 < loss < float("inf") for loss in self.losses):

@@ -29,7 +29,7 @@ from experiments.engine.statistics.long_tables import errors_and_losses, errors_
 from experiments.engine.training.data import load
 from experiments.engine.training.networks import nearest_depth
 from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import NetworkSettings, check_arms, check_networks
+from experiments.engine.training.settings import NetworkSettings, check_networks
 from experiments.engine.training.train_run import train_run
 from probes.tables import table
 
@@ -70,10 +70,10 @@ class Settings(NetworkSettings):
     def check(self) -> None:
         super().check()
         check_networks(self.networks)
-        check_arms(self.arms)
         check_at_least("--depth", self.depth, 1)
         for network in self.networks:
             self.on(network).check_depths("--depth", self.depth_of(network))
+            self.on(network).check_arms("--arms", *self.arms)
 
     def depth_of(self, network: str) -> int:
         """The depth at which a network is trained."""

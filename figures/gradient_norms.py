@@ -21,6 +21,7 @@ from .parts.style import GREY, Axes2D, Look, column_titles, depth_title, note, p
 from .parts.table import arms_of, depths_of, moments, select
 
 LABEL = "gradient norm\n$\\|\\partial\\,\\mathrm{loss}\\,/\\,\\partial x\\|_2$"
+WIDE = 5  # columns beside which there is room for a label in one line
 PARTS = {"shortcut": "-", "branch": (0, (2.5, 1.2))}
 
 
@@ -82,7 +83,7 @@ def gradient_split(table: pd.DataFrame, *, axes: Any = None, depth_total: int | 
         log_axis(axis)
         whole_numbers(axis)
     for axis in grid[-1]:
-        axis.set_xlabel("junction depth")
+        axis.set_xlabel("junction depth" if len(looks) <= WIDE else "junction\ndepth")
     column_titles(grid[0], [look.label for look in looks.values()])
     entries = [handle(f"through the {part}", GREY, linestyle=line) for part, line in PARTS.items()]
     title = f"{depth_title(deepest)}; {seeds_title(rows, mean='geometric mean')}{zeros_text(rows, 'quantity')}"

@@ -17,7 +17,7 @@ NOISE = 0.1
 def check_first_weights(first_weights: FirstWeights) -> None:
     """Raise ValueError unless it is one of the names, or a number from 0 to 1."""
     number = isinstance(first_weights, int | float) and not isinstance(first_weights, bool)
-    if not (0 <= first_weights <= 1 if number else first_weights in NAMES):
+    if not (0 <= cast(float, first_weights) <= 1 if number else first_weights in NAMES):
         raise ValueError(
             f"first_weights is {first_weights!r}: give {', '.join(NAMES)}, or a number t from 0 to 1 for "
             "(1 - t) delta + t He"
@@ -34,13 +34,13 @@ def set_first_weights(branches: Iterable[nn.Module], first_weights: FirstWeights
 
     Args:
         branches: Modules whose `nn.Conv2d` and `nn.Linear` hold He et al.'s normal first weights.
-        first_weights: ``"he"`` leaves them. ``"near-identity"`` is delta + 0.1 W / |W|, the norm taken of each filter
-            (the beginning of a DiracNet: Zagoruyko and Komodakis 2017, arXiv 1706.00388). ``"delta-orthogonal"`` has a
+        first_weights: ``"he"`` leaves them. ``"near-identity"`` is ``delta + 0.1 W / |W|``, the norm that of each
+            filter (as DiracNets begin: Zagoruyko and Komodakis 2017, arXiv 1706.00388). ``"delta-orthogonal"`` has a
             random orthogonal matrix as its central tap and zeros elsewhere, the Q of that tap of W (Xiao et al. 2018,
             arXiv 1806.05393); semi-orthogonal where channels change. ReLUs between such layers cut half of what each
             passes. ``"looks-linear"`` lets them pass all: its central tap is [[Q, -Q], [-Q, Q]], so that channels come
             in pairs z and -z, of which a ReLU keeps both signs, and layers multiply as the matrices Q do, which are far
-            from the identity (Balduzzi et al. 2017, arXiv 1702.08591); and 0.1 W / |W| as above. A number t is
+            from the identity (Balduzzi et al. 2017, arXiv 1702.08591); and ``0.1 W / |W|`` as above. A number t is
             (1 - t) delta + t W.
 
     Raises:

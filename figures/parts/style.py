@@ -28,18 +28,20 @@ class Look:
     line: Dashes
 
 
-# The five of Okabe and Ito's colours whose nearest pair stays furthest apart (CIELAB, also under simulated protanopia,
-# deuteranopia and tritanopia). Optional: a name without an entry gets a look from COLOURS, MARKERS and DASHES.
+# Five of Okabe and Ito's colours whose nearest pair stays furthest apart (CIELAB, also under simulated protanopia,
+# deuteranopia and tritanopia); then the colour that is furthest from the five, of all that are dark enough for lines.
+# Optional: a name without an entry gets a look from COLOURS, MARKERS and DASHES.
 ARMS: dict[str, Look] = {
     "residual": Look("residual", "#0072B2", "o", "-"),
     "stop-gradient": Look("stop-gradient", "#D55E00", "s", (0, (5, 1.5))),
     "gradient-only": Look("gradient-only", "#CC79A7", "^", (0, (5, 1.2, 1, 1.2))),
     "plain": Look("plain", "#000000", "D", (0, (1.2, 1))),
     "shortest-path": Look("shortest-path", "#56B4E9", "v", (0, (3, 1, 1, 1, 1, 1))),
+    "near-identity": Look("near-identity", "#8700F0", "P", (0, (8, 1.5, 2, 1.5))),
 }
-# Chosen by the same distance, from the five and from each other. Of the 5, 7 and 6, 210 combinations differ.
+# Chosen by the same distance, from the arms' and from each other. Of the 5, 7 and 6, 210 combinations differ.
 COLOURS = ("#882255", "#7F5539", "#332288", "#E69F00", "#999933")
-MARKERS = ("P", "X", "<", ">", "p", "h", "d")
+MARKERS = ("H", "X", "<", ">", "p", "h", "d")
 DASHES: tuple[Dashes, ...] = ((0, (4, 1)), (0, (2, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)), (0, (2, 1, 1, 1)), "-")
 
 

@@ -43,7 +43,7 @@ def test_accuracy_by_depth_marks_what_is_missing() -> None:
     axes = figures.accuracy_by_depth(outcomes)
     crosses = [line for line in axes[0, 1].lines if line.get_marker() == "x"]
     assert [to_hex(line.get_color()) for line in crosses] == [to_hex(ARMS["plain"].colour)]
-    assert crosses[0].get_xdata()[0] == pytest.approx(1.16)  # the fourth of five arms, at the second depth
+    assert crosses[0].get_xdata()[0] == pytest.approx(1 + 0.5 * 0.8 / 6)  # the fourth of six arms, at the second depth
     assert "each of 3 seeds; ×: no value" in texts(axes[0, 0].figure)
 
 

@@ -22,7 +22,7 @@ FIGURES = {"accuracy_by_depth": "outcomes", "gradient_norms": "gradients", "path
 
 
 def test_every_arm_has_its_own_colour_marker_line_and_label() -> None:
-    assert NAMES == ["residual", "stop-gradient", "gradient-only", "plain", "shortest-path"]
+    assert NAMES == ["residual", "stop-gradient", "gradient-only", "plain", "shortest-path", "near-identity"]
     for attribute in ("colour", "marker", "line", "label"):
         assert len({getattr(look, attribute) for look in ARMS.values()}) == len(ARMS)
 
@@ -34,7 +34,7 @@ def test_unknown_names_get_looks_of_their_own_after_the_known_ones() -> None:
     assert [looks[name].label for name in others] == others
     assert len({(look.colour, look.marker, look.line) for look in looks.values()}) == len(looks)
     assert not {look.marker for look in ARMS.values()} & {looks[name].marker for name in others}
-    assert len({looks[name].colour for name in others[:5]} | {look.colour for look in ARMS.values()}) == 10
+    assert len({looks[name].colour for name in others[:5]} | {look.colour for look in ARMS.values()}) == 11
 
 
 def lab(colour: str, matrix: np.ndarray) -> np.ndarray:

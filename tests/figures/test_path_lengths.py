@@ -27,7 +27,9 @@ def test_path_lengths_draw_curves_and_single_points() -> None:
         expected = geometric(rows, "path_length") if quantity == "norm" else rows.groupby("path_length")["value"].mean()
         close(xy(thick[0]), expected)
         assert thick[0].get_marker() == ARMS[arm].marker
-    assert "no share curve: stop-gradient, plain, shortest-path (one length, share 1)" in texts(axes[0, 0].figure)
+    assert "no share curve: stop-gradient, plain, shortest-path, near-identity (one length, share 1)" in texts(
+        axes[0, 0].figure
+    )
 
 
 def test_shares_that_cancel_each_other_get_an_axis_for_both_signs() -> None:

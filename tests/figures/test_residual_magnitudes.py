@@ -24,7 +24,7 @@ def test_residual_magnitudes_go_from_light_to_dark_for_arms_with_a_shortcut() ->
         assert to_hex(thick[-1].get_color()) == to_hex(ARMS[arm].colour)
     legend = texts(axes[0, 0].figure)
     assert all(f"epoch {epoch}" in legend for epoch in range(3))
-    assert "no ratio: gradient-only, plain (the shortcut carries zeros)" in legend
+    assert "no ratio: gradient-only, plain, near-identity (the shortcut carries zeros)" in legend
 
 
 def test_an_arm_that_ended_early_has_fewer_epochs_of_magnitudes() -> None:

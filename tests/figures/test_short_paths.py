@@ -7,6 +7,7 @@ from matplotlib.colors import to_hex
 
 import figures
 from figures import ARMS
+from figures.parts.style import MARKERS
 from figures.short_paths import SERIES
 from tests.support.drawings import close, limited, limited_changes, pick, suits_a_paper, texts, xy
 
@@ -61,7 +62,7 @@ def test_other_treatments_and_tables_without_any_are_drawn() -> None:
     named = limited({"by weight": (0, 2)})
     axes = figures.short_paths(named)
     assert "by weight" in texts(axes[0, 0].figure)
-    assert [line for line in axes[0, 0].lines if line.get_marker() == "P"]  # the first look that no arm has
+    assert [line for line in axes[0, 0].lines if line.get_marker() == MARKERS[0]]  # the first look that no arm has
     assert "by weight-2" in texts(figures.short_paths(named.drop(columns="treatment"))[0, 0].figure)
     empty = named.assign(treatment=named["treatment"].fillna(""))
     assert texts(figures.short_paths(empty)[0, 0].figure.legends[0]) == texts(axes[0, 0].figure.legends[0])

@@ -3,6 +3,8 @@
 import ast
 import runpy
 import sys
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,7 @@ REPORTED = "that seed is reported; choose learning rates on others"
 MISTAKES = {
     "alignment": {
         "--arms plain": "--arms plain: its gradient is the true one; give some of stop-gradient, gradient-only",
+        "--arms near-identity": "--arms near-identity: its gradient is the true one; give some of stop-gradient",
         "--further 0": "--further 0: give at least 1",
         "--depths 9": "--depths 9: depth 9 is not 6n + 2",
     },
@@ -135,6 +138,7 @@ MISTAKES = {
     },
     "stopgrad_shortcut": {
         "--arms residual dense": "unknown 'dense'; choose from residual, stop-gradient",
+        "--arms near-identity --network fixup": "first_weights 'near-identity': fixup blocks begin with",
         "--arms plain plain": "--arms: got plain plain; give one or more, each once",
         "--dataset mnist": "unknown 'mnist'; choose from digits, cifar10",
         "--depths 21": "--depths 21: depth 21 is not 6n + 2, as basic blocks need: the nearest are 20 and 26",
@@ -161,6 +165,7 @@ MISTAKES = {
     },
     "training_speed": {
         "--arms plain": "--arms plain: add residual, which the others are compared with",
+        "--networks resnet dirac --arms residual near-identity": "first_weights 'near-identity': dirac blocks",
         "--losses 0": "--losses 0: give positive numbers",
         "--depth 21": "--depth 21: depth 21 is not 6n + 2",
     },
@@ -217,6 +222,20 @@ def test_a_new_arm_is_in_no_scripts_way(script: str, monkeypatch: pytest.MonkeyP
     for arm, flow in NEW_ARMS.items():
         monkeypatch.setitem(ARMS, arm, flow)
     runpy.run_path(file_of(script), run_name="fresh")["QUICK"].check()
+
+
+@pytest.mark.parametrize("script", sorted(set(TOY) - {"alignment"}))
+def test_every_script_with_arms_trains_the_one_that_begins_near_the_identity(script: str, tmp_path: Path) -> None:
+    """`alignment` refuses it, as it does plain: its gradient is the true one."""
+    names = {field.name for field in fields(import_module(f"experiments.{script}").Settings)}
+    flag = next((name for name in ("arm", "arms") if name in names), None)
+    if flag is None:
+        pytest.skip("has no flag for arms")
+    arms = ["near-identity"] if flag == "arm" else ["residual", "plain", "near-identity"]
+    networks = ["--networks", "resnet"] if "networks" in names else []
+    done = run(script, "--quick", "--dry-run", *networks, f"--{flag}", *arms, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "to do near-identity-depth" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from experiments.engine.running.run import Outcome, Run
 from experiments.engine.running.workers import Execution
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer import replicate, results
-from experiments.questions.answer.plan import LONG, PLAIN, PLAIN_LOOKS_LINEAR, PLAIN_NEAR, RESIDUAL, SHORT, Part
+from experiments.questions.answer.plan import LONG, PARTS, PLAIN, PLAIN_LOOKS_LINEAR, PLAIN_NEAR, RESIDUAL, SHORT, Part
 from probes import jacobian_spectrum
 from tests.engine.training.test_data import make_folder
 from tests.support.drawings import pick
@@ -260,9 +260,16 @@ def test_figures_have_the_conditions_of_the_plan(toy: Toy) -> None:
     assert losses["step"].agg(["min", "max"]).tolist() == [8, 24]
 
 
+def test_the_default_is_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "PARTS", PARTS)  # the module's patches are there
+    settings = answer.Settings()
+    assert settings.parts() == [part for part in PARTS if part.data == "digits"]
+    assert replace(settings, cifar10=Path()).parts() == list(PARTS)
+
+
 def test_it_says_what_the_primary_shares_are(toy: Toy) -> None:
     found = pick(toy.table("shares"), data="digits 8x8", treatment="shares", outcome="test error")["reading"].iloc[0]
-    assert f"digits 8x8, 24 steps, test error. short paths: {found}." in toy.shown
+    assert f"digits 8x8, 24 steps, test error. short paths: {found}" in toy.shown
     assert "of short and long paths is below 0.5 in" in toy.shown
     assert "CIFAR-10 was left out" not in toy.shown
 

@@ -112,6 +112,14 @@ def test_the_first_block_behind_the_fixed_layer_is_measured_too(batches: Batches
     assert set(found["quantity"]) == ({"ratio", "distance"} if ARMS[arm].shortcut else {"distance"})
 
 
+def test_a_stack_has_the_first_weights_of_its_run(tmp_path: Path) -> None:
+    """The arm that begins near the identity is plain with other first weights: it begins near a copy."""
+    arguments = ["--blocks", 2, "--rates", 0.1, "--epochs", 1, "--seeds", 0, "--width", 4]
+    folder, _ = toy_run("identity_mapping", *arguments, "--arms", "plain", "near-identity", cwd=tmp_path)
+    starts = pd.read_csv(folder / "starts.csv").query("split == 'test'").set_index("arm")["value"]
+    assert starts["near-identity"] < 0.5 * starts["plain"]
+
+
 # Effects on paper
 
 ERRORS = {  # of copies by arm and rate, a seed each

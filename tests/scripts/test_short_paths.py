@@ -122,7 +122,7 @@ def test_limits_beyond_the_blocks_are_the_residual_arm(dataset: Dataset) -> None
 def test_the_conclusion_holds_from_a_limit_on() -> None:
     def found(limit: int, loss: float, reading: Any, *, pairs: int = 3) -> Comparison:
         changes = {"log train loss": (loss,) * pairs, "test accuracy": (0.0,) * pairs}
-        estimates = {outcome: Estimate(values, values[0], *values[:2]) for outcome, values in changes.items()}
+        estimates = {outcome: Estimate(values, values[0], values[0], values[1]) for outcome, values in changes.items()}
         return Comparison("arm", limit, estimates, reading)
 
     readings = [found(8, 0.0, "recovered"), found(4, 0.1, "recovered"), found(2, 0.1, "undecided")]

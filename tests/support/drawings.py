@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from itertools import product
+from itertools import pairwise, product
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def tables(
     gradients = {"total": sizes, "shortcut": sizes / 2 * backward, "branch": sizes / 3 * (arm != "shortest-path")}
     magnitudes = {"branch": sizes, "shortcut": 2.0 * forward, "ratio": (sizes / 2).where(forward)}
     paths = long(**about, epoch=range(3), path_length=range(5))
-    alone = paths["arm"].map({"stop-gradient": 4, "plain": 4, "shortest-path": 0})  # of arms with a single path
+    alone = paths["arm"].map(
+        {"stop-gradient": 4, "plain": 4, "near-identity": 4, "shortest-path": 0}
+    )  # of arms with a single path
     there = alone.isna() | (alone == paths["path_length"])
     spectra = {"norm": 10 ** (-5 * paths["value"]) * there, "share": there / np.where(alone.isna(), 5, 1)}
     return {
@@ -112,7 +115,7 @@ def blocks(arms: Iterable[str] = NAMES, seeds: int = 3) -> pd.DataFrame:
     parts = [long(arm=arms, seed=range(seeds), statistics=("kept", "re-estimated"), epoch=[10], quantity=["whole"])]
     for panel in PANELS:
         reads = panel.quantity in ("read-out", "attribution")
-        measured = [arm for arm in arms if not (reads and arm in ("plain", "gradient-only"))]
+        measured = [arm for arm in arms if not (reads and arm in ("plain", "gradient-only", "near-identity"))]
         about = {"quantity": [panel.quantity], "statistics": [panel.statistics or None]}
         depths = range(-1 if panel.quantity == "read-out" else 0, 4)
         if measured:
@@ -340,7 +343,8 @@ def close(drawn: "pd.Series[float]", expected: "pd.Series[float]") -> None:
 
 
 def suits_a_paper(axes: Any) -> None:
-    """The venue's width and font, nothing smaller than 7 points, a legend clear of the panels, labels not cut."""
+    """The venue's width and font, nothing smaller than 7 points, a legend clear of the panels, labels not cut, titles
+    and labels of neighbours apart."""
     figure = axes.flat[0].get_figure(root=True)
     figure.draw_without_rendering()
     shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
@@ -351,6 +355,10 @@ def suits_a_paper(axes: Any) -> None:
         box = legend.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
         assert all(box.y0 >= axis.get_window_extent().y1 for axis in axes.flat)
+    for line in axes:
+        for part in ("title", "xaxis.label"):
+            boxes = [attrgetter(part)(axis).get_window_extent() for axis in line if attrgetter(part)(axis).get_text()]
+            assert all(one.x1 + 0.08 * figure.dpi < other.x0 for one, other in pairwise(boxes)), part
     for axis in axes.flat:
         label = axis.yaxis.label
         if label.get_rotation() == 90 and label.get_text():

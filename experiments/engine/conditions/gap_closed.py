@@ -86,9 +86,10 @@ def condition_table(outcomes: pd.DataFrame, test_size: int) -> pd.DataFrame:
     return runs.assign(**{"test error": 1 - runs["test accuracy"]})
 
 
-def by_seed(runs: pd.DataFrame, depth: int, names: Sequence[str], outcome: str) -> np.ndarray:
-    """One outcome of several conditions, (names, seeds): the seeds in which all of them ended finite."""
-    wide = select(runs, depth_total=depth).pivot(index="seed", columns="control", values=outcome)
+def by_seed(runs: pd.DataFrame, depth: int, names: Sequence[str], outcome: str, *, by: str = "control") -> np.ndarray:
+    """One outcome of several conditions, (names, seeds): the seeds in which all of them ended finite. by: the column of
+    the names."""
+    wide = select(runs, depth_total=depth).pivot(index="seed", columns=by, values=outcome)
     wide = wide.reindex(columns=list(names))
     return wide.replace([np.inf, -np.inf], np.nan).dropna().to_numpy().T
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Dataset
 from experiments.engine.training.networks import outline
 from experiments.engine.training.train_run import Measure, make_network, train_run
+from models import FirstWeights
 from probes.tables import table
 
 LR_EXPONENTS = range(-4, 0)
@@ -96,7 +97,7 @@ class ConditionRunner:
             epochs=budget * self.settings.training.epochs,
         )
         network = condition.network or self.settings.network
-        first_weights = self.settings.first_weights if condition.first_weights is None else condition.first_weights
+        first_weights = first_weights_of(condition, self.settings)
         data = replace(self.settings.data, split_seed=seed) if seed in self.splits else self.settings.data
         changed = replace(self.settings, training=training, network=network, first_weights=first_weights, data=data)
         (run,) = changed.runs(
@@ -189,15 +190,19 @@ def check_conditions(
     """Raise BadInput, which ends in the advice, for a condition that the network cannot have: random feedback without
     convolutions, a stage or a path that is not there, first weights that it does not know."""
     for condition in conditions:
-        network, weights = condition.network or settings.network, condition.first_weights
-        if condition.control == NO_CONTROL and weights is None:
-            continue
-        for depth in depths:
+        network, first_weights = condition.network or settings.network, first_weights_of(condition, settings)
+        for depth in depths if (condition.control, first_weights) != (NO_CONTROL, "he") else ():
             try:
-                model = outline(network, depth, width=settings.width, first_weights=weights or "he")
+                model = outline(network, depth, width=settings.width, first_weights=first_weights)
                 condition.control.prepare(model, seed=0)
             except ValueError as error:
                 raise BadInput(f"{condition.name!r} on {network}: {error}; {advice}") from None
+
+
+def first_weights_of(condition: Condition, settings: ConditionSettings) -> FirstWeights:
+    """The condition's own, or those of the settings."""
+    given = settings.first_weights if condition.first_weights is None else condition.first_weights
+    return cast(FirstWeights, given)
 
 
 def rate_of(exponent: int) -> float:

@@ -119,7 +119,8 @@ class Ratios:
     def parts(self, above: float, below: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """The variance of above * numerator - below * denominator: by condition (..., K, C), and of images (..., K)."""
         below = np.asarray(below)[..., None]
-        seeds = (above * self.seed_above - below * self.seed_below) ** 2
+        own = above * self.seed_above if above else np.zeros_like(self.seed_above)  # 0 of an unknown deviation is 0
+        seeds = (own - below * self.seed_below) ** 2
         return seeds, ((above * self.image_above - below * self.image_below) ** 2).sum(-1)
 
     def variance(self, share: np.ndarray | float) -> np.ndarray:

@@ -14,12 +14,14 @@ from experiments.engine.running.run import Run
 from experiments.engine.running.workers import Execution
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Data, Dataset
-from experiments.engine.training.networks import NETWORKS, outline
+from experiments.engine.training.networks import NETWORKS, nearest_depth, outline
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.recipe import Recipe
-from models import ARMS, RESIDUAL, FirstWeights
+from models import ARMS, PLAIN, RESIDUAL, FirstWeights, Flow
 from models.first_weights import check_first_weights
 
+CONDITIONED_ARMS: dict[str, tuple[Flow, FirstWeights]] = {"near-identity": (PLAIN, "near-identity")}
+"""Arms that are a flow and first weights: the one exception to that all arms of a seed share first weights."""
 WIDEST = 2**16
 """Channels of a first stage beyond which a weight's size would overflow in some networks."""
 
@@ -115,7 +117,7 @@ class NetworkSettings:
                 arm,
                 depth,
                 seed,
-                replace(recipe, flow=ARMS.get(arm, RESIDUAL)),  # an arm of a script's own changes residual networks
+                of_arm(recipe, arm),
                 outputs=tuple(outputs),
                 labels=labels or {},
                 about={"title": dataset.title, **asdict(self.data)},
@@ -126,6 +128,25 @@ class NetworkSettings:
             for arm in arms
             for seed in (self.seeds if seeds is None else seeds)
         ]
+
+    def check_arms(self, flag: str, *arms: str) -> None:
+        """Raise BadInput unless all are arms, none twice, and the network can begin as each does."""
+        check_unique(flag, arms)
+        for arm in arms:
+            check_choice(flag, arm, arm_names())
+            if reason := self.unable(arm):
+                raise BadInput(f"{flag} {arm}: {reason}")
+
+    def unable(self, arm: str) -> str:
+        """Why the network cannot begin as the arm does; "" where it can."""
+        if arm not in CONDITIONED_ARMS:
+            return ""
+        some_depth = nearest_depth(self.network, 20, width=self.width)
+        try:
+            outline(self.network, some_depth, width=self.width, first_weights=CONDITIONED_ARMS[arm][1])
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def check_depths(self, flag: str, *depths: int) -> None:
         """Raise BadInput for depths that the network does not have."""
@@ -151,8 +172,17 @@ def check_networks(networks: Sequence[str]) -> None:
         check_choice("--networks", network, tuple(NETWORKS))
 
 
-def check_arms(arms: Sequence[str]) -> None:
-    """Raise BadInput unless all are arms, none twice."""
-    check_unique("--arms", arms)
-    for arm in arms:
-        check_choice("--arms", arm, tuple(ARMS))
+def arm_names() -> tuple[str, ...]:
+    """Of all arms, those of a flow alone first."""
+    return (*ARMS, *CONDITIONED_ARMS)
+
+
+def flow_of(arm: str) -> Flow:
+    """An arm's flow; an arm of a script's own changes residual networks."""
+    return CONDITIONED_ARMS[arm][0] if arm in CONDITIONED_ARMS else ARMS.get(arm, RESIDUAL)
+
+
+def of_arm(recipe: Recipe, arm: str) -> Recipe:
+    """The recipe with the arm's flow, and its first weights where it has its own."""
+    _, first_weights = CONDITIONED_ARMS.get(arm, (None, recipe.first_weights))
+    return replace(recipe, flow=flow_of(arm), first_weights=first_weights)

@@ -20,6 +20,7 @@ from experiments.engine.statistics.shares import (
     bootstrap,
     condition_means,
     contrast,
+    meets_power,
     power,
     read_shares,
     share_table,
@@ -212,6 +213,10 @@ class Family:
             return "shown, not judged"
         return "underpowered" if found.reading == "undecided" and found.high - found.low > WIDEST else found.reading
 
+    def is_powered(self, found: ShareEstimate) -> bool:
+        """Whether the rule would read this share right with probability POWER, were it truly 0 or 1."""
+        return meets_power(select(self.power, effect=found.name))
+
 
 def families(parts: Sequence[Trained], found: pd.DataFrame) -> list[Family]:
     """Every family of shares that one data set and budget has: of test errors by image, of other outcomes by run.
@@ -298,11 +303,9 @@ def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
     for condition in FIRST_WEIGHTS[:2]:
         if {condition.name, PLAIN_NEAR.name} <= set(errors):
             found = contrast(condition_means(errors), {condition.name: 1.0, PLAIN_NEAR.name: -1.0})
-            word = (
-                "as well as" if found.high < CLOSE else "not as well as" if found.low > CLOSE else "perhaps as well as"
-            )
+            word = "as good as" if found.high < CLOSE else "worse than" if found.low > CLOSE else "perhaps as good as"
             interval = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-            lines.append(f"{condition.name} does {word} near-identity: test error {interval}, margin {CLOSE}.")
+            lines.append(f"{condition.name} is {word} near-identity: test error {interval}, margin {CLOSE}.")
     return lines
 
 
@@ -313,7 +316,10 @@ def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list
     if not found:  # the longest budget has none
         return [*name_of_first_share(group), "The primary shares were not trained: --budgets 1 has them."]
     primary = found[0]
-    read = "; ".join(f"{found.name}: {primary.reading(found)}" for found in primary.estimates)
+    read = "; ".join(
+        f"{share.name}: {primary.reading(share)}{'' if primary.is_powered(share) else ' (underpowered)'}"
+        for share in primary.estimates
+    )
     part = parallel_blocks(group)
     lines = [f"{primary.about['data']}, {primary.about['step']} steps, test error. {read}."]
     if not np.isnan(part):
@@ -321,4 +327,5 @@ def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list
         lines.append(
             f"The cosine of short and long paths is below {PARALLEL} in {100 * part:.0f} % of blocks{parallel}."
         )
+    lines.append("Underpowered: a true share of 0, or of 1, would be read right with a probability below 0.95.")
     return [*lines, *name_of_first_share(group), "Shares need not sum to 1; all but these three are secondary."]

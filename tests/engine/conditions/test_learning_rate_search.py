@@ -195,6 +195,18 @@ def test_a_run_that_chooses_a_rate_is_not_evaluated_on_test_images(tmp_path: Pat
     assert all("split" not in found or "test" not in set(found["split"]) for found in joined)
 
 
+@pytest.mark.parametrize("changes", [{"network": "fixup"}, {"first_weights": 0.5}])
+def test_first_weights_that_a_condition_s_network_cannot_have_are_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Whether they are the condition's or the settings'."""
+    near = Condition("near", "plain", first_weights=None if "first_weights" in changes else 0.5, network="fixup")
+    message = "'near' on fixup: first_weights 0.5: fixup blocks begin with weights of their own; leave it out"
+    with pytest.raises(BadInput, match=message):
+        runner(tmp_path, **changes).best_rates([near], [8], tmp_path / "x")
+    assert not any(tmp_path.iterdir())  # before anything is trained
+
+
 def test_a_condition_has_a_flow_and_first_weights_of_its_own(tmp_path: Path) -> None:
     here = runner(tmp_path, first_weights=0.5)
     usual = here.run_of(Condition("plain", "plain"), 8, 0, 0.1).recipe

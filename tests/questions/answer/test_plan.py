@@ -106,6 +106,19 @@ def test_the_page_s_shares_are_the_plan_s() -> None:
     assert "Δ = Y(plain) - Y(residual)" in PAGE
 
 
+def test_shares_of_a_world_whose_shares_are_known() -> None:
+    errors = {
+        "residual": 0.0, "plain": 1.0, "plain, near-identity": 0.2, "residual, near-identity": 0.1,
+        "value alone, near-identity": 0.15, "paths of at most 3": 0.3, "paths of at least 4": 0.7,
+    }  # fmt: skip
+    found = {
+        share.name: sum(weight * errors[name] for name, weight in share.above.items())
+        / sum(weight * errors[name] for name, weight in share.below.items())
+        for share in SHARES
+    }
+    assert found == pytest.approx({"conditioning": 0.9, "value": 0.05, "short paths": 0.4}, abs=1e-12)  # rounding alone
+
+
 def test_a_gap_is_closed_by_less_error_than_plain_has() -> None:
     of = {share.name: share for share in CLOSED}
     assert of["stop-gradient"].above == {"plain": 1.0, "stop-gradient": -1.0}

@@ -311,11 +311,11 @@ def test_the_mean_over_seeds_decides_whether_blocks_are_parallel(tmp_path: Path)
 @pytest.mark.parametrize(
     ("near", "far", "sd", "word"),
     [
-        (0.15, 0.15, 0.005, "as well as"),
-        (0.15, 0.05, 0.005, "as well as"),  # better
-        (0.15, 0.3, 0.005, "not as well as"),
-        (0.15, 0.2, 0.005, "perhaps as well as"),
-        (0.15, 0.15, 0.2, "perhaps as well as"),
+        (0.15, 0.15, 0.005, "as good as"),
+        (0.15, 0.05, 0.005, "as good as"),  # better
+        (0.15, 0.3, 0.005, "worse than"),
+        (0.15, 0.2, 0.005, "perhaps as good as"),
+        (0.15, 0.15, 0.2, "perhaps as good as"),
     ],
 )
 def test_the_first_share_is_named_by_networks_far_from_the_identity(
@@ -327,7 +327,7 @@ def test_the_first_share_is_named_by_networks_far_from_the_identity(
         name: [float(np.clip(e + s, 0, 1)) for e, s in zip(of, shifts, strict=True)] for name, of in errors.items()
     }
     (line,) = name_of_first_share([made_up(tmp_path, errors, images=4000)])
-    assert line.startswith(f"{PLAIN_ORTHOGONAL.name} does {word} near-identity: test error ")
+    assert line.startswith(f"{PLAIN_ORTHOGONAL.name} is {word} near-identity: test error ")
     assert line.endswith("margin 0.05.")
 
 
@@ -340,18 +340,29 @@ def test_conclusions_say_the_readings_and_what_may_not_be_read(tmp_path: Path) -
         trained = made_up(folder, errors, images=1000, cosines={RESIDUAL.name: cosines})
         return conclusions([trained], list(read_of([trained]).values()))
 
-    first, second, *names, last = lines([0.1, 0.2, 0.9])
+    first, second, third, *names, last = lines([0.1, 0.2, 0.9])
     assert first == (
         "digits, 8 steps, test error. conditioning: explains most; value: negligible; short paths: contributes."
     )
     assert second == "The cosine of short and long paths is below 0.5 in 67 % of blocks."
+    assert third.startswith("Underpowered: a true share of 0, or of 1,")
     assert [name.split(" near-identity")[0] for name in names] == [
-        "plain, looks-linear does as well as", "plain, delta-orthogonal does not as well as",
+        "plain, looks-linear is as good as", "plain, delta-orthogonal is worse than",
     ]  # fmt: skip
     assert last == "Shares need not sum to 1; all but these three are secondary."
     assert lines([0.9, 0.2, 0.9])[1].endswith(
         "33 % of blocks: they are one gradient, and their share is not to be read."
     )
+
+
+def test_conclusions_say_which_readings_have_little_power(tmp_path: Path) -> None:
+    """With these spreads a share of 0 would be read right too rarely, though one of 1 is read."""
+    trained = made_up(tmp_path, spread(TRUE, sd=0.09), images=1000)
+    found = read_of([trained])
+    primary = found["shares", "test error"]
+    (conditioning, *_) = primary.estimates
+    assert not primary.is_powered(conditioning)
+    assert "conditioning: explains most (underpowered)" in conclusions([trained], list(found.values()))[0]
 
 
 def test_conclusions_of_a_budget_without_the_primary_shares(tmp_path: Path) -> None:
