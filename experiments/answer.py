@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 import figures
-from experiments.engine.conditions.conditions import ConditionSettings
-from experiments.engine.conditions.learning_rate_search import ConditionRunner, Effort
+from experiments.engine.conditions.conditions import Condition, ConditionSettings
+from experiments.engine.conditions.learning_rate_search import ConditionRunner, Effort, check_conditions
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.messages import BadInput, check_at_least, check_unique
@@ -24,6 +24,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Data, load_splits
+from experiments.engine.training.image_files import list_image_folder
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer import results
 from experiments.questions.answer.plan import (
@@ -80,18 +81,37 @@ class Settings(ConditionSettings):
             raise BadInput(f"--budgets {min(unknown)}: the plan has 1, 5 and 25")
         check_at_least("--seeds", len(self.seeds), 1)
         self.of_cifar10().check_depths("--cifar10-depth", self.cifar10_depth)
-        if self.cifar10 is not None and not self.cifar10.is_dir():
-            raise BadInput(f"--cifar10 {self.cifar10}: there is no such folder of images")
+        checked = set[Condition]()
+        for part in self.parts():  # before anything is trained: the last part comes hours after the first
+            of_part, flag = self.of(part), "--cifar10-depth" if part.data == CIFAR10 else "--depths"
+            new = [condition for condition in part.conditions if part.data == CIFAR10 or condition not in checked]
+            check_conditions(of_part, new, of_part.depths, advice=f"give other {flag}, or another --network")
+            checked |= set(new)
+        if self.cifar10 is not None:
+            check_folder(self.cifar10)
 
     def of_cifar10(self) -> "Settings":
         """The same settings for that data set."""
         images = Data("folder", self.cifar10, image_size=self.cifar10_size, train_limit=self.cifar10_images)
         return replace(self, depths=(self.cifar10_depth,), width=self.cifar10_width, data=images)
 
+    def of(self, part: Part) -> "Settings":
+        """The settings of a part: of its data set, with the first of the seeds."""
+        settings = self.of_cifar10() if part.data == CIFAR10 else self
+        return replace(settings, seeds=self.seeds[: part.seeds], tuning_seeds=self.tuning_seeds[: part.tuning_seeds])
+
     def parts(self) -> list[Part]:
         """The parts of the plan that are run."""
         data = {"digits"} | ({CIFAR10} if self.cifar10 else set())
         return [part for part in PARTS if part.budget in self.budgets and part.data in data]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BadInput unless it has images in train/CLASS/ beside test/CLASS/; they are listed, and not read."""
+    try:
+        list_image_folder(folder, None, workers=0)
+    except BadInput as error:
+        raise BadInput(str(error).replace("--data-dir", "--cifar10")) from None
 
 
 QUICK = Settings(
@@ -100,7 +120,6 @@ QUICK = Settings(
     tuning_seeds=TUNING_SEEDS[:1],
     budgets=(1, 5),
     training=Training(epochs=2),
-    quick=True,
 )
 
 
@@ -118,10 +137,7 @@ def main(settings: Settings) -> None:
 
 def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
     """Choose the learning rates of a part's conditions, and train its reported seeds."""
-    settings = settings.of_cifar10() if part.data == CIFAR10 else settings
-    settings = replace(
-        settings, seeds=settings.seeds[: part.seeds], tuning_seeds=settings.tuning_seeds[: part.tuning_seeds]
-    )
+    settings = settings.of(part)
     splits = load_splits(settings.data, (*settings.seeds, *settings.tuning_seeds))
     runner = ConditionRunner(
         settings,
@@ -157,7 +173,7 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     output.clear()
     found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
     families = [family for group in results.by_budget(finished) for family in results.families(group, found)]
-    jacobians = pd.concat([results.jacobians(part) for part in finished], ignore_index=True)
+    jacobians = results.jacobians(finished)
     tables = {
         "replicates": found,
         "conditions": results.summary(found),
@@ -181,7 +197,8 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     show.save_figure(output, figures.answer(drawn), drawn, EXPERIMENT)
     losses = select(tables["losses"], data=finished[0].data, budget=1)
     losses = losses[losses["control"].isin(DRAWN)]
-    show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
+    if len(losses):
+        show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
     return families
 
 
@@ -202,7 +219,7 @@ def report(finished: Sequence[Trained], families: Sequence[Family], settings: Se
     )
     show.table(
         console,
-        jacobian_rows(pd.concat([results.jacobians(part) for part in finished], ignore_index=True)),
+        jacobian_rows(results.jacobians(finished)),
         title="Jacobians at the first weights",
         caption="spread: mean σ⁴ / (mean σ²)², 1 for an isometry; size: mean σ²; of blocks the mean",
     )
@@ -233,7 +250,7 @@ def jacobian_rows(table: pd.DataFrame) -> show.Rows:
     """By data set, then condition."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for (data, name), of in table.groupby(["data", "control"], sort=False):
-        numbers = of.drop_duplicates(["outcome", "quantity"]).set_index(["outcome", "quantity"])["mean"]
+        numbers = of.set_index(["outcome", "quantity"])["mean"]
         rows[str(data), str(name)] = {
             f"{word}, {kind}": f"{numbers[kind, quantity]:.3g}"
             for kind in ("stream", "blocks")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -174,14 +173,12 @@ def report(found: pd.DataFrame, settings: Settings, output: Output) -> None:
     """Print every row, and where conditioning does not close the gap."""
     console = show.terminal()
     rows = {
-        (str(row.setting), str(row.condition)): {
-            "residual": f"{row.residual:.3f}",
-            "plain": f"{row.plain:.3f}",
-            "this": f"{row.this:.3f}",
-            "closes": show.interval(*(cast(float, end) for end in (row.closed, row.low, row.high))),
-            "reading": str(row.reading),
+        (row["setting"], row["condition"]): {
+            **{name: f"{row[name]:.3f}" for name in ("residual", "plain", "this")},
+            "closes": show.interval(row["closed"], row["low"], row["high"]),
+            "reading": row["reading"],
         }
-        for row in found.itertuples()
+        for row in found.to_dict("records")
     }
     caption = (
         f"test errors, n = {len(settings.seeds)}; closes: (plain - this) / (plain - residual) with Fieller's 95 % "

@@ -1,6 +1,7 @@
 """Kinds of block and variants on paper: sizes, first weights, what is normalised and what is dropped."""
 
 import math
+from collections import OrderedDict
 from typing import Any, get_args
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from models import PLAIN, CifarResNet, ResidualBlock, cifar_resnet
-from models.branches import DiracConv2d, fixup_weights
+from models import PLAIN, CifarResNet, Flow, ResidualBlock, cifar_resnet
+from models.branches import DiracConv2d, Scalar, fixup_weights, skipinit_branch
 from models.variants import BLOCK_KINDS, VARIANTS, BlockName, Variant
 from tests.support.networks import FLOAT64, images
 
@@ -52,6 +53,65 @@ def test_preactivation_has_nothing_behind_the_sum() -> None:
     assert all(isinstance(block.activation, nn.Identity) for block in model.blocks)
     assert [type(module) for module in model.pool][:2] == [nn.BatchNorm2d, nn.ReLU]
     assert len(model.stem) == 1  # type: ignore[arg-type]
+
+
+def test_unnormalised_branches_are_two_convolutions_and_a_relu() -> None:
+    """In plain functions, at a stride, too: nothing is normalised, and biases count."""
+    model = network(block="unnormalised")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert [type(module) for module in model.stem] == [nn.Conv2d, nn.ReLU]  # type: ignore[union-attr]
+    for block, stride in zip(model.blocks, (1, 2, 2), strict=True):
+        first, second = part(block, "branch.conv1"), part(block, "branch.conv2")
+        x = torch.rand(2, first.in_channels, 6, 6, dtype=FLOAT64)
+        inner = torch.conv2d(x, first.weight, first.bias, stride=stride, padding=1).clamp(min=0)
+        wanted = torch.conv2d(inner, second.weight, second.bias, padding=1)
+        torch.testing.assert_close(block.branch(x), wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(block(x), (block.shortcut(x) + wanted).clamp(min=0), rtol=1e-12, atol=1e-12)
+
+
+def test_unnormalised_values_stay_in_range_where_branches_are_scaled() -> None:
+    """Of 27 blocks, each of which adds to the stream as much as it holds: 2^27 without the weight 1 / sqrt(27), and
+    about e with it."""
+
+    def growth(flow: Flow) -> float:
+        torch.manual_seed(0)
+        model = cifar_resnet(56, width=8, block="unnormalised", flow=flow).double()
+        sizes: list[float] = []
+        for block in (model.blocks[0], model.blocks[-1]):
+            block.register_forward_hook(lambda _, __, y: sizes.append(y.square().mean().sqrt().item()))
+        model(images(8, 16))
+        return sizes[1] / sizes[0]
+
+    assert growth(Flow()) > 1e3
+    assert 0.1 < growth(Flow(1.0, 1 / math.sqrt(27))) < 10
+
+
+def test_a_plain_unnormalised_network_can_begin_near_the_identity() -> None:
+    model = network(20, block="unnormalised", flow=PLAIN, first_weights="near-identity")
+    for block in (model.blocks[0], model.blocks[4]):
+        x = torch.rand(2, part(block, "branch.conv1").in_channels, 6, 6, dtype=FLOAT64)
+        torch.testing.assert_close(block.branch(x), x, rtol=0, atol=0.5)
+        assert not torch.equal(block.branch(x), x)
+
+
+def test_skipinit_s_weights_are_those_of_its_layers_in_their_order() -> None:
+    """Written down as they were before its branch was made of the unnormalised one: the same keys, in the same order,
+    with the same first weights under a seed."""
+    torch.manual_seed(0)
+    made = skipinit_branch(4, 8, 2)
+    torch.manual_seed(0)
+    layers = [
+        ("conv1", nn.Conv2d(4, 8, 3, stride=2, padding=1)), ("relu", nn.ReLU()),
+        ("conv2", nn.Conv2d(8, 8, 3, padding=1)), ("scale", Scalar(0.0)),
+    ]  # fmt: skip
+    wanted = nn.Sequential(OrderedDict(layers))
+    assert list(made.state_dict()) == list(wanted.state_dict())
+    assert [name for name, _ in made.named_children()] == ["conv1", "relu", "conv2", "scale"]
+    assert all(torch.equal(value, made.state_dict()[name]) for name, value in wanted.state_dict().items())
+    x = torch.rand(2, 4, 6, 6)
+    made.scale.alpha.data.fill_(0.7)  # type: ignore[union-attr,operator]
+    wanted.scale.alpha.data.fill_(0.7)  # type: ignore[union-attr,operator]
+    assert torch.equal(made(x), wanted(x))
 
 
 def test_skipinit_begins_as_its_shortcuts_and_learns_from_the_gate_on() -> None:

@@ -16,8 +16,8 @@ from tests.support.conditions import short_search
 from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
-APART = {"answer", "robustness", "probe_model"}
-"""Tested in files of their own: two grids that are fixed, and a script without one."""
+NO_GRID = {"probe_model"}
+TOY_APART = {"answer"}  # the least of its plan takes minutes: test_answer has a smaller one
 NETWORK = "--seeds 0 --epochs 1 --width 2 --train-limit 256"
 CONDITIONS = f"{NETWORK} --tuning-seeds 100 --depths 8"
 TOY = {  # the least that every script with a grid can be asked
@@ -34,6 +34,7 @@ TOY = {  # the least that every script with a grid can be asked
     "lesions": f"{NETWORK} --depth 14 --arms residual --counts 1 --draws 1",
     "magnitude_or_direction": f"{CONDITIONS} --conditions|stop-gradient, true norms",
     "path_lengths": f"{NETWORK} --depths 8 --arms residual --samples 2 --probe-size 4",
+    "robustness": f"{NETWORK} --tuning-seeds 100 --most-layers 8 --rows|learning rate 0.1 for all",
     "short_paths": f"{NETWORK} --depth 8 --at-most 0",
     "stopgrad_shortcut": f"{NETWORK} --depths 8",
     "training_speed": f"{NETWORK} --depth 20 --networks resnet --arms residual plain",
@@ -43,22 +44,24 @@ NOT_WEIGHTS = f"--depth 8 --width 2 --weights {__file__}"
 NEW_ARMS = {"half": Flow(shortcut_gradient=0.5), "uneven": Flow(shortcut=0.5, shortcut_gradient=1.0)}
 REPORTED = "that seed is reported; choose learning rates on others"
 MISTAKES = {
-    "answer": {
-        "--depths 14 20": "--depths 14 20: the plan has one depth",
-        "--depths 9": "--depths 9: depth 9 is not 6n + 2",
-        "--budgets 2": "--budgets 2: the plan has 1, 5 and 25",
-        "--seeds 2000": f"--tuning-seeds 2000: {REPORTED}",
-        "--cifar10 nowhere --depths 8": "nowhere: there is no such folder",
-    },
-    "robustness": {
-        "--rows depth": "--rows: unknown 'depth'; choose from width 16, depth 20",
-        "--most-layers 7": "--most-layers 7: give at least 8",
-    },
     "alignment": {
         "--arms plain": "--arms plain: its gradient is the true one; give some of stop-gradient, gradient-only",
         "--arms near-identity": "--arms near-identity: its gradient is the true one; give some of stop-gradient",
         "--further 0": "--further 0: give at least 1",
         "--depths 9": "--depths 9: depth 9 is not 6n + 2",
+    },
+    "answer": {
+        "--depths 20 56": "--depths 20 56: the plan has one depth",
+        "--depths 21": "--depths 21: depth 21 is not 6n + 2",
+        "--depths 8": "'paths of at least 4' on resnet: no path has 4 branches: the network has 3 blocks; give other",
+        "--depths 14 --budgets 1 2": "--budgets 2: the plan has 1, 5 and 25",
+        "--depths 14 --budgets 1 1": "--budgets: got 1 1; give one or more, each once",
+        "--depths 14 --cifar10 nowhere": "--cifar10 nowhere: there is no such folder",
+        "--depths 14 --cifar10 .": "--cifar10 .: found no train/ beside test/ or val/",
+        "--depths 14 --cifar10-depth 9": "--cifar10-depth 9: depth 9 is not 6n + 2",
+        "--depths 14 --cifar10-width 3": "--cifar10-depth 32: projection A pads channels equally on both sides",
+        "--depths 14 --network dirac": "'residual, near-identity' on dirac: first_weights 'near-identity': dirac",
+        "--tuning-seeds 1000": f"--tuning-seeds 1000: {REPORTED}",
     },
     "budget": {
         "--budgets 0 1": "--budgets 0: give whole numbers from 1",
@@ -118,6 +121,12 @@ MISTAKES = {
         "--model torchvision:vgg11": "none of its 0 adds is a residual junction; for such a network name",
         "--batch-size 0": "--batch-size 0: give at least 1",
         "--model absent.py:network": "there is no such file",
+    },
+    "robustness": {
+        "--rows|depth 21": "--rows: unknown 'depth 21'; choose from width 16, depth 20,",
+        "--rows AdamW AdamW": "--rows: got AdamW AdamW; give one or more, each once",
+        "--most-layers 7": "--most-layers 7: give at least 8",
+        "--seeds 2100": f"--tuning-seeds 2100: {REPORTED}",
     },
     "short_paths": {
         "--at-most": "--at-most: got none; give one or more",
@@ -179,7 +188,7 @@ def test_no_script_or_folder_hides_a_module() -> None:
     assert SCRIPTS
     assert not ({*SCRIPTS, *folders} & taken)
     assert not set(SCRIPTS) & folders
-    assert set(TOY) == set(SCRIPTS) - APART
+    assert set(TOY) == set(SCRIPTS) - NO_GRID - TOY_APART
     assert set(MISTAKES) == set(SCRIPTS)
 
 
@@ -194,7 +203,7 @@ def test_help_reads_like_documentation(script: str, capsys: pytest.CaptureFixtur
     assert not ("--network " in shown and "--networks " in shown)  # one network or several
 
 
-@pytest.mark.parametrize("script", TOY)
+@pytest.mark.parametrize("script", [*TOY, *TOY_APART])
 def test_a_dry_run_prints_the_runs_and_writes_nothing(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,7 +217,7 @@ def test_a_dry_run_prints_the_runs_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", TOY)
+@pytest.mark.parametrize("script", [*TOY, *TOY_APART])
 def test_a_new_arm_is_in_no_scripts_way(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for arm, flow in NEW_ARMS.items():
         monkeypatch.setitem(ARMS, arm, flow)

@@ -97,7 +97,7 @@ class ConditionRunner:
             epochs=budget * self.settings.training.epochs,
         )
         network = condition.network or self.settings.network
-        first_weights = self.first_weights_of(condition)
+        first_weights = first_weights_of(condition, self.settings)
         data = replace(self.settings.data, split_seed=seed) if seed in self.splits else self.settings.data
         changed = replace(self.settings, training=training, network=network, first_weights=first_weights, data=data)
         (run,) = changed.runs(
@@ -112,11 +112,6 @@ class ConditionRunner:
         )
         recipe = run.recipe if condition.flow is None else replace(run.recipe, flow=condition.flow)
         return replace(run, recipe=replace(recipe, evaluated=("train", "validation")) if tuning else recipe)
-
-    def first_weights_of(self, condition: Condition) -> FirstWeights:
-        """The condition's own, or those of the settings."""
-        given = self.settings.first_weights if condition.first_weights is None else condition.first_weights
-        return cast(FirstWeights, given)
 
     def runs(self, conditions: Sequence[Condition], depths: Sequence[int], rates: Rates, budget: int = 1) -> list[Run]:
         """A run for each depth, condition and reported seed, at the condition's learning rate there."""
@@ -152,7 +147,7 @@ class ConditionRunner:
         loss). It is the lowest tried while nothing has learned at any: a network at chance tells no rates apart. A best
         at an end of its range extends the range, by at most two decades. The whole search goes to `folder`/tuning.csv.
         """
-        self.check(conditions, depths)
+        check_conditions(self.settings, conditions, depths)
         output = Output(folder, dry_run=self.settings.execution.dry_run)
         tried = {(one, depth): set(self.effort(one).exponents) for one in conditions for depth in depths}
         while True:
@@ -177,24 +172,37 @@ class ConditionRunner:
         rates = {(condition.name, depth): rate_of(exponent) for (condition, depth), exponent in best.items()}
         return rates, searched
 
-    def check(self, conditions: Sequence[Condition], depths: Sequence[int]) -> None:
-        """Raise BadInput for a condition that the network does not know: random feedback without convolutions, a stage
-        that is not there, first weights where it has its own."""
-        for condition in conditions:
-            network, first_weights = condition.network or self.settings.network, self.first_weights_of(condition)
-            for depth in depths if (condition.control, first_weights) != (NO_CONTROL, "he") else ():
-                try:
-                    model = outline(network, depth, width=self.settings.width, first_weights=first_weights)
-                    condition.control.prepare(model, seed=0)
-                except ValueError as error:
-                    raise BadInput(f"{condition.name!r} on {network}: {error}; leave it out (--conditions)") from None
-
     def _best(self, found: pd.DataFrame, condition: Condition, depth: int) -> int:
         tried = select(found, control=condition.name, depth_total=depth)
         means = tried.groupby("learning_rate")[["accuracy", "loss"]].mean().reset_index()
         best = means.sort_values(["accuracy", "loss"], ascending=[False, True]).iloc[0]
         learned = best["accuracy"] > 1 / len(self.dataset.classes) + LEARNED
         return exponent_of(float(best["learning_rate"] if learned else means["learning_rate"].min()))
+
+
+def check_conditions(
+    settings: ConditionSettings,
+    conditions: Sequence[Condition],
+    depths: Sequence[int],
+    *,
+    advice: str = "leave it out (--conditions)",
+) -> None:
+    """Raise BadInput, which ends in the advice, for a condition that the network cannot have: random feedback without
+    convolutions, a stage or a path that is not there, first weights that it does not know."""
+    for condition in conditions:
+        network, first_weights = condition.network or settings.network, first_weights_of(condition, settings)
+        for depth in depths if (condition.control, first_weights) != (NO_CONTROL, "he") else ():
+            try:
+                model = outline(network, depth, width=settings.width, first_weights=first_weights)
+                condition.control.prepare(model, seed=0)
+            except ValueError as error:
+                raise BadInput(f"{condition.name!r} on {network}: {error}; {advice}") from None
+
+
+def first_weights_of(condition: Condition, settings: ConditionSettings) -> FirstWeights:
+    """The condition's own, or those of the settings."""
+    given = settings.first_weights if condition.first_weights is None else condition.first_weights
+    return cast(FirstWeights, given)
 
 
 def rate_of(exponent: int) -> float:

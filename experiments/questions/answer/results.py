@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,6 @@ from probes.tables import table
 
 TARGETS = (0.5, 0.1)
 """Training losses to which steps are counted."""
-FINAL = (("test", "accuracy"), ("train", "accuracy"), ("train", "loss"))
 JUDGED = ("test error", "training error")
 """Outcomes on which shares are read; log training loss is shown alone, since beyond accuracy 1 it measures margins."""
 PARALLEL = 0.5
@@ -82,18 +81,17 @@ class Trained:
         found = self.tables[name]
         return found.assign(**self.about, first_weights=found["control"].map(weights))
 
-    def seeds(self, name: str) -> list[int]:
-        """Of a condition's runs, in order."""
-        return [run.seed for run in self.runs if run.labels["control"] == name]
+    def correct(self, run: Run) -> np.ndarray | None:
+        """(test images,): whether each is classified right; None for a run that diverged."""
+        file = self.store / run.name / "arrays.npz"
+        return np.load(file)["correct"] if file.is_file() else None
 
     def errors(self) -> dict[str, np.ndarray]:
         """By condition, (seeds, test images): 1 where wrong; for a run that diverged, by chance."""
         rows: dict[str, list[np.ndarray]] = {}
         for run in self.runs:
-            file = self.store / run.name / "arrays.npz"
-            wrong = np.full(self.test_images, 1 - 1 / self.classes)
-            if file.is_file():
-                wrong = 1.0 - np.load(file)["correct"]
+            right = self.correct(run)
+            wrong = np.full(self.test_images, 1 - 1 / self.classes) if right is None else 1.0 - right
             rows.setdefault(run.labels["control"], []).append(wrong)
         return {name: np.stack(found) for name, found in rows.items()}
 
@@ -108,20 +106,14 @@ def by_budget(parts: Iterable[Trained]) -> Iterator[list[Trained]]:
 
 def right_images(trained: Trained) -> pd.DataFrame:
     """Of each run, which test images are right: their number (`count`), and a bit for each, as hexadecimal digits from
-    the first image on (`correct`); from them every interval can be computed again. Nothing
-    for a run that diverged, which counts as chance."""
-    return table(
-        {
-            **trained.about,
-            "step": trained.steps,
-            "control": name,
-            "seed": seed,
-            "count": trained.test_images,
-            "correct": "" if set(row) - {0.0, 1.0} else np.packbits(row < 0.5).tobytes().hex(),
-        }
-        for name, rows in trained.errors().items()
-        for seed, row in zip(trained.seeds(name), rows, strict=True)
-    )
+    the first image on (`correct`; empty for a run that diverged); from them every interval can be computed again."""
+    rows: list[dict[str, object]] = []
+    for run in trained.runs:
+        right = trained.correct(run)
+        about = {**trained.about, "step": trained.steps, "control": run.labels["control"], "seed": run.seed}
+        bits = "" if right is None else np.packbits(right).tobytes().hex()
+        rows.append({**about, "count": trained.test_images, "correct": bits})
+    return table(rows)
 
 
 # Outcomes of runs
@@ -130,24 +122,24 @@ def right_images(trained: Trained) -> pd.DataFrame:
 def replicates(trained: Trained) -> pd.DataFrame:
     """Each run's outcomes, a long table: the errors on training and test images, log training loss, and the steps to
     each of TARGETS, nan where a run does not reach it. A run that diverged has chance errors and no loss."""
-    wide = trained.of("outcomes").pivot_table(index=["control", "seed"], columns=["split", "quantity"], values="value")
-    losses = trained.of("losses")
+    outcomes, losses = trained.of("outcomes"), trained.of("losses")
+    ends: dict[Any, float] = {}
+    if len(outcomes):  # none, where every run diverged
+        ends = outcomes.set_index(["control", "seed", "split", "quantity"])["value"].to_dict()
     reached = steps_to_loss(losses, TARGETS, window=trained.window) if len(losses) else pd.DataFrame()
     chance = 1 - 1 / trained.classes
     rows: list[dict[str, object]] = []
     for run in trained.runs:
-        name, key = run.labels["control"], (run.labels["control"], run.seed)
-        about = {**trained.about, "control": name, "first_weights": run.recipe.first_weights, "seed": run.seed}
+        name, seed = run.labels["control"], run.seed
+        about = {**trained.about, "control": name, "first_weights": run.recipe.first_weights, "seed": seed}
         about |= {"step": trained.steps, "learning_rate": run.labels["learning_rate"]}
-        ended = key in wide.index
-        own = {split: cast(float, wide.loc[key, split]) for split in FINAL} if ended else {}
         values = {
-            "test error": 1 - own["test", "accuracy"] if ended else chance,
-            "training error": 1 - own["train", "accuracy"] if ended else chance,
-            "log training loss": float(np.log(own["train", "loss"])) if ended else np.nan,
+            "test error": 1 - ends.get((name, seed, "test", "accuracy"), 1 - chance),
+            "training error": 1 - ends.get((name, seed, "train", "accuracy"), 1 - chance),
+            "log training loss": np.log(ends.get((name, seed, "train", "loss"), np.nan)),
         }
         for target in TARGETS:
-            of_run = select(reached, control=name, seed=run.seed, target=target) if len(reached) else reached
+            of_run = select(reached, control=name, seed=seed, target=target) if len(reached) else reached
             values[f"steps to loss {target}"] = of_run["value"].item() if len(of_run) else np.nan
         rows += [{**about, "outcome": outcome, "value": float(value)} for outcome, value in values.items()]
     return table(rows)
@@ -170,10 +162,12 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 def loss_curves(trained: Trained) -> pd.DataFrame:
     """The training loss of each run, averaged over the steps of an epoch, at 20 moments and the first full epoch."""
-    means = trailing_means(trained.of("losses"), window=trained.window)
+    losses, columns = trained.of("losses"), ["data", "control", "first_weights", "budget", "step", "seed", "value"]
+    if losses.empty:  # every run diverged in its first epoch
+        return pd.DataFrame(columns=[*columns, "outcome"])
+    means = trailing_means(losses, window=trained.window)
     moments = np.unique(np.linspace(trained.window, trained.steps, 21).round().astype(int))
     kept = means[means["step"].isin(moments)]
-    columns = ["data", "control", "first_weights", "budget", "step", "seed", "value"]
     return kept[columns].assign(outcome="training loss")
 
 
@@ -276,15 +270,19 @@ def profiles(trained: Trained) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).dropna(subset="value") if parts else pd.DataFrame()
 
 
-def jacobians(trained: Trained) -> pd.DataFrame:
+def jacobians(parts: Sequence[Trained]) -> pd.DataFrame:
     """The Jacobians at each condition's first weights: mean and sd over seeds of the stream's numbers, and of the means
-    over blocks and over stages."""
-    rows = trained.of("jacobians")
-    if rows.empty:
-        return rows
+    over blocks and over stages. First weights are those of every budget: each condition has the rows of the first part
+    that trains it on that data set."""
     keys = ["data", "control", "first_weights", "outcome", "quantity"]
-    by_seed = rows.groupby([*keys, "seed"], sort=False)["value"].mean()
-    return by_seed.groupby(keys, sort=False).agg(["mean", "std"]).rename(columns={"std": "sd"}).reset_index()
+    found = []
+    for rows in (part.of("jacobians") for part in parts):
+        if len(rows):
+            by_seed = rows.groupby([*keys, "seed"], sort=False)["value"].mean()
+            found.append(by_seed.groupby(keys, sort=False).agg(["mean", "std"]).reset_index())
+    if not found:
+        return pd.DataFrame(columns=[*keys, "mean", "sd"])
+    return pd.concat(found, ignore_index=True).drop_duplicates(keys).rename(columns={"std": "sd"})
 
 
 # Sentences
@@ -314,10 +312,13 @@ def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
 def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list[str]:
     """The closing sentences: primary readings, whether short and long paths differ, what the first share is called."""
     group = next(by_budget(finished))
-    primary = next(f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", JUDGED[0]))
+    found = [f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", JUDGED[0])]
+    if not found:  # the longest budget has none
+        return [*name_of_first_share(group), "The primary shares were not trained: --budgets 1 has them."]
+    primary = found[0]
     read = "; ".join(
-        f"{found.name}: {primary.reading(found)}{'' if primary.is_powered(found) else ' (underpowered)'}"
-        for found in primary.estimates
+        f"{share.name}: {primary.reading(share)}{'' if primary.is_powered(share) else ' (underpowered)'}"
+        for share in primary.estimates
     )
     part = parallel_blocks(group)
     lines = [f"{primary.about['data']}, {primary.about['step']} steps, test error. {read}."]

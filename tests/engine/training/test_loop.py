@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn
 from experiments.engine.running.messages import BadInput
 from experiments.engine.training.data import Batches, Data, load
 from experiments.engine.training.loop import Diverged, evaluate, recompute_bn_statistics, train
-from experiments.engine.training.optimisation import Training, make_schedule, parameter_groups
+from experiments.engine.training.optimisation import Training, make_optimiser, make_schedule, parameter_groups
 from models import ARMS, GRADIENT_ONLY, PLAIN, RESIDUAL, CifarResNet, Flow, cifar_resnet
 
 
@@ -111,6 +111,37 @@ def test_settled_statistics_are_those_of_the_network_in_which_nothing_is_dropped
     assert wanted["stem.1.num_batches_tracked"] == 3
     assert not any(module.training for module in dropping.modules())
     assert dropping.stem[1].momentum == 0.1  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("optimiser", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adamw_s_weight_decay_is_apart_from_the_gradient(optimiser: str, kind: type[torch.optim.Optimizer]) -> None:
+    """Where the gradient is 0, AdamW takes rate * decay of a weight; in Adam the decay is a gradient like any other,
+    and its first step is the rate, whatever the weight's size."""
+    model = network(PLAIN, projection="C")
+    training = Training(optimiser=optimiser, learning_rate=0.01, weight_decay=0.5, momentum=0.8)
+    made = make_optimiser(model, training)
+    assert type(made) is kind
+    assert [group["betas"] for group in made.param_groups] == [(0.8, 0.999)] * 2
+    assert [group["weight_decay"] for group in made.param_groups] == [0.5, 0.0]
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    fixed = {name for name, _ in model.named_parameters() if "shortcut" in name}
+    assert fixed
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        decayed = old * (1 - 0.01 * 0.5) if optimiser == "adamw" else old - 0.01 * old.sign()
+        torch.testing.assert_close(new, old if name in fixed else decayed, rtol=1e-5, atol=1e-5)  # Adam's epsilon
+
+
+def test_adamw_trains_and_repeats_bit_for_bit(batches: Batches) -> None:
+    def losses(optimiser: str) -> list[float]:
+        training = Training(epochs=4, optimiser=optimiser, learning_rate=0.01, weight_decay=0.1)
+        return torch.cat(list(train(network(), batches, training, seed=0))).tolist()
+
+    found = losses("adamw")
+    assert found == losses("adamw") != losses("adam")
+    assert found[-1] < 0.9 * found[0]
 
 
 @pytest.mark.parametrize("flow", [PLAIN, GRADIENT_ONLY])
