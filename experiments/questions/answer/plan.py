@@ -18,7 +18,8 @@ SHORT_PATH = 3
 ALPHA = Flow(0.6, 0.8)
 """y = 0.6 x + 0.8 F(x): the squares sum to 1."""
 SIZE_KEPT = Flow(0.6, 0.8, shortcut_gradient=0.0, branch_gradient=1.4)
-"""The same function; the branch, which begins near the identity, brings back what both did."""
+"""The same function; the branch, which begins near the identity, brings back most of what both did: about 0.9 a block,
+so that after 27 blocks a tenth of the true gradient's size is left (stop-gradient at He's weights: 1e-8)."""
 
 RESIDUAL = Condition("residual", "residual")
 PLAIN = Condition("plain", "plain")
