@@ -19,8 +19,9 @@ from experiments.engine.conditions.conditions import Condition, ConditionSetting
 from experiments.engine.conditions.learning_rate_search import ConditionRunner, Effort, check_conditions
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.messages import BadInput, check_at_least, check_unique
+from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
+from experiments.engine.running.run import Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Data, load_splits
@@ -79,7 +80,6 @@ class Settings(ConditionSettings):
         check_unique("--budgets", self.budgets)
         if unknown := set(self.budgets) - {part.budget for part in PARTS}:
             raise BadInput(f"--budgets {min(unknown)}: the plan has 1, 5 and 25")
-        check_at_least("--seeds", len(self.seeds), 1)
         self.of_cifar10().check_depths("--cifar10-depth", self.cifar10_depth)
         checked = set[Condition]()
         for part in self.parts():  # before anything is trained: the last part comes hours after the first
@@ -129,10 +129,12 @@ def main(settings: Settings) -> None:
     output = settings.output(EXPERIMENT)
     finished: list[Trained] = []
     families: list[Family] = []
+    tables: Tables = {}
     for number, part in enumerate(settings.parts()):
         finished.append(train_part(part, settings, output.folder / "parts" / str(number)))
-        families = write(finished, output)  # after each part, so that an interrupted call leaves what there is
-    report(finished, families, settings, output)
+        families = with_families_of_last(finished, families)
+        tables = write(finished, families, output)  # after each part: an interrupted call leaves what there is
+    report(finished, families, tables, settings, output)
 
 
 def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
@@ -168,23 +170,30 @@ def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
     )
 
 
-def write(finished: Sequence[Trained], output: Output) -> list[Family]:
-    """Write every table and figure of the parts that are finished; the families of shares that were read."""
+def with_families_of_last(finished: Sequence[Trained], known: Sequence[Family]) -> list[Family]:
+    """The families that are known, and those of the last part, read together with the other parts of its data set and
+    budget: their intervals and power take seconds each."""
+    last = finished[-1]
+    others = [f for f in known if (f.about["data"], f.about["step"]) != (last.data, last.steps)]
+    return [*others, *results.families(results.beside(last, finished))]
+
+
+def write(finished: Sequence[Trained], families: Sequence[Family], output: Output) -> Tables:
+    """Write every table and figure of the parts that are finished; the tables by name."""
     output.clear()
     found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
-    families = [family for group in results.by_budget(finished) for family in results.families(group, found)]
     jacobians = results.jacobians(finished)
     tables = {
         "replicates": found,
         "conditions": results.summary(found),
-        "shares": pd.concat([family.table() for family in families], ignore_index=True),
+        "shares": pd.concat([family.table for family in families], ignore_index=True),
         "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
         "correct": pd.concat([results.right_images(part) for part in finished], ignore_index=True),
         "tuning": pd.concat([part.search.assign(**part.about) for part in finished], ignore_index=True),
         "losses": pd.concat([results.loss_curves(part) for part in finished], ignore_index=True),
         "profiles": pd.concat([results.profiles(part) for part in finished], ignore_index=True),
         "jacobians": jacobians,
-        "text_outcomes": as_table(outcome_rows(finished)),
+        "text_outcomes": as_table(outcome_rows(found)),
         "text_shares": as_table(share_rows(families)),
         "text_jacobians": as_table(jacobian_rows(jacobians)),
     }
@@ -199,7 +208,7 @@ def write(finished: Sequence[Trained], output: Output) -> list[Family]:
     losses = losses[losses["control"].isin(DRAWN)]
     if len(losses):
         show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
-    return families
+    return tables
 
 
 def as_table(rows: show.Rows) -> pd.DataFrame:
@@ -207,19 +216,21 @@ def as_table(rows: show.Rows) -> pd.DataFrame:
     return pd.DataFrame([{"where": heading, "": name, **row} for (heading, name), row in rows.items()]).fillna("")
 
 
-def report(finished: Sequence[Trained], families: Sequence[Family], settings: Settings, output: Output) -> None:
+def report(
+    finished: Sequence[Trained], families: Sequence[Family], tables: Tables, settings: Settings, output: Output
+) -> None:
     """Print outcomes, Jacobians, shares with their readings and power, and what the primary ones say."""
     console = show.terminal()
     reached = "to 0.5, to 0.1: steps to that training loss; k of n: only so many runs reach it"
     show.table(
         console,
-        outcome_rows(finished),
+        outcome_rows(tables["replicates"]),
         title="Mean ± sd over n seeds, each condition at its own learning rate",
         caption=f"{reached}. The log training loss is shown, not judged",
     )
     show.table(
         console,
-        jacobian_rows(results.jacobians(finished)),
+        jacobian_rows(tables["jacobians"]),
         title="Jacobians at the first weights",
         caption="spread: mean σ⁴ / (mean σ²)², 1 for an isometry; size: mean σ²; of blocks the mean",
     )
@@ -231,18 +242,17 @@ def report(finished: Sequence[Trained], families: Sequence[Family], settings: Se
         console.print("CIFAR-10 was left out: --cifar10 DIR adds it.")
 
 
-def outcome_rows(finished: Sequence[Trained]) -> show.Rows:
-    """By data set and steps, then condition."""
+def outcome_rows(found: pd.DataFrame) -> show.Rows:
+    """By data set and steps, then condition. found: as `results.replicates` gives it."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for part in finished:
-        for name, of in results.replicates(part).groupby("control", sort=False):
-            n, values = of["seed"].nunique(), {outcome: group["value"] for outcome, group in of.groupby("outcome")}
-            row = {"n": str(n), "rate": f"{of['learning_rate'].iloc[0]:g}"}
-            row |= {outcome: show.mean_sd(values[outcome]) for outcome in ("test error", "training error")}
-            row["log loss"] = f"{values['log training loss'].mean():.2f}"
-            for target in results.TARGETS:
-                row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], n)
-            rows[f"{part.data}, {part.steps} steps", str(name)] = row
+    for (data, steps, name), of in found.groupby(["data", "step", "control"], sort=False):
+        n, values = of["seed"].nunique(), {outcome: group["value"] for outcome, group in of.groupby("outcome")}
+        row = {"n": str(n), "rate": f"{of['learning_rate'].iloc[0]:g}"}
+        row |= {outcome: show.mean_sd(values[outcome]) for outcome in ("test error", "training error")}
+        row["log loss"] = f"{values['log training loss'].mean():.2f}"
+        for target in results.TARGETS:
+            row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], n)
+        rows[f"{data}, {steps} steps", str(name)] = row
     return rows
 
 

@@ -1,6 +1,6 @@
 """The finished runs of `answer` as tables: outcomes, shares and their readings, curves, what gradients were made of."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,12 +96,9 @@ class Trained:
         return {name: np.stack(found) for name, found in rows.items()}
 
 
-def by_budget(parts: Iterable[Trained]) -> Iterator[list[Trained]]:
-    """The parts of one data set and budget together."""
-    found: dict[tuple[str, int], list[Trained]] = {}
-    for part in parts:
-        found.setdefault((part.data, part.steps), []).append(part)
-    yield from found.values()
+def beside(one: Trained, parts: Iterable[Trained]) -> list[Trained]:
+    """The parts of its data set and budget, itself among them: whose conditions are read together."""
+    return [part for part in parts if (part.data, part.steps) == (one.data, one.steps)]
 
 
 def right_images(trained: Trained) -> pd.DataFrame:
@@ -185,6 +182,7 @@ class Family:
     estimates: Sequence[ShareEstimate]
     outcomes: Outcomes
 
+    @cached_property
     def table(self) -> pd.DataFrame:
         """All numbers, with the two-way bootstrap's interval."""
         parts = [share_table(self.estimates, **self.about)]
@@ -218,26 +216,19 @@ class Family:
         return meets_power(select(self.power, effect=found.name))
 
 
-def families(parts: Sequence[Trained], found: pd.DataFrame) -> list[Family]:
-    """Every family of shares that one data set and budget has: of test errors by image, of other outcomes by run.
-
-    found: as `replicates` gives it.
-    """
+def families(parts: Sequence[Trained]) -> list[Family]:
+    """Every family of shares of one data set and budget, of which these are the parts: of test errors by image, of other
+    outcomes by run."""
     errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
-    steps, data = parts[0].steps, parts[0].data
-    of_budget = select(found, data=data, step=steps)
+    found = pd.concat([replicates(part) for part in parts], ignore_index=True)
     read = []
     for name, family in FAMILIES.items():
         shares = [share for share in family if set(share.conditions) <= set(errors)]
         for outcome in (*JUDGED, "log training loss") if shares else ():
-            by_name = {
-                control: rows["value"].to_numpy()
-                for control, rows in select(of_budget, outcome=outcome).groupby("control")
-            }
-            outcomes: Outcomes = (
-                errors if outcome == "test error" else {str(key): value for key, value in by_name.items()}
-            )
-            about = {**parts[0].about, "step": steps, "outcome": outcome, "treatment": name}
+            rows = select(found, outcome=outcome).groupby("control")["value"]
+            by_run = {str(control): values.to_numpy() for control, values in rows}
+            outcomes: Outcomes = errors if outcome == "test error" else by_run
+            about = {**parts[0].about, "step": parts[0].steps, "outcome": outcome, "treatment": name}
             means = condition_means(outcomes)
             read.append(Family(about, means, shares, read_shares(means, shares), outcomes))
     return read
@@ -311,7 +302,7 @@ def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
 
 def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list[str]:
     """The closing sentences: primary readings, whether short and long paths differ, what the first share is called."""
-    group = next(by_budget(finished))
+    group = beside(finished[0], finished)
     found = [f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", JUDGED[0])]
     if not found:  # the longest budget has none
         return [*name_of_first_share(group), "The primary shares were not trained: --budgets 1 has them."]

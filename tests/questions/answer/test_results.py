@@ -26,7 +26,7 @@ from experiments.questions.answer.plan import (
 from experiments.questions.answer.results import (
     Family,
     Trained,
-    by_budget,
+    beside,
     conclusions,
     families,
     jacobians,
@@ -109,8 +109,7 @@ def spread(errors: Mapping[str, float], *, sd: float = 0.005, seeds: int = SEEDS
 
 
 def read_of(parts: Sequence[Trained]) -> dict[tuple[str, str], Family]:
-    found = pd.concat([replicates(part) for part in parts], ignore_index=True)
-    return {(f.about["treatment"], f.about["outcome"]): f for f in families(parts, found)}
+    return {(f.about["treatment"], f.about["outcome"]): f for f in families(parts)}
 
 
 def test_replicates_are_outcomes_of_runs(tmp_path: Path) -> None:
@@ -236,7 +235,7 @@ def test_a_family_has_the_shares_whose_conditions_were_trained(tmp_path: Path) -
     }
     shown = found["gap closed", "log training loss"]
     assert not shown.is_judged
-    assert set(shown.table()["reading"]) == {"shown, not judged"}
+    assert set(shown.table["reading"]) == {"shown, not judged"}
 
 
 def test_budgets_are_read_apart_and_their_parts_together(tmp_path: Path) -> None:
@@ -247,7 +246,9 @@ def test_budgets_are_read_apart_and_their_parts_together(tmp_path: Path) -> None
         (tmp_path / str(index)).mkdir()
         parts.append(made_up(tmp_path / str(index), {name: [TRUE[name]] * 3 for name in names}, data=data))
     longer = replace(parts[1], data="digits", steps=5 * STEPS)
-    assert list(by_budget([*parts, longer])) == [[parts[0], parts[2]], [parts[1]], [longer]]
+    every = [*parts, longer]
+    groups = [[parts[0], parts[2]], [parts[1]], [parts[0], parts[2]], [longer]]
+    assert [beside(one, every) for one in every] == groups
     together = read_of([parts[0], parts[2]])
     assert {share.name for share in together["shares", "test error"].shares} == {share.name for share in SHARES}
 
@@ -275,7 +276,7 @@ def test_a_wide_interval_is_underpowered_where_it_decides_nothing(near: float, s
 
 def test_tables_of_a_family_have_its_words_bootstrap_and_power(tmp_path: Path) -> None:
     family = read_of([made_up(tmp_path, spread(TRUE), images=1000)])["shares", "test error"]
-    found = family.table()
+    found = family.table
     assert set(pick(found, effect="conditioning")["reading"]) == {"explains most"}
     assert set(pick(found, effect="value")["reading"]) == {"negligible"}
     ends_of = pick(found, effect="short paths").set_index("quantity")["value"]
