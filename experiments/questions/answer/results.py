@@ -217,7 +217,7 @@ class Family:
 
 
 def families(parts: Sequence[Trained]) -> list[Family]:
-    """Every family of shares of one data set and budget, of which these are the parts: of test errors by image, of other
+    """Every family of shares of one data set and budget, whose parts these are: of test errors by image, of other
     outcomes by run."""
     errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
     found = pd.concat([replicates(part) for part in parts], ignore_index=True)
