@@ -17,10 +17,12 @@ from experiments.engine.conditions.learning_rate_search import exponent_of, rate
 from experiments.engine.statistics import shares
 from experiments.questions.answer import results
 from experiments.questions.answer.plan import (
+    ADDED,
     CLOSED,
     LONGER,
     PARTS,
     PLAIN,
+    PLAIN_NEAR,
     PRE_PLAIN,
     PRE_RESIDUAL,
     PRIMARY,
@@ -30,6 +32,7 @@ from experiments.questions.answer.plan import (
     TUNING_SEEDS,
     VALUE_NEAR,
     Part,
+    closed,
 )
 from models import ARMS, Flow, cifar_resnet
 
@@ -43,6 +46,10 @@ OTHER_SETTINGS = {
     "weights 0.6, 0.8; of gradients 0.6, 0.8": {"flow": Flow(0.6, 0.8)},
     "weights 0.6, 0.8; of gradients 0, 1.4": {
         "flow": Flow(0.6, 0.8, shortcut_gradient=0.0, branch_gradient=1.4),
+    },
+    "weights 0.6, 0.8; of gradients 0, 1.4; true-norm": {
+        "flow": Flow(0.6, 0.8, shortcut_gradient=0.0, branch_gradient=1.4),
+        "control": Control(rule="true-norm"),
     },
     "-": {},
     "at most 3 branches; true-norm": {"control": Control(at_most=3, rule="true-norm")},
@@ -125,8 +132,17 @@ def test_a_gap_is_closed_by_less_error_than_plain_has() -> None:
     mirror = of["pre-activation, mirror"]
     assert mirror.above == {PRE_PLAIN.name: 1.0, "pre-activation, mirror": -1.0}
     assert mirror.below == {PRE_PLAIN.name: 1.0, PRE_RESIDUAL.name: -1.0}
-    every = {condition.name for part in PARTS for condition in part.conditions}
+    every = {condition.name for part in PARTS[:-1] for condition in part.conditions}
     assert set(of) == every - {PLAIN.name, RESIDUAL.name, PRE_PLAIN.name, PRE_RESIDUAL.name}
+
+
+def test_what_was_added_reads_the_value_of_one_condition() -> None:
+    of = {share.name: share for share in ADDED}
+    (condition,) = PARTS[-1].conditions
+    assert of[condition.name] == closed(condition)
+    assert of["value, true norms"].above == {PLAIN_NEAR.name: 1.0, condition.name: -1.0}
+    assert of["value, true norms"].below == {PLAIN.name: 1.0, RESIDUAL.name: -1.0}
+    assert set(of) == {condition.name, "value, true norms"}
 
 
 def test_seeds_are_new_and_disjoint() -> None:
@@ -141,7 +157,7 @@ def test_seeds_are_new_and_disjoint() -> None:
     assert max(part.tuning_seeds for part in PARTS) == len(TUNING_SEEDS)
     settings = answer.Settings()
     assert (settings.seeds, settings.tuning_seeds, settings.depths) == (SEEDS, TUNING_SEEDS, (56,))
-    assert set(settings.budgets) == {part.budget for part in PARTS}
+    assert settings.parts == tuple(range(1, len(PARTS) + 1))
 
 
 def test_every_condition_of_a_share_is_in_the_primary_part() -> None:
