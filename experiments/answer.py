@@ -39,10 +39,9 @@ from experiments.questions.answer.plan import (
     Part,
 )
 from experiments.questions.answer.replicate import MEASURED, OUTPUTS, train_replicate
-from experiments.questions.answer.results import Family, Trained
+from experiments.questions.answer.results import CIFAR10, Family, Trained
 
 EXPERIMENT = "answer"
-CIFAR10 = "CIFAR-10"
 DRAWN = [condition.name for condition in (*LONGER, TWIN)]
 """Conditions in the figures; the tables have all."""
 DRAWN_CLOSED = [condition.name for condition in (PLAIN_NEAR, FIRST_WEIGHTS[0])]
@@ -59,8 +58,10 @@ class Settings(ConditionSettings):
     """Reported seeds; a part of the plan takes the first of them. Each draws its own split."""
     tuning_seeds: tuple[int, ...] = TUNING_SEEDS
     """Seeds whose runs choose learning rates, by validation, and are never reported, nor evaluated on test images."""
-    budgets: tuple[int, ...] = (1, 5, 25)
-    """How many times the epochs; those that the plan has."""
+    parts: tuple[int, ...] = tuple(range(1, len(PARTS) + 1))
+    """Numbers of the plan's parts to train, in its order; none: report --tables alone."""
+    tables: Path | None = None
+    """A folder of this script's tables, of parts that another call finished: they are reported with these."""
     computing: Computing = field(default_factory=lambda: Computing(channels_last=True))
     cifar10: Path | None = None
     """A folder of CIFAR-10's images (train/CLASS/* beside test/CLASS/*); without it that part is left out."""
@@ -77,12 +78,16 @@ class Settings(ConditionSettings):
         super().check()
         if len(self.depths) != 1:
             raise BadInput(f"--depths {' '.join(map(str, self.depths))}: the plan has one depth")
-        check_unique("--budgets", self.budgets)
-        if unknown := set(self.budgets) - {part.budget for part in PARTS}:
-            raise BadInput(f"--budgets {min(unknown)}: the plan has 1, 5 and 25")
+        check_unique("--parts", self.parts)
+        if unknown := set(self.parts) - set(range(1, len(PARTS) + 1)):
+            raise BadInput(f"--parts {min(unknown)}: the plan has 1 to {len(PARTS)}")
+        if not self.chosen() and self.tables is None:
+            raise BadInput(
+                "nothing to train: give other --parts, --cifar10 DIR with 4, or --tables DIR to report alone"
+            )
         self.of_cifar10().check_depths("--cifar10-depth", self.cifar10_depth)
         checked = set[Condition]()
-        for part in self.parts():  # before anything is trained: the last part comes hours after the first
+        for part in self.chosen():  # before anything is trained: the last part comes hours after the first
             of_part, flag = self.of(part), "--cifar10-depth" if part.data == CIFAR10 else "--depths"
             new = [condition for condition in part.conditions if part.data == CIFAR10 or condition not in checked]
             check_conditions(of_part, new, of_part.depths, advice=f"give other {flag}, or another --network")
@@ -100,10 +105,28 @@ class Settings(ConditionSettings):
         settings = self.of_cifar10() if part.data == CIFAR10 else self
         return replace(settings, seeds=self.seeds[: part.seeds], tuning_seeds=self.tuning_seeds[: part.tuning_seeds])
 
-    def parts(self) -> list[Part]:
-        """The parts of the plan that are run."""
-        data = {"digits"} | ({CIFAR10} if self.cifar10 else set())
-        return [part for part in PARTS if part.budget in self.budgets and part.data in data]
+    def chosen(self) -> list[Part]:
+        """The parts that are trained; that of CIFAR-10 only if it is there."""
+        chosen = [part for part in PARTS if number_of(part) in self.parts]
+        return [part for part in chosen if part.data != CIFAR10 or self.cifar10 is not None]
+
+    def finished_elsewhere(self) -> Tables:
+        """The tables of --tables, none of whose runs these parts repeat."""
+        if self.tables is None:
+            return dict.fromkeys(results.TABLES, pd.DataFrame())
+        found = results.read_tables(self.tables)
+        for part in self.chosen():
+            runs = select(found["replicates"], budget=part.budget)
+            runs = runs[(runs["data"] == CIFAR10) == (part.data == CIFAR10)]
+            if repeated := {condition.name for condition in part.conditions} & set(runs["control"]):
+                advice = f"leave part {number_of(part)} out, by --parts"
+                raise BadInput(f"--tables {self.tables}: has {min(repeated)!r} at {part.budget} x epochs; {advice}")
+        return found
+
+
+def number_of(part: Part) -> int:
+    """Its number in the plan, from 1."""
+    return PARTS.index(part) + 1
 
 
 def check_folder(folder: Path) -> None:
@@ -118,23 +141,25 @@ QUICK = Settings(
     depths=(14,),
     seeds=SEEDS[:3],
     tuning_seeds=TUNING_SEEDS[:1],
-    budgets=(1, 5),
+    parts=(1, 2, 3, 6),
     training=Training(epochs=2),
 )
 
 
 def main(settings: Settings) -> None:
-    """Run the plan, part by part, and report what is finished after each."""
+    """Run the parts, one after the other, and report what is finished after each."""
     settings.check()
     output = settings.output(EXPERIMENT)
-    finished: list[Trained] = []
-    families: list[Family] = []
-    tables: Tables = {}
-    for number, part in enumerate(settings.parts()):
-        finished.append(train_part(part, settings, output.folder / "parts" / str(number)))
-        families = with_families_of_last(finished, families)
-        tables = write(finished, families, output)  # after each part: an interrupted call leaves what there is
-    report(finished, families, tables, settings, output)
+    found = settings.finished_elsewhere()
+    families = results.families(found["replicates"], found["correct"])
+    if settings.tables is not None:
+        write(found, families, output)
+    for part in settings.chosen():
+        of_part = results.tables_of(train_part(part, settings, output.folder / "parts" / str(number_of(part))))
+        found = results.joined([found, of_part])
+        families = with_families_of(of_part["replicates"], found, families)
+        write(found, families, output)  # after each part: an interrupted call leaves what there is
+    report(found, families, output)
 
 
 def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
@@ -170,45 +195,41 @@ def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
     )
 
 
-def with_families_of_last(finished: Sequence[Trained], known: Sequence[Family]) -> list[Family]:
-    """The families that are known, and those of the last part, read together with the other parts of its data set and
-    budget: their intervals and power take seconds each."""
-    last = finished[-1]
-    others = [f for f in known if (f.about["data"], f.about["step"]) != (last.data, last.steps)]
-    return [*others, *results.families(results.beside(last, finished))]
+def with_families_of(last: pd.DataFrame, found: Tables, known: Sequence[Family]) -> list[Family]:
+    """The families that are known, and those of the data set and budget of the last runs, which are read together with
+    the other runs there: their intervals and power take seconds each. last: as `results.replicates` gives it."""
+    data, budget = last[["data", "budget"]].iloc[0]
+    others = [family for family in known if (family.about["data"], family.about["budget"]) != (data, budget)]
+    group = (select(found[name], data=data, budget=budget) for name in ("replicates", "correct"))
+    return [*others, *results.families(*group)]
 
 
-def write(finished: Sequence[Trained], families: Sequence[Family], output: Output) -> Tables:
-    """Write every table and figure of the parts that are finished; the tables by name."""
+def write(found: Tables, families: Sequence[Family], output: Output) -> None:
+    """Write every table and figure of the parts that are finished."""
     output.clear()
-    found = pd.concat([results.replicates(part) for part in finished], ignore_index=True)
-    jacobians = results.jacobians(finished)
     tables = {
-        "replicates": found,
-        "conditions": results.summary(found),
+        **found,
+        "conditions": results.summary(found["replicates"]),
         "shares": pd.concat([family.table for family in families], ignore_index=True),
         "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
-        "correct": pd.concat([results.right_images(part) for part in finished], ignore_index=True),
-        "tuning": pd.concat([part.search.assign(**part.about) for part in finished], ignore_index=True),
-        "losses": pd.concat([results.loss_curves(part) for part in finished], ignore_index=True),
-        "profiles": pd.concat([results.profiles(part) for part in finished], ignore_index=True),
-        "jacobians": jacobians,
-        "text_outcomes": as_table(outcome_rows(found)),
+        "text_outcomes": as_table(outcome_rows(found["replicates"])),
         "text_shares": as_table(share_rows(families)),
-        "text_jacobians": as_table(jacobian_rows(jacobians)),
+        "text_jacobians": as_table(jacobian_rows(found["jacobians"])),
     }
     for name, table in tables.items():
-        output.table(name, table)
+        if len(table):
+            output.table(name, table)
     read = select(tables["shares"], outcome="test error")
     read = read[(read["treatment"] == "shares") | read["effect"].isin(DRAWN_CLOSED)]
-    errors = select(found, outcome="test error")
+    errors = select(found["replicates"], outcome="test error")
     drawn = pd.concat([errors[errors["control"].isin(DRAWN)], read], ignore_index=True)
     show.save_figure(output, figures.answer(drawn), drawn, EXPERIMENT)
-    losses = select(tables["losses"], data=finished[0].data, budget=1)
-    losses = losses[losses["control"].isin(DRAWN)]
+    losses = found["losses"]
+    if len(losses):
+        losses = select(losses, data=losses["data"].iloc[0], budget=1)
+        losses = losses[losses["control"].isin(DRAWN)]
     if len(losses):
         show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
-    return tables
 
 
 def as_table(rows: show.Rows) -> pd.DataFrame:
@@ -216,29 +237,27 @@ def as_table(rows: show.Rows) -> pd.DataFrame:
     return pd.DataFrame([{"where": heading, "": name, **row} for (heading, name), row in rows.items()]).fillna("")
 
 
-def report(
-    finished: Sequence[Trained], families: Sequence[Family], tables: Tables, settings: Settings, output: Output
-) -> None:
+def report(found: Tables, families: Sequence[Family], output: Output) -> None:
     """Print outcomes, Jacobians, shares with their readings and power, and what the primary ones say."""
     console = show.terminal()
     reached = "to 0.5, to 0.1: steps to that training loss; k of n: only so many runs reach it"
     show.table(
         console,
-        outcome_rows(tables["replicates"]),
+        outcome_rows(found["replicates"]),
         title="Mean ± sd over n seeds, each condition at its own learning rate",
         caption=f"{reached}. The log training loss is shown, not judged",
     )
     show.table(
         console,
-        jacobian_rows(tables["jacobians"]),
+        jacobian_rows(found["jacobians"]),
         title="Jacobians at the first weights",
         caption="spread: mean σ⁴ / (mean σ²)², 1 for an isometry; size: mean σ²; of blocks the mean",
     )
     show.table(console, share_rows(families), title="Shares of the shortcut's effect", caption=results.RULE_TEXT)
     show.files(console, output)
-    for sentence in results.conclusions(finished, families):
+    for sentence in results.conclusions(families, found["profiles"]):
         console.print(sentence)
-    if settings.cifar10 is None:
+    if results.CIFAR10 not in set(found["replicates"]["data"]):
         console.print("CIFAR-10 was left out: --cifar10 DIR adds it.")
 
 
@@ -272,6 +291,7 @@ def jacobian_rows(table: pd.DataFrame) -> show.Rows:
 def share_rows(families: Sequence[Family]) -> show.Rows:
     """By data set, steps, outcome and family, then share: its interval, that which is read, its reading and power."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
+    primary = results.primary_family(families)
     for family in families:
         about = family.about
         heading = f"{about['data']}, {about['step']} steps, {about['outcome']}: {about['treatment']}"
@@ -279,7 +299,8 @@ def share_rows(families: Sequence[Family]) -> show.Rows:
             row = {"share [95 %]": show.interval(found.value, found.low, found.high)}
             if family.is_judged:
                 row |= {"[read from]": f"[{found.family_low:.2f}, {found.family_high:.2f}]"}
-                row |= {"reading": family.reading(found), "power": results.power_text(family.power, found.name)}
+                reading = family.primary_reading(found) if family is primary else family.reading(found)
+                row |= {"reading": reading, "power": results.power_text(family.power, found.name)}
             rows[heading, found.name] = row
     return rows
 

@@ -91,6 +91,12 @@ class Settings(ConditionSettings):
 
     def check(self) -> None:
         super().check()
+        default = Settings()
+        for flag in ("depths", "width", "network"):
+            if getattr(self, flag) != getattr(default, flag):
+                raise BadInput(f"--{flag}: each row has its own; choose among them with --rows")
+        if self.training.schedule != default.training.schedule:
+            raise BadInput("--schedule: each row has its own; choose among them with --rows")
         if self.rows:
             check_unique("--rows", self.rows)
         for name in self.rows:

@@ -47,6 +47,12 @@ NUMERATORS = {
     "short paths": {"paths of at least 4": 1.0, "paths of at most 3": -1.0},
 }
 """1 - [Y(plain, C) - Y(residual, C)] / effect is the first one's numerator over the effect."""
+ADDED = "value alone, near-identity, true norms"
+"""A condition that was added later; its shares are a family of their own."""
+ADDED_NUMERATORS = {
+    ADDED: {PLAIN: 1.0, ADDED: -1.0},
+    "value, true norms": {"plain, near-identity": 1.0, ADDED: -1.0},
+}
 
 Weights = Mapping[str, float]
 Numbers = dict[str, float]
@@ -215,11 +221,12 @@ def definitions(conditions: Iterable[str]) -> dict[Name, tuple[Weights, Weights]
     """Numerator and gap of each share whose conditions were all trained."""
     trained = set(conditions)
     found: dict[Name, tuple[Weights, Weights]] = {
-        Name("shares", effect): (numerator, EFFECT)
-        for effect, numerator in NUMERATORS.items()
+        Name(treatment, effect): (numerator, EFFECT)
+        for treatment, numerators in (("shares", NUMERATORS), ("added later", ADDED_NUMERATORS))
+        for effect, numerator in numerators.items()
         if trained >= {*numerator, *EFFECT}
     }
-    for name in sorted(trained.difference(REFERENCES)):
+    for name in sorted(trained.difference((*REFERENCES, ADDED))):
         plain, residual = (PRE_PLAIN, PRE_RESIDUAL) if name.startswith(PREFIX) else (PLAIN, RESIDUAL)
         if trained >= {plain, residual}:
             found[Name("gap closed", name)] = {plain: 1.0, name: -1.0}, {plain: 1.0, residual: -1.0}

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from experiments.engine.statistics.shares import Share, bootstrap, condition_means, read_shares, share_table
-from experiments.questions.answer.plan import CLOSED, PARTS, SHARES
+from experiments.questions.answer.plan import ADDED, CLOSED, PARTS, SHARES
 from tests.docs import recompute_answer
 from tests.docs.recompute_answer import (
     FINAL,
@@ -93,7 +93,7 @@ def tables(data: str, budget: int, errors: Outcomes, others: Mapping[str, Outcom
             correct.append({**run, "count": len(row), "correct": packed(row)})
             replicates += [{**run, "outcome": key, "value": found[name][index]} for key, found in values.items()]
     for outcome, found in {**values, "test error": errors}.items():
-        for treatment, family in (("shares", SHARES), ("gap closed", CLOSED)):
+        for treatment, family in (("shares", SHARES), ("gap closed", CLOSED), ("added later", ADDED)):
             shares += family_rows(found, family, {**about, "outcome": outcome, "treatment": treatment})
     return {"correct": pd.DataFrame(correct), "replicates": pd.DataFrame(replicates), "shares": pd.DataFrame(shares)}
 
@@ -256,6 +256,7 @@ def test_the_definitions_are_those_of_the_plan() -> None:
     names = {condition.name for part in PARTS for condition in part.conditions}
     planned = {Name("shares", share.name): (dict(share.above), dict(share.below)) for share in SHARES}
     planned |= {Name("gap closed", share.name): (dict(share.above), dict(share.below)) for share in CLOSED}
+    planned |= {Name("added later", share.name): (dict(share.above), dict(share.below)) for share in ADDED}
     assert {name: (dict(a), dict(b)) for name, (a, b) in definitions(names).items()} == planned
 
 

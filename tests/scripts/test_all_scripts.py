@@ -18,7 +18,8 @@ from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 NO_GRID = {"probe_model"}
 TOY_APART = {"answer"}  # the least of its plan takes minutes: test_answer has a smaller one
-NETWORK = "--seeds 0 --epochs 1 --width 2 --train-limit 256"
+SHORT = "--seeds 0 --epochs 1 --train-limit 256"
+NETWORK = f"{SHORT} --width 2"
 CONDITIONS = f"{NETWORK} --tuning-seeds 100 --depths 8"
 TOY = {  # the least that every script with a grid can be asked
     "alignment": f"{CONDITIONS} --arms stop-gradient --further 1",
@@ -34,7 +35,7 @@ TOY = {  # the least that every script with a grid can be asked
     "lesions": f"{NETWORK} --depth 14 --arms residual --counts 1 --draws 1",
     "magnitude_or_direction": f"{CONDITIONS} --conditions|stop-gradient, true norms",
     "path_lengths": f"{NETWORK} --depths 8 --arms residual --samples 2 --probe-size 4",
-    "robustness": f"{NETWORK} --tuning-seeds 100 --most-layers 8 --rows|learning rate 0.1 for all",
+    "robustness": f"{SHORT} --tuning-seeds 100 --most-layers 8 --rows|learning rate 0.1 for all",
     "short_paths": f"{NETWORK} --depth 8 --at-most 0",
     "stopgrad_shortcut": f"{NETWORK} --depths 8",
     "training_speed": f"{NETWORK} --depth 20 --networks resnet --arms residual plain",
@@ -54,8 +55,10 @@ MISTAKES = {
         "--depths 20 56": "--depths 20 56: the plan has one depth",
         "--depths 21": "--depths 21: depth 21 is not 6n + 2",
         "--depths 8": "'paths of at least 4' on resnet: no path has 4 branches: the network has 3 blocks; give other",
-        "--depths 14 --budgets 1 2": "--budgets 2: the plan has 1, 5 and 25",
-        "--depths 14 --budgets 1 1": "--budgets: got 1 1; give one or more, each once",
+        "--depths 14 --parts 1 7": "--parts 7: the plan has 1 to 6",
+        "--depths 14 --parts 1 1": "--parts: got 1 1; give one or more, each once",
+        "--parts 4": "nothing to train: give --parts (4 with --cifar10 DIR), or --tables DIR to report alone",
+        "--parts 1 --tables .": "--tables .: has no replicates.csv; give a folder that this script wrote",
         "--depths 14 --cifar10 nowhere": "--cifar10 nowhere: there is no such folder",
         "--depths 14 --cifar10 .": "--cifar10 .: found no train/ beside test/ or val/",
         "--depths 14 --cifar10-depth 9": "--cifar10-depth 9: depth 9 is not 6n + 2",
@@ -126,6 +129,8 @@ MISTAKES = {
         "--rows|depth 21": "--rows: unknown 'depth 21'; choose from width 16, depth 20,",
         "--rows AdamW AdamW": "--rows: got AdamW AdamW; give one or more, each once",
         "--most-layers 7": "--most-layers 7: give at least 8",
+        "--width 16": "--width: each row has its own; choose among them with --rows",
+        "--schedule step": "--schedule: each row has its own; choose among them with --rows",
         "--seeds 2100": f"--tuning-seeds 2100: {REPORTED}",
     },
     "short_paths": {

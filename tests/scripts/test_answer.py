@@ -90,7 +90,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
     classes = {"a": 40, "b": 40, "c": 40}
     images = make_folder(out / "images", {"train": classes, "test": dict.fromkeys(classes, 10)})
     settings = answer.Settings(
-        depths=(14,), width=4, budgets=(1, 2), training=Training(epochs=3), execution=Execution(1), out=out,
+        depths=(14,), width=4, parts=(1, 2, 3), training=Training(epochs=3), execution=Execution(1), out=out,
         cifar10=images, cifar10_images=60, cifar10_size=8, cifar10_depth=8, cifar10_width=4,
     )  # fmt: skip
 
@@ -263,8 +263,8 @@ def test_figures_have_the_conditions_of_the_plan(toy: Toy) -> None:
 def test_the_default_is_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer, "PARTS", PARTS)  # the module's patches are there
     settings = answer.Settings()
-    assert settings.parts() == [part for part in PARTS if part.data == "digits"]
-    assert replace(settings, cifar10=Path()).parts() == list(PARTS)
+    assert settings.chosen() == [part for part in PARTS if part.data == "digits"]
+    assert replace(settings, cifar10=Path()).chosen() == list(PARTS)
 
 
 def test_it_says_what_the_primary_shares_are(toy: Toy) -> None:
@@ -287,11 +287,32 @@ def test_a_second_call_trains_nothing_and_prints_the_same(toy: Toy, monkeypatch:
         pd.testing.assert_frame_equal(toy.table(name), table)
 
 
+def test_parts_that_were_finished_elsewhere_are_reported_as_if_they_were_trained_here(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all parts, nothing is trained. Beside one that is trained, its own runs may not be there."""
+    monkeypatch.setattr(figures, "save", lambda *_: ())
+    trained = len(toy.runs)
+    shown = call(replace(toy.settings, parts=(), tables=toy.folder, out=tmp_path))
+    assert len(toy.runs) == trained
+    for name in TABLES:
+        found = pd.read_csv(
+            tmp_path / "answer" / f"{name}.csv", dtype={"correct": str}, keep_default_na=name != "correct"
+        )
+        pd.testing.assert_frame_equal(found, toy.table(name))
+    assert shown.split("digits 8x8, 24 steps, test error. ")[1] == toy.shown.split("24 steps, test error. ")[1]
+    message = f"--tables {toy.folder}: has 'plain' at 1 x epochs; leave part 1 out, by --parts"
+    with pytest.raises(BadInput, match=message):
+        call(replace(toy.settings, tables=toy.folder, out=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"cifar10_depth": 9}, "--cifar10-depth 9: depth 9 is not 6n + 2"),
         ({"network": "inception", "depths": (20,), "cifar10_depth": 20}, "'plain, near-identity' on inception: first"),
+        ({"parts": (3,), "cifar10": None}, "nothing to train: give --parts"),
+        ({"parts": (7,)}, "--parts 7: the plan has 1 to 3"),
         ({"depths": (8,)}, "no path has 4 branches: the network has 3 blocks; give other --depths"),
     ],
 )

@@ -1,6 +1,6 @@
 """The finished runs of `answer` as tables: outcomes, shares and their readings, curves, what gradients were made of."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.engine.running.messages import BadInput
 from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.estimates import estimate
 from experiments.engine.statistics.long_tables import select
@@ -23,12 +24,26 @@ from experiments.engine.statistics.shares import (
     meets_power,
     power,
     read_shares,
+    seed_correlation,
     share_table,
 )
 from experiments.engine.statistics.steps_to_loss import steps_to_loss, trailing_means
-from experiments.questions.answer.plan import CLOSED, FIRST_WEIGHTS, PLAIN_NEAR, RESIDUAL, SHARES, Part
+from experiments.questions.answer.plan import (
+    ADDED,
+    CLOSED,
+    FIRST_WEIGHTS,
+    PARTS,
+    PLAIN,
+    PLAIN_NEAR,
+    RESIDUAL,
+    SHARES,
+    Part,
+)
 from probes.tables import table
 
+CIFAR10 = "CIFAR-10"
+TABLES = ("replicates", "correct", "tuning", "losses", "profiles", "jacobians")
+"""What a part gives."""
 TARGETS = (0.5, 0.1)
 """Training losses to which steps are counted."""
 JUDGED = ("test error", "training error")
@@ -44,7 +59,7 @@ RULE_TEXT = (
     "counts how many shares are read together, is above 0.5; contributes: above 0.1; negligible: the high end is below "
     "0.1. power: how probably true shares of 0, 0.3, 0.7 and 1 are read right, with these spreads and n"
 )
-FAMILIES = {"shares": SHARES, "gap closed": CLOSED}
+FAMILIES = {"shares": SHARES, "gap closed": CLOSED, "added later": ADDED}
 Outcomes = Mapping[str, np.ndarray]
 """By condition: (seeds, test images) or (seeds,)."""
 
@@ -86,19 +101,47 @@ class Trained:
         file = self.store / run.name / "arrays.npz"
         return np.load(file)["correct"] if file.is_file() else None
 
-    def errors(self) -> dict[str, np.ndarray]:
-        """By condition, (seeds, test images): 1 where wrong; for a run that diverged, by chance."""
-        rows: dict[str, list[np.ndarray]] = {}
-        for run in self.runs:
-            right = self.correct(run)
-            wrong = np.full(self.test_images, 1 - 1 / self.classes) if right is None else 1.0 - right
-            rows.setdefault(run.labels["control"], []).append(wrong)
-        return {name: np.stack(found) for name, found in rows.items()}
+
+def tables_of(trained: Trained) -> Tables:
+    """All that is reported of a part, by name; `read_tables` reads it again where its runs are not at hand."""
+    return {
+        "replicates": replicates(trained),
+        "correct": right_images(trained),
+        "tuning": trained.search.assign(**trained.about),
+        "losses": loss_curves(trained),
+        "profiles": profiles(trained),
+        "jacobians": jacobians(trained),
+    }
 
 
-def beside(one: Trained, parts: Iterable[Trained]) -> list[Trained]:
-    """The parts of its data set and budget, itself among them: whose conditions are read together."""
-    return [part for part in parts if (part.data, part.steps) == (one.data, one.steps)]
+def read_tables(folder: Path) -> Tables:
+    """The tables of finished parts as an earlier call wrote them; empty where it left one out.
+
+    Raises BadInput where the folder has none of the runs' outcomes.
+    """
+    text = {"control": str, "first_weights": str, "correct": str}
+    found: Tables = {}
+    for name in TABLES:
+        file = folder / f"{name}.csv"
+        if not file.is_file() and name in ("replicates", "correct"):
+            raise BadInput(f"--tables {folder}: has no {name}.csv; give a folder that this script wrote")
+        found[name] = pd.read_csv(file, dtype=text) if file.is_file() else pd.DataFrame()
+    found["correct"] = found["correct"].fillna({"correct": ""})
+    return found
+
+
+def joined(parts: Sequence[Tables]) -> Tables:
+    """The tables of several parts, one after the other. First weights are those of every budget: each condition has
+    the Jacobians of the first part that trains it on that data set."""
+    found = {
+        name: pd.concat(tables, ignore_index=True)
+        if (tables := [part[name] for part in parts if len(part[name])])
+        else pd.DataFrame()
+        for name in TABLES
+    }
+    if len(found["jacobians"]):
+        found["jacobians"] = found["jacobians"].drop_duplicates(["data", "control", "outcome", "quantity"])
+    return found
 
 
 def right_images(trained: Trained) -> pd.DataFrame:
@@ -111,6 +154,20 @@ def right_images(trained: Trained) -> pd.DataFrame:
         bits = "" if right is None else np.packbits(right).tobytes().hex()
         rows.append({**about, "count": trained.test_images, "correct": bits})
     return table(rows)
+
+
+def errors_by_image(found: pd.DataFrame, correct: pd.DataFrame) -> dict[str, np.ndarray]:
+    """By condition, (seeds, test images): 1 where wrong; for a run that diverged its error, chance, on every image.
+
+    found, correct: of one data set and budget, as `replicates` and `right_images` give them.
+    """
+    chance = select(found, outcome="test error").set_index(["control", "seed"])["value"]
+    rows: dict[str, list[np.ndarray]] = {}
+    for control, seed, count, bits in correct[["control", "seed", "count", "correct"]].itertuples(index=False):
+        packed = np.frombuffer(bytes.fromhex(bits), np.uint8)
+        wrong = 1.0 - np.unpackbits(packed, count=count) if bits else np.full(count, chance[control, seed])
+        rows.setdefault(control, []).append(wrong)
+    return {name: np.stack(of_seeds) for name, of_seeds in rows.items()}
 
 
 # Outcomes of runs
@@ -211,39 +268,44 @@ class Family:
             return "shown, not judged"
         return "underpowered" if found.reading == "undecided" and found.high - found.low > WIDEST else found.reading
 
+    def primary_reading(self, found: ShareEstimate) -> str:
+        """With "underpowered" where the plan says so of a primary reading."""
+        return f"{self.reading(found)}{'' if self.is_powered(found) else ' (underpowered)'}"
+
     def is_powered(self, found: ShareEstimate) -> bool:
         """Whether the rule would read this share right with probability POWER, were it truly 0 or 1."""
         return meets_power(select(self.power, effect=found.name))
 
 
-def families(parts: Sequence[Trained]) -> list[Family]:
-    """Every family of shares of one data set and budget, whose parts these are: of test errors by image, of other
-    outcomes by run."""
-    errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
-    found = pd.concat([replicates(part) for part in parts], ignore_index=True)
-    read = []
-    for name, family in FAMILIES.items():
-        shares = [share for share in family if set(share.conditions) <= set(errors)]
-        for outcome in (*JUDGED, "log training loss") if shares else ():
-            rows = select(found, outcome=outcome).groupby("control")["value"]
-            by_run = {str(control): values.to_numpy() for control, values in rows}
-            outcomes: Outcomes = errors if outcome == "test error" else by_run
-            about = {**parts[0].about, "step": parts[0].steps, "outcome": outcome, "treatment": name}
-            means = condition_means(outcomes)
-            read.append(Family(about, means, shares, read_shares(means, shares), outcomes))
+def families(found: pd.DataFrame, correct: pd.DataFrame) -> list[Family]:
+    """Every family of shares, of each data set and budget: of test errors by image, of other outcomes by run.
+
+    found, correct: as `replicates` and `right_images` give them, of any number of parts.
+    """
+    read: list[Family] = []
+    if found.empty:
+        return read
+    for (data, budget, step), of_group in found.groupby(["data", "budget", "step"], sort=False):
+        errors = errors_by_image(of_group, select(correct, data=data, budget=budget))
+        for name, family in FAMILIES.items():
+            shares = [share for share in family if set(share.conditions) <= set(errors)]
+            for outcome in (*JUDGED, "log training loss") if shares else ():
+                rows = select(of_group, outcome=outcome).groupby("control")["value"]
+                by_run = {str(control): values.to_numpy() for control, values in rows}
+                outcomes: Outcomes = errors if outcome == "test error" else by_run
+                about = {"data": data, "budget": budget, "step": step, "outcome": outcome, "treatment": name}
+                means = condition_means(outcomes)
+                read.append(Family(about, means, shares, read_shares(means, shares), outcomes))
     return read
 
 
-def parallel_blocks(parts: Sequence[Trained]) -> float:
+def parallel_blocks(profiles: pd.DataFrame, **about: object) -> float:
     """Of the blocks that have short and long paths, the part in which the two gradients' cosine is below PARALLEL, at a
-    residual network's first weights (mean over seeds); nan where it was not measured."""
-    for part in parts:
-        cosines = part.of("parts")
-        if len(cosines) and RESIDUAL.name in set(cosines["control"]):
-            rows = select(cosines, control=RESIDUAL.name, epoch=0, quantity="cosine")
-            means = rows.groupby("depth")["value"].mean().dropna()
-            return float((means < PARALLEL).mean()) if len(means) else np.nan
-    return np.nan
+    residual network's first weights (mean over seeds); nan where it was not measured. about: data and budget."""
+    if profiles.empty:
+        return np.nan
+    of = select(profiles, control=RESIDUAL.name, epoch=0, outcome="parts", quantity="cosine", **about)
+    return float((of["value"] < PARALLEL).mean()) if len(of) else np.nan
 
 
 # What gradients were made of
@@ -261,19 +323,14 @@ def profiles(trained: Trained) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).dropna(subset="value") if parts else pd.DataFrame()
 
 
-def jacobians(parts: Sequence[Trained]) -> pd.DataFrame:
+def jacobians(trained: Trained) -> pd.DataFrame:
     """The Jacobians at each condition's first weights: mean and sd over seeds of the stream's numbers, and of the means
-    over blocks and over stages. First weights are those of every budget: each condition has the rows of the first part
-    that trains it on that data set."""
+    over blocks and over stages."""
     keys = ["data", "control", "first_weights", "outcome", "quantity"]
-    found = []
-    for rows in (part.of("jacobians") for part in parts):
-        if len(rows):
-            by_seed = rows.groupby([*keys, "seed"], sort=False)["value"].mean()
-            found.append(by_seed.groupby(keys, sort=False).agg(["mean", "std"]).reset_index())
-    if not found:
+    if (rows := trained.of("jacobians")).empty:
         return pd.DataFrame(columns=[*keys, "mean", "sd"])
-    return pd.concat(found, ignore_index=True).drop_duplicates(keys).rename(columns={"std": "sd"})
+    by_seed = rows.groupby([*keys, "seed"], sort=False)["value"].mean()
+    return by_seed.groupby(keys, sort=False).agg(["mean", "std"]).reset_index().rename(columns={"std": "sd"})
 
 
 # Sentences
@@ -286,37 +343,55 @@ def power_text(chances: pd.DataFrame, name: str) -> str:
     return ", ".join(f"{right[amount]:.2f}" for amount in RIGHT if amount in right.index) or "-"
 
 
-def name_of_first_share(parts: Sequence[Trained]) -> list[str]:
+def name_of_first_share(outcomes: Outcomes) -> list[str]:
     """Whether the first share may be called conditioning, as it may where a plain network whose first weights are far
     from the identity comes within CLOSE of near-identity in test error: a sentence for each such network."""
-    errors = {name: wrong for part in parts for name, wrong in part.errors().items()}
     lines = []
     for condition in FIRST_WEIGHTS[:2]:
-        if {condition.name, PLAIN_NEAR.name} <= set(errors):
-            found = contrast(condition_means(errors), {condition.name: 1.0, PLAIN_NEAR.name: -1.0})
+        if {condition.name, PLAIN_NEAR.name} <= set(outcomes):
+            found = contrast(condition_means(outcomes), {condition.name: 1.0, PLAIN_NEAR.name: -1.0})
             word = "as good as" if found.high < CLOSE else "worse than" if found.low > CLOSE else "perhaps as good as"
             interval = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
             lines.append(f"{condition.name} is {word} near-identity: test error {interval}, margin {CLOSE}.")
     return lines
 
 
-def conclusions(finished: Sequence[Trained], families: Sequence[Family]) -> list[str]:
-    """The closing sentences: primary readings, whether short and long paths differ, what the first share is called."""
-    group = beside(finished[0], finished)
-    found = [f for f in families if (f.about["treatment"], f.about["outcome"]) == ("shares", JUDGED[0])]
-    if not found:  # the longest budget has none
-        return [*name_of_first_share(group), "The primary shares were not trained: --budgets 1 has them."]
-    primary = found[0]
-    read = "; ".join(
-        f"{share.name}: {primary.reading(share)}{'' if primary.is_powered(share) else ' (underpowered)'}"
-        for share in primary.estimates
-    )
-    part = parallel_blocks(group)
-    lines = [f"{primary.about['data']}, {primary.about['step']} steps, test error. {read}."]
-    if not np.isnan(part):
-        parallel = "" if part >= 0.5 else ": they are one gradient, and their share is not to be read"
-        lines.append(
-            f"The cosine of short and long paths is below {PARALLEL} in {100 * part:.0f} % of blocks{parallel}."
-        )
-    lines.append("Underpowered: a true share of 0, or of 1, would be read right with a probability below 0.95.")
-    return [*lines, *name_of_first_share(group), "Shares need not sum to 1; all but these three are secondary."]
+def primary_family(families: Sequence[Family]) -> Family | None:
+    """The three shares of the primary analysis; None where they were not trained."""
+    for family in families:
+        about = family.about
+        is_first = about["data"] != CIFAR10 and about["budget"] == PARTS[0].budget
+        if is_first and (about["treatment"], about["outcome"]) == ("shares", JUDGED[0]):
+            return family
+    return None
+
+
+def conclusions(families: Sequence[Family], profiles: pd.DataFrame) -> list[str]:
+    """The closing sentences: primary readings, whether short and long paths differ, what the first share is called, and
+    whether seeds pair plain and residual networks."""
+    lines, primary = [], primary_family(families)
+    if primary is None:
+        lines.append("The primary shares were not trained: --parts 1 has them.")
+    else:
+        words = [f"{share.name}: {primary.primary_reading(share)}" for share in primary.estimates]
+        lines.append(f"{primary.about['data']}, {primary.about['step']} steps, test error. {'; '.join(words)}.")
+        lines.append("Underpowered: a true share of 0, or of 1, would be read right with a probability below 0.95.")
+        part = parallel_blocks(profiles, data=primary.about["data"], budget=primary.about["budget"])
+        if not np.isnan(part):
+            parallel = "" if part >= 0.5 else ": they are one gradient, and their share is not to be read"
+            lines.append(
+                f"The cosine of short and long paths is below {PARALLEL} in {100 * part:.0f} % of blocks{parallel}."
+            )
+    for family in families:
+        about = family.about
+        where = f"{about['data']}, {about['step']} steps"
+        if (about["treatment"], about["outcome"]) == ("added later", JUDGED[0]):
+            for of in family.estimates:
+                share = f"{of.value:.2f} [{of.low:.2f}, {of.high:.2f}]"
+                lines.append(f"{where}, added after the primary runs: {of.name} {share}: {family.reading(of)}.")
+        if (about["treatment"], about["outcome"]) == ("gap closed", JUDGED[0]):
+            lines += [f"{where}: {line}" for line in name_of_first_share(family.outcomes)]
+            means = [family.outcomes[of.name].mean(1) for of in (PLAIN, RESIDUAL)]
+            correlation, seeds = seed_correlation(*means)
+            lines.append(f"{where}: plain and residual errors correlate by {correlation:.2f} over {seeds} seeds.")
+    return [*lines, "Shares need not sum to 1; all but these three are secondary."]

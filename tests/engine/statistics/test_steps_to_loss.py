@@ -4,10 +4,8 @@ import math
 
 import numpy as np
 import pandas as pd
-import pytest
-from scipy import stats
 
-from experiments.engine.statistics.steps_to_loss import restricted_difference, steps_to_loss, trailing_means
+from experiments.engine.statistics.steps_to_loss import steps_to_loss, trailing_means
 
 
 def losses(values: list[float], **about: object) -> pd.DataFrame:
@@ -51,15 +49,3 @@ def test_against_a_loop_over_runs() -> None:
 def test_a_run_shorter_than_the_window_reaches_nothing() -> None:
     both = pd.concat([losses([0.1, 0.1], seed=0), losses([0.1, 0.1, 0.1], seed=1)])
     assert steps_to_loss(both, (1.0,), window=3).set_index("seed")["value"].isna().tolist() == [True, False]
-
-
-def test_restricted_difference_on_paper() -> None:
-    """min(steps, 100): 10, 20, 30 against 100 (censored), 100 (beyond the budget), 70: 20 - 90."""
-    first, second = np.array([10.0, 20, 30]), np.array([math.nan, 140, 70])
-    found = restricted_difference(first, second, budget=100)
-    assert (found.mean, found.censored, found.n, found.budget) == (-70, (0, 2), (3, 3), 100)
-    welch = stats.ttest_ind(first, [100, 100, 70], equal_var=False).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
-    nothing = restricted_difference(np.full(3, math.nan), np.full(4, math.nan), budget=100)
-    assert (nothing.mean, nothing.low, nothing.high, nothing.censored) == (0, 0, 0, (3, 4))
-    assert math.isnan(restricted_difference(first[:2], second, budget=100).low)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.engine.running.messages import BadInput
 from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.shares import condition_means, read_shares
 from experiments.questions.answer.plan import (
@@ -21,22 +22,28 @@ from experiments.questions.answer.plan import (
     PRIMARY,
     RESIDUAL,
     SHARES,
+    VALUE_AT_NORMS,
     Part,
 )
 from experiments.questions.answer.results import (
     Family,
     Trained,
-    beside,
     conclusions,
+    errors_by_image,
     families,
     jacobians,
+    joined,
     loss_curves,
     name_of_first_share,
     parallel_blocks,
     power_text,
+    primary_family,
+    profiles,
+    read_tables,
     replicates,
     right_images,
     summary,
+    tables_of,
 )
 from tests.support.drawings import pick
 
@@ -69,7 +76,7 @@ def made_up(
     """Runs with these test errors by condition and seed (None: diverged), on images drawn for each run, in a store
     below the folder. losses: of every step, for each run. cosines: of short and long paths, by block, at epoch 0."""
     draws, runs, tables = np.random.default_rng(0), list[Run](), dict[str, list[pd.DataFrame]]()
-    conditions = {condition.name: condition for condition in (*PRIMARY, *PARTS[1].conditions)}
+    conditions = {condition.name: condition for condition in (*PRIMARY, *PARTS[1].conditions, VALUE_AT_NORMS)}
     for name, of_seeds in errors.items():
         for seed, error in enumerate(of_seeds):
             weights = str(conditions[name].first_weights or "he")
@@ -108,8 +115,21 @@ def spread(errors: Mapping[str, float], *, sd: float = 0.005, seeds: int = SEEDS
     return {name: [round(error + shift, 3) for shift in around] for name, error in errors.items()}
 
 
+def found_in(parts: Sequence[Trained]) -> Tables:
+    return joined([tables_of(part) for part in parts])
+
+
+def families_of(parts: Sequence[Trained]) -> list[Family]:
+    found = found_in(parts)
+    return families(found["replicates"], found["correct"])
+
+
 def read_of(parts: Sequence[Trained]) -> dict[tuple[str, str], Family]:
-    return {(f.about["treatment"], f.about["outcome"]): f for f in families(parts)}
+    return {(f.about["treatment"], f.about["outcome"]): f for f in families_of(parts)}
+
+
+def errors_of(trained: Trained) -> dict[str, np.ndarray]:
+    return errors_by_image(replicates(trained), right_images(trained))
 
 
 def test_replicates_are_outcomes_of_runs(tmp_path: Path) -> None:
@@ -133,9 +153,9 @@ def test_where_every_run_diverged_there_are_chance_errors_and_no_curves(tmp_path
     assert pick(found, outcome="test error")["value"].tolist() == pytest.approx([0.9] * 6)
     assert pick(found, outcome="steps to loss 0.5")["value"].isna().all()
     assert loss_curves(trained).empty
-    assert jacobians([trained]).empty
+    assert jacobians(trained).empty
     assert set(right_images(trained)["correct"]) == {""}
-    assert trained.errors()["plain"] == pytest.approx(np.full((3, IMAGES), 0.9))
+    assert errors_of(trained)["plain"] == pytest.approx(np.full((3, IMAGES), 0.9))
 
 
 def test_a_mean_of_steps_is_taken_where_all_runs_reach_the_loss(tmp_path: Path) -> None:
@@ -170,7 +190,7 @@ def test_right_images_can_be_read_back(tmp_path: Path) -> None:
     assert read[["control", "seed", "count"]].to_numpy().tolist() == [
         ["residual", 0, IMAGES], ["residual", 1, IMAGES], ["residual", 2, IMAGES], ["plain", 0, IMAGES],
     ]  # fmt: skip
-    wanted = {name: iter(rows) for name, rows in trained.errors().items()}
+    wanted = {name: iter(rows) for name, rows in errors_of(trained).items()}
     for row in read.to_dict("records"):
         errors = next(wanted[row["control"]])
         if row["seed"] == 1:
@@ -245,12 +265,37 @@ def test_budgets_are_read_apart_and_their_parts_together(tmp_path: Path) -> None
     ):
         (tmp_path / str(index)).mkdir()
         parts.append(made_up(tmp_path / str(index), {name: [TRUE[name]] * 3 for name in names}, data=data))
-    longer = replace(parts[1], data="digits", steps=5 * STEPS)
-    every = [*parts, longer]
-    groups = [[parts[0], parts[2]], [parts[1]], [parts[0], parts[2]], [longer]]
-    assert [beside(one, every) for one in every] == groups
-    together = read_of([parts[0], parts[2]])
-    assert {share.name for share in together["shares", "test error"].shares} == {share.name for share in SHARES}
+    longer = replace(parts[1], data="digits", part=PARTS[2], steps=5 * STEPS)
+    found = families_of([*parts, longer])
+    counts = {
+        (f.about["data"], f.about["step"]): len(f.shares)
+        for f in found
+        if (f.about["treatment"], f.about["outcome"]) == ("shares", "test error")
+    }
+    assert counts == {("digits", STEPS): 3, ("CIFAR-10", STEPS): 3, ("digits", 5 * STEPS): 3}
+    primary = primary_family(found)
+    assert primary is not None
+    assert (primary.about["data"], primary.about["step"]) == ("digits", STEPS)
+    assert primary_family(families_of([parts[1], longer])) is None
+
+
+def test_tables_that_were_written_are_read_as_they_were(tmp_path: Path) -> None:
+    """Also a run that diverged, and a folder without the tables that are not needed."""
+    (tmp_path / "store").mkdir()
+    errors = {"plain": [0.8, 0.85, DIVERGED], "residual": [0.1, 0.2, 0.1], "plain, near-identity": [0.2] * 3}
+    written = found_in([made_up(tmp_path / "store", errors)])
+    for name in ("replicates", "correct"):
+        written[name].to_csv(tmp_path / f"{name}.csv", index=False)
+    read = read_tables(tmp_path)
+    for name in ("replicates", "correct"):
+        pd.testing.assert_frame_equal(read[name], written[name])
+    assert read["profiles"].empty
+    before, after = (families(found["replicates"], found["correct"]) for found in (written, read))
+    for first, second in zip(before, after, strict=True):
+        pd.testing.assert_frame_equal(first.table, second.table)
+    (tmp_path / "correct.csv").unlink()
+    with pytest.raises(BadInput, match=r"has no correct\.csv; give a folder that this script wrote"):
+        read_tables(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -295,18 +340,19 @@ def test_tables_of_a_family_have_its_words_bootstrap_and_power(tmp_path: Path) -
 def test_parallel_blocks_are_counted_at_the_first_weights(tmp_path: Path, cosines: list[float], part: float) -> None:
     errors = {name: [0.1, 0.1, 0.1] for name in (RESIDUAL.name, LONG.name)}
     trained = made_up(tmp_path, errors, cosines={RESIDUAL.name: cosines, LONG.name: [0.9] * 4})
-    assert parallel_blocks([trained]) == pytest.approx(part, nan_ok=True)
+    assert parallel_blocks(profiles(trained), budget=1) == pytest.approx(part, nan_ok=True)
+    assert np.isnan(parallel_blocks(profiles(trained), budget=5))
     (tmp_path / "other").mkdir()
     without = made_up(tmp_path / "other", {PLAIN.name: [0.1] * 3}, cosines={PLAIN.name: [0.0]})
-    assert np.isnan(parallel_blocks([without]))
-    assert parallel_blocks([without, trained]) == pytest.approx(part, nan_ok=True)
+    assert np.isnan(parallel_blocks(profiles(without)))
+    assert np.isnan(parallel_blocks(pd.DataFrame()))
 
 
 def test_the_mean_over_seeds_decides_whether_blocks_are_parallel(tmp_path: Path) -> None:
     trained = made_up(tmp_path, {RESIDUAL.name: [0.1]}, cosines={RESIDUAL.name: [0.4, 0.4]})
     more = trained.tables["parts"].assign(seed=1, value=[0.2, 0.8, 0.9, 0.9])
     both = replace(trained, tables={"parts": pd.concat([trained.tables["parts"], more])})
-    assert parallel_blocks([both]) == 0.5  # means 0.3 and 0.6
+    assert parallel_blocks(profiles(both)) == 0.5  # means 0.3 and 0.6
 
 
 @pytest.mark.parametrize(
@@ -325,9 +371,9 @@ def test_the_first_share_is_named_by_networks_far_from_the_identity(
     errors = spread({PLAIN_NEAR.name: near, PLAIN_ORTHOGONAL.name: far}, sd=0.0)
     shifts = np.linspace(-sd, sd, SEEDS)
     errors = {
-        name: [float(np.clip(e + s, 0, 1)) for e, s in zip(of, shifts, strict=True)] for name, of in errors.items()
+        name: [float(np.clip(e + s, 1e-3, 1)) for e, s in zip(of, shifts, strict=True)] for name, of in errors.items()
     }
-    (line,) = name_of_first_share([made_up(tmp_path, errors, images=4000)])
+    (line,) = name_of_first_share(errors_of(made_up(tmp_path, errors, images=4000)))
     assert line.startswith(f"{PLAIN_ORTHOGONAL.name} is {word} near-identity: test error ")
     assert line.endswith("margin 0.05.")
 
@@ -335,25 +381,44 @@ def test_the_first_share_is_named_by_networks_far_from_the_identity(
 def test_conclusions_say_the_readings_and_what_may_not_be_read(tmp_path: Path) -> None:
     errors = spread({**TRUE, PLAIN_LOOKS_LINEAR.name: 0.15, PLAIN_ORTHOGONAL.name: 0.7})
 
-    def lines(cosines: Sequence[float], **changes: Any) -> list[str]:
+    def lines(cosines: Sequence[float]) -> list[str]:
         folder = tmp_path / f"{cosines}"
         folder.mkdir()
-        trained = made_up(folder, errors, images=1000, cosines={RESIDUAL.name: cosines})
-        return conclusions([trained], list(read_of([trained]).values()))
+        return conclusions_of(made_up(folder, errors, images=1000, cosines={RESIDUAL.name: cosines}))
 
-    first, second, third, *names, last = lines([0.1, 0.2, 0.9])
+    first, second, third, *named, correlation, last = lines([0.1, 0.2, 0.9])
     assert first == (
         "digits, 8 steps, test error. conditioning: explains most; value: negligible; short paths: contributes."
     )
-    assert second == "The cosine of short and long paths is below 0.5 in 67 % of blocks."
-    assert third.startswith("Underpowered: a true share of 0, or of 1,")
-    assert [name.split(" near-identity")[0] for name in names] == [
-        "plain, looks-linear is as good as", "plain, delta-orthogonal is worse than",
+    assert second.startswith("Underpowered: a true share of 0, or of 1,")
+    assert third == "The cosine of short and long paths is below 0.5 in 67 % of blocks."
+    assert [line.split(" near-identity")[0] for line in named] == [
+        "digits, 8 steps: plain, looks-linear is as good as", "digits, 8 steps: plain, delta-orthogonal is worse than",
     ]  # fmt: skip
+    assert correlation == "digits, 8 steps: plain and residual errors correlate by 1.00 over 6 seeds."
     assert last == "Shares need not sum to 1; all but these three are secondary."
-    assert lines([0.9, 0.2, 0.9])[1].endswith(
+    assert lines([0.9, 0.2, 0.9])[2].endswith(
         "33 % of blocks: they are one gradient, and their share is not to be read."
     )
+
+
+def conclusions_of(trained: Trained) -> list[str]:
+    return conclusions(families_of([trained]), profiles(trained))
+
+
+def test_what_was_added_is_a_family_of_its_own(tmp_path: Path) -> None:
+    """It changes no other reading, and the closing sentences say that it was added."""
+    before = read_of([made_up(tmp_path, spread(TRUE), images=1000)])
+    (tmp_path / "added").mkdir()
+    trained = made_up(tmp_path / "added", spread({**TRUE, VALUE_AT_NORMS.name: 0.15}), images=1000)
+    after = read_of([trained])
+    of_added = after["added later", "test error"].estimates
+    assert [of.value for of in of_added] == pytest.approx([0.65 / 0.7, 0.0], abs=2e-3)
+    assert {key: [of.level for of in family.estimates] for key, family in before.items()} == {
+        key: [of.level for of in after[key].estimates] for key in before
+    }
+    said = [line for line in conclusions_of(trained) if "added after the primary runs" in line]
+    assert [line.rpartition(": ")[2] for line in said] == ["explains most.", "negligible."]
 
 
 def test_conclusions_say_which_readings_have_little_power(tmp_path: Path) -> None:
@@ -363,15 +428,14 @@ def test_conclusions_say_which_readings_have_little_power(tmp_path: Path) -> Non
     primary = found["shares", "test error"]
     (conditioning, *_) = primary.estimates
     assert not primary.is_powered(conditioning)
-    assert "conditioning: explains most (underpowered)" in conclusions([trained], list(found.values()))[0]
+    assert "conditioning: explains most (underpowered)" in conclusions_of(trained)[0]
 
 
 def test_conclusions_of_a_budget_without_the_primary_shares(tmp_path: Path) -> None:
     names = ("residual", "plain", "plain, near-identity")
     trained = made_up(tmp_path, spread({name: TRUE[name] for name in names}), images=1000, part=PARTS[4])
-    assert conclusions([trained], list(read_of([trained]).values())) == [
-        "The primary shares were not trained: --budgets 1 has them."
-    ]
+    first, *_ = conclusions_of(trained)
+    assert first == "The primary shares were not trained: --parts 1 has them."
 
 
 def test_jacobians_are_those_of_the_first_part_that_has_a_condition(tmp_path: Path) -> None:
@@ -386,5 +450,5 @@ def test_jacobians_are_those_of_the_first_part_that_has_a_condition(tmp_path: Pa
         trained = made_up(tmp_path / name, {control: [0.1] * 3 for control in controls})
         return replace(trained, tables={**trained.tables, "jacobians": rows})
 
-    found = jacobians([part("once", ["plain"], 1.0), part("longer", ["plain", "residual"], 7.0)])
+    found = found_in([part("once", ["plain"], 1.0), part("longer", ["plain", "residual"], 7.0)])["jacobians"]
     assert found[["control", "mean", "sd"]].to_numpy().tolist() == [["plain", 2, 1], ["residual", 8, 1]]
