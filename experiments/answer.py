@@ -78,7 +78,8 @@ class Settings(ConditionSettings):
         super().check()
         if len(self.depths) != 1:
             raise BadInput(f"--depths {' '.join(map(str, self.depths))}: the plan has one depth")
-        check_unique("--parts", self.parts)
+        if self.parts:
+            check_unique("--parts", self.parts)
         if unknown := set(self.parts) - set(range(1, len(PARTS) + 1)):
             raise BadInput(f"--parts {min(unknown)}: the plan has 1 to {len(PARTS)}")
         if not self.chosen() and self.tables is None:

@@ -42,7 +42,7 @@ def gradient_norms(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         for axis, depth in zip(line, depths, strict=True):
             part = at_moment[at_moment["depth_total"] == depth]
             arm_lines(axis, part, looks, x="depth", geometric=True, markers="few")
-            note_missing(axis, rows[rows["depth_total"] == depth], part)
+            note_missing(axis, rows[rows["depth_total"] == depth], part, zeros=True)
         line[0].set_ylabel(LABEL)
         row_title(line[-1], moment)
     for axis in grid.flat:

@@ -73,7 +73,9 @@ def log_axis(axis: Axes) -> None:
     """Make y logarithmic once all is drawn: not positive is left out; a short axis has ticks at 1, 2 and 5."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.array([])])
     values = values[values > 0]
-    if len(values) and values.max() < 1.01 * values.min():  # nothing to scale by
+    if not len(values):
+        axis.set_ylim(0.1, 10)  # nothing to show, and limits that a logarithm has
+    elif values.max() < 1.01 * values.min():  # nothing to scale by
         axis.set_ylim(values.min() / 3, values.max() * 3)
     axis.set_yscale("log", nonpositive="mask")
     low, high = axis.get_ylim()
@@ -83,11 +85,16 @@ def log_axis(axis: Axes) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
-    """Name above the panel the arms that `rows` has and `drawn` lacks: diverged, or not finite."""
-    missing = [look.label for arm, look in arms_of(rows).items() if arm not in set(drawn["arm"])]
-    if missing:
-        note(axis, f"no value: {', '.join(missing)}")
+def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, *, zeros: bool = False) -> None:
+    """Name above the panel the arms that `rows` has and `drawn` lacks: diverged, or not finite. zeros: and those that
+    have zeros alone, which a log axis cannot show."""
+    missing = [arm for arm in arms_of(rows) if arm not in set(drawn["arm"])]
+    zero = [arm for arm, own in drawn.groupby("arm") if zeros and not own["value"].any()]
+    labels = {arm: look.label for arm, look in arms_of(rows).items()}
+    words = {"no value": missing, "zero": zero}
+    said = [f"{word}: {', '.join(labels[str(arm)] for arm in arms)}" for word, arms in words.items() if arms]
+    if said:
+        note(axis, "; ".join(said))
 
 
 def whole_numbers(axis: Axes) -> None:

@@ -1,6 +1,7 @@
 """Gradient norms and their two parts: what is drawn equals what plain pandas gives."""
 
 from itertools import product
+from pathlib import Path
 
 import figures
 from tests.support.drawings import MAIN, NAMES, close, geometric, lines_of, pick, texts, xy
@@ -31,6 +32,18 @@ def test_zeros_are_left_out_of_log_axes() -> None:
     assert "exact zeros" not in texts(figures.gradient_norms(MAIN["gradients"])[0, 0].figure)
     assert "exact zeros" not in texts(figures.path_lengths(MAIN["paths"])[0, 0].figure)
     assert "exact zeros" not in texts(figures.gradient_split(MAIN["gradients"])[0, 0].figure)
+
+
+def test_arms_whose_gradients_are_all_zero_are_named(tmp_path: Path) -> None:
+    """As those of a plain network whose branches begin at zero; alone, a log axis has limits all the same."""
+    gradients = MAIN["gradients"]
+    zeros = gradients.assign(value=gradients["value"].mask(gradients["arm"] == "plain", 0.0))
+    assert "zero: plain" in texts(figures.gradient_norms(zeros)[0, 0])
+    alone = pick(zeros, arm="plain")
+    axes = figures.gradient_norms(alone)
+    assert axes[0, 0].get_yscale() == "log"
+    figures.save(axes, alone, tmp_path, "zeros")  # ticks are placed as it is drawn
+    assert "zero" not in texts(figures.gradient_norms(gradients)[0, 0])
 
 
 def test_an_arm_without_values_is_named() -> None:

@@ -23,7 +23,8 @@ from tests.support.drawings import pick
 
 ONE_RATE = "learning rate 0.1 for all"
 SEEDS, TUNING_SEED = (1100, 1101, 1102), 2100
-SMALL: dict[str, Any] = {"seeds": SEEDS, "tuning_seeds": (TUNING_SEED,), "depths": (20,), "most_layers": 8}
+SMALL: dict[str, Any] = {"seeds": SEEDS, "tuning_seeds": (TUNING_SEED,), "most_layers": 8}
+SMALL |= {name: getattr(Settings(), name) for name in ("depths", "width")}  # rows have their own
 
 
 def row(name: str) -> Row:
@@ -65,6 +66,7 @@ def test_settings_of_a_row() -> None:
     [
         ({"rows": ("depth 21",)}, "--rows: unknown 'depth 21'; choose from width 16, depth 20, depth 110, AdamW, no n"),
         ({"most_layers": 7}, "--most-layers 7: give at least 8"),
+        ({"depths": (20,)}, "--depths: each row has its own; choose among them with --rows"),
     ],
 )
 def test_mistakes(changes: dict[str, Any], message: str) -> None:

@@ -25,7 +25,12 @@ from probes.tables import table
 
 LR_EXPONENTS = range(-4, 0)
 """In half decades: unmodified arms are tried at 0.01, 0.0316, 0.1 and 0.316 first."""
-LR_EXPONENTS_SHORT = {"sgd": range(-3, 0), "sign": range(-7, -4), "adam": range(-5, -2)}
+LR_EXPONENTS_SHORT = {
+    "sgd": range(-3, 0),
+    "sign": range(-7, -4),
+    "adam": range(-5, -2),
+    "adamw": range(-5, -2),
+}
 """Every other condition is tried at three rates first."""
 MAX_EXTENSION = 4
 """So many half decades beyond either end, no further."""

@@ -153,8 +153,8 @@ def test_only_the_arms_as_they_are_are_searched_for_long() -> None:
         Condition("delta", "plain", first_weights=0.0),
     ):
         assert rates(changed) == (False, 1, [0.0316, 0.1, 0.316])
-    adam, sign = (Condition(name, "residual", optimiser=name) for name in ("adam", "sign"))
-    assert rates(adam) == (False, 1, [0.00316, 0.01, 0.0316])
+    adam, adamw, sign = (Condition(name, "residual", optimiser=name) for name in ("adam", "adamw", "sign"))
+    assert rates(adam) == rates(adamw) == (False, 1, [0.00316, 0.01, 0.0316])
     assert rates(sign) == (False, 1, [0.000316, 0.001, 0.00316])
 
 
