@@ -83,9 +83,7 @@ class Settings(ConditionSettings):
         if unknown := set(self.parts) - set(range(1, len(PARTS) + 1)):
             raise BadInput(f"--parts {min(unknown)}: the plan has 1 to {len(PARTS)}")
         if not self.chosen() and self.tables is None:
-            raise BadInput(
-                "nothing to train: give other --parts, --cifar10 DIR with 4, or --tables DIR to report alone"
-            )
+            raise BadInput("nothing to train: give --parts (4 with --cifar10 DIR), or --tables DIR to report alone")
         self.of_cifar10().check_depths("--cifar10-depth", self.cifar10_depth)
         checked = set[Condition]()
         for part in self.chosen():  # before anything is trained: the last part comes hours after the first

@@ -301,7 +301,7 @@ def test_parts_that_were_finished_elsewhere_are_reported_as_if_they_were_trained
         )
         pd.testing.assert_frame_equal(found, toy.table(name))
     assert shown.split("digits 8x8, 24 steps, test error. ")[1] == toy.shown.split("24 steps, test error. ")[1]
-    message = f"--tables {toy.folder}: has 'plain' at 1 x epochs; leave part 1 out, by --parts"
+    message = f"--tables {toy.folder}: has 'paths of at least 4' at 1 x epochs; leave part 1 out, by --parts"
     with pytest.raises(BadInput, match=message):
         call(replace(toy.settings, tables=toy.folder, out=tmp_path))
 
