@@ -8,11 +8,17 @@ runs. Three shares of the shortcut's effect on the test error are read by its ru
 Writes tables and figures to OUT/answer, runs to OUT/answer/runs; finished runs are not repeated.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import figures
 from experiments.engine.conditions.conditions import Condition, ConditionSettings
@@ -24,7 +30,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.compute import Computing
-from experiments.engine.training.data import Data, load_splits
+from experiments.engine.training.data import Data, Dataset, load_splits
 from experiments.engine.training.image_files import list_image_folder
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer import results
@@ -40,8 +46,11 @@ from experiments.questions.answer.plan import (
 )
 from experiments.questions.answer.replicate import MEASURED, OUTPUTS, train_replicate
 from experiments.questions.answer.results import CIFAR10, Family, Trained
+from probes.tables import table
 
 EXPERIMENT = "answer"
+LINEAR = "linear classifier of the pixels"
+PENALTIES = (1.0, 100.0, 10_000.0)
 DRAWN = [condition.name for condition in (*LONGER, TWIN)]
 """Conditions in the figures; the tables have all."""
 DRAWN_CLOSED = [condition.name for condition in (PLAIN_NEAR, FIRST_WEIGHTS[0])]
@@ -179,6 +188,8 @@ def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
         for run in runner.runs(part.conditions, settings.depths, rates, part.budget)
     ]
     tables, _ = runner.train(runs, Output(folder, dry_run=settings.execution.dry_run))
+    if part.budget == 1:
+        tables["linear"] = linear_errors(splits, settings.seeds)
     window = settings.training.steps_per_epoch(dataset.size("train"))
     return Trained(
         part,
@@ -192,6 +203,30 @@ def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
         search=search,
         store=settings.store,
     )
+
+
+def linear_errors(splits: Mapping[int, Dataset], seeds: Sequence[int]) -> pd.DataFrame:
+    """Test errors of a linear classifier of the pixels, one for each seed's split: what needs no depth at all.
+
+    Logistic regression on standardised pixels, its penalty chosen on the split's validation images.
+    """
+    rows: list[dict[str, object]] = []
+    for seed in seeds:
+        pixels = {
+            name: (np.asarray(images).reshape(len(labels), -1).astype(np.float32), labels)
+            for name, (images, labels) in splits[seed].splits.items()
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties need not converge to lose
+            fitted = [
+                make_pipeline(StandardScaler(), LogisticRegression(C=1 / penalty, max_iter=100)).fit(*pixels["train"])
+                for penalty in PENALTIES
+            ]
+        best = max(fitted, key=lambda model: model.score(*pixels["validation"]))
+        rows.append(
+            {"control": LINEAR, "seed": seed, "outcome": "test error", "value": 1 - best.score(*pixels["test"])}
+        )
+    return table(rows)
 
 
 def with_families_of(last: pd.DataFrame, found: Tables, known: Sequence[Family]) -> list[Family]:
@@ -215,9 +250,9 @@ def write(found: Tables, families: Sequence[Family], output: Output) -> None:
         "text_shares": as_table(share_rows(families)),
         "text_jacobians": as_table(jacobian_rows(found["jacobians"])),
     }
-    for name, table in tables.items():
-        if len(table):
-            output.table(name, table)
+    for name, rows in tables.items():
+        if len(rows):
+            output.table(name, rows)
     read = select(tables["shares"], outcome="test error")
     read = read[(read["treatment"] == "shares") | read["effect"].isin(DRAWN_CLOSED)]
     errors = select(found["replicates"], outcome="test error")
@@ -254,7 +289,7 @@ def report(found: Tables, families: Sequence[Family], output: Output) -> None:
     )
     show.table(console, share_rows(families), title="Shares of the shortcut's effect", caption=results.RULE_TEXT)
     show.files(console, output)
-    for sentence in results.conclusions(families, found["profiles"]):
+    for sentence in results.conclusions(families, found["profiles"], found["linear"]):
         console.print(sentence)
     if results.CIFAR10 not in set(found["replicates"]["data"]):
         console.print("CIFAR-10 was left out: --cifar10 DIR adds it.")

@@ -38,7 +38,7 @@ TOY_PARTS = (
 DIVERGES = (LONG.name, 1002)
 TABLES = {
     "replicates", "conditions", "shares", "power", "correct", "tuning", "losses", "profiles", "jacobians",
-    "text_outcomes", "text_shares", "text_jacobians",
+    "linear", "text_outcomes", "text_shares", "text_jacobians",
 }  # fmt: skip
 TEST_IMAGES = {"digits 8x8": 360, "CIFAR-10": 30}
 SHARE = {LONG.name: (1, 0), SHORT.name: (-1, 0), PLAIN.name: (0, 1), RESIDUAL.name: (0, -1)}
@@ -265,6 +265,17 @@ def test_the_default_is_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = answer.Settings()
     assert settings.chosen() == [part for part in PARTS if part.data == "digits"]
     assert replace(settings, cifar10=Path()).chosen() == list(PARTS)
+
+
+def test_a_linear_classifier_stands_beside_the_networks(toy: Toy) -> None:
+    """On each seed's own split, chosen by validation; coloured squares are no task for it."""
+    found = toy.table("linear")
+    assert found.groupby("data").size().to_dict() == {"digits 8x8": 3, "CIFAR-10": 3}
+    errors = found.groupby("data")["value"].mean()
+    assert 0.02 < errors["digits 8x8"] < 0.06
+    assert f"digits 8x8: a linear classifier of the pixels has a test error of {errors['digits 8x8']:.3f}, n = 3" in (
+        toy.shown
+    )
 
 
 def test_it_says_what_the_primary_shares_are(toy: Toy) -> None:

@@ -42,7 +42,7 @@ from experiments.questions.answer.plan import (
 from probes.tables import table
 
 CIFAR10 = "CIFAR-10"
-TABLES = ("replicates", "correct", "tuning", "losses", "profiles", "jacobians")
+TABLES = ("replicates", "correct", "tuning", "losses", "profiles", "jacobians", "linear")
 """What a part gives."""
 TARGETS = (0.5, 0.1)
 """Training losses to which steps are counted."""
@@ -104,6 +104,7 @@ class Trained:
 
 def tables_of(trained: Trained) -> Tables:
     """All that is reported of a part, by name; `read_tables` reads it again where its runs are not at hand."""
+    linear = trained.tables["linear"].assign(data=trained.data) if "linear" in trained.tables else pd.DataFrame()
     return {
         "replicates": replicates(trained),
         "correct": right_images(trained),
@@ -111,6 +112,7 @@ def tables_of(trained: Trained) -> Tables:
         "losses": loss_curves(trained),
         "profiles": profiles(trained),
         "jacobians": jacobians(trained),
+        "linear": linear,
     }
 
 
@@ -131,8 +133,8 @@ def read_tables(folder: Path) -> Tables:
 
 
 def joined(parts: Sequence[Tables]) -> Tables:
-    """The tables of several parts, one after the other. First weights are those of every budget: each condition has
-    the Jacobians of the first part that trains it on that data set."""
+    """The tables of several parts, one after the other. First weights, and a linear classifier, are those of every
+    budget: each condition has the Jacobians of the first part that trains it on that data set."""
     found = {
         name: pd.concat(tables, ignore_index=True)
         if (tables := [part[name] for part in parts if len(part[name])])
@@ -141,6 +143,8 @@ def joined(parts: Sequence[Tables]) -> Tables:
     }
     if len(found["jacobians"]):
         found["jacobians"] = found["jacobians"].drop_duplicates(["data", "control", "outcome", "quantity"])
+    if len(found["linear"]):
+        found["linear"] = found["linear"].drop_duplicates(["data", "seed"])
     return found
 
 
@@ -366,9 +370,12 @@ def primary_family(families: Sequence[Family]) -> Family | None:
     return None
 
 
-def conclusions(families: Sequence[Family], profiles: pd.DataFrame) -> list[str]:
-    """The closing sentences: primary readings, whether short and long paths differ, what the first share is called, and
-    whether seeds pair plain and residual networks."""
+def conclusions(families: Sequence[Family], profiles: pd.DataFrame, linear: pd.DataFrame) -> list[str]:
+    """The closing sentences: primary readings, whether short and long paths differ, what the first share is called,
+    whether seeds pair plain and residual networks, and what a linear classifier does.
+
+    linear: its test errors, columns data, seed, value; empty where it was not fitted.
+    """
     lines, primary = [], primary_family(families)
     if primary is None:
         lines.append("The primary shares were not trained: --parts 1 has them.")
@@ -394,4 +401,6 @@ def conclusions(families: Sequence[Family], profiles: pd.DataFrame) -> list[str]
             means = [family.outcomes[of.name].mean(1) for of in (PLAIN, RESIDUAL)]
             correlation, seeds = seed_correlation(*means)
             lines.append(f"{where}: plain and residual errors correlate by {correlation:.2f} over {seeds} seeds.")
+    for data, of in linear.groupby("data", sort=False)["value"] if len(linear) else ():
+        lines.append(f"{data}: a linear classifier of the pixels has a test error of {of.mean():.3f}, n = {len(of)}.")
     return [*lines, "Shares need not sum to 1; all but these three are secondary."]

@@ -403,7 +403,7 @@ def test_conclusions_say_the_readings_and_what_may_not_be_read(tmp_path: Path) -
 
 
 def conclusions_of(trained: Trained) -> list[str]:
-    return conclusions(families_of([trained]), profiles(trained))
+    return conclusions(families_of([trained]), profiles(trained), pd.DataFrame())
 
 
 def test_what_was_added_is_a_family_of_its_own(tmp_path: Path) -> None:
