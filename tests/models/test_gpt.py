@@ -207,6 +207,16 @@ def test_stop_gradient_is_a_detach_written_by_hand_to_the_last_bit(flows: dict[s
         assert torch.equal(got[name], gradient_of(parameter)), name
 
 
+def test_a_gate_finds_attention_and_mlps_by_their_names() -> None:
+    x = tokens()
+    for kind in ("attention", "mlp"):
+        model = network()
+        with gate(model, shortcut_gradient=0.0, where=f"*.{kind}"):
+            got = gradients(model, x)
+        wanted = gradients(network(**{kind: STOP_GRADIENT}), x)
+        assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
 def test_no_two_flows_have_one_gradient() -> None:
     """Which the test above would not see if it compared what no flow changes."""
     found = [gradients(network(**flows), tokens())["tokens.weight"] for flows, _ in DETACHES.values()]
