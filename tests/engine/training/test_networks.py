@@ -125,6 +125,7 @@ def test_a_vision_transformer_s_patches_are_the_smallest_that_are_at_most_64(
     model = make("vit", 6, flow=PLAIN, width=2, shape=(3, height, across), num_classes=10)
     assert isinstance(model, ViT)
     assert model.patches.kernel_size == (patch, patch)
+    assert [block.flow for block in residual_blocks(model)] == [PLAIN, PLAIN]
     assert model(torch.randn(2, 3, height, across)).shape == (2, 10)
 
 
