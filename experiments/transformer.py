@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -257,7 +257,7 @@ class TextRecipe:
 
 def make_runs(settings: Settings, text: Text) -> list[Run]:
     """A run for each arm, rate and seed; its depth is the number of layers."""
-    sizes = {"width": settings.width, "heads": settings.heads, "context": settings.context}
+    sizes: dict[str, Any] = {"width": settings.width, "heads": settings.heads, "context": settings.context}
     return [
         Run(
             EXPERIMENT,

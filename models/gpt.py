@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from models.construction import check_sizes
 from models.flow import RESIDUAL, Flow
@@ -51,6 +53,14 @@ class GPT(nn.Module):
         x = self.tokens(tokens) + self.positions(torch.arange(length, device=tokens.device))
         return self.head(self.norm(self.blocks(x)))
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As of any module; a GPT-2's by Hugging Face's names is converted first (`convert_gpt2_weights`)."""
+        if any(re.search(r"(^|\.)wte\.weight$", name) for name in state_dict):
+            state_dict = convert_gpt2_weights(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
 
 def gpt(
     layers: int,
@@ -67,8 +77,8 @@ def gpt(
     """A GPT (Radford et al. 2019) whose shortcuts are switched around attention, around MLPs, or in any block.
 
     It is GPT-2 without dropout: learned positions, pre-normalisation, the approximate GELU, the token embedding as
-    read-out. Of its weights, `convert_gpt2_weights` makes this network's. Under one random seed all flows begin with
-    the same weights.
+    read-out. Its `load_state_dict` takes GPT-2's weights under Hugging Face's names, too. Under one random seed all
+    flows begin with the same weights.
 
     Args:
         layers: Transformer blocks, each with two junctions (GPT-2: 12, 24, 36, 48).
@@ -130,10 +140,10 @@ TRANSPOSED = r"\.(qkv|hidden|output)\.weight$"  # GPT-2 stores them as (in, out)
 def convert_gpt2_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a GPT-2 by Hugging Face's names, under those of `gpt`, with matrices as ``nn.Linear`` has them.
 
-    Takes that of GPT2LMHeadModel or of GPT2Model, as well as the published files; then::
+    Takes that of GPT2LMHeadModel or of GPT2Model, as well as the published files. The network loads them by it::
 
         ours = gpt(12, width=768, heads=12, vocabulary=50257, context=1024)
-        ours.load_state_dict(convert_gpt2_weights(GPT2LMHeadModel.from_pretrained("gpt2").state_dict()))
+        ours.load_state_dict(GPT2LMHeadModel.from_pretrained("gpt2").state_dict())
 
     Args:
         state: Tensors by Hugging Face's names.

@@ -31,6 +31,7 @@ VOCABULARY, CONTEXT = 17, 9
 SIZES: dict[str, Any] = {"width": 12, "heads": 3, "vocabulary": VOCABULARY, "context": CONTEXT}
 # Float64 rounding of sums over some hundred products, eps = 2e-16 each; a wrong term is off by more than 1e-3.
 CLOSE = 1e-12
+QKV = "blocks.{}.attention.branch.attention.qkv"
 
 
 def tokens(count: int = 2, length: int = CONTEXT) -> Tensor:
@@ -84,7 +85,7 @@ def theirs(**options: Any) -> GPT2LMHeadModel:
 
 def ours(state: dict[str, Tensor], **options: Any) -> GPT:
     model = gpt(3, **{**SIZES, **options}).double()
-    model.load_state_dict(convert_gpt2_weights(state))
+    model.load_state_dict(state)
     return model
 
 
@@ -110,9 +111,9 @@ def test_loss_and_every_gradient_are_those_of_hugging_face() -> None:
     assert loss.item() == pytest.approx(found.loss.item(), rel=1e-6)  # they take their loss of logits in float32
     # Every bias of a key adds one number to a row of logits, which softmax does not see: its gradient is rounding.
     keys = slice(12, 24)
-    for other_block, block in zip(other.transformer.h, model.blocks, strict=True):
-        for bias in (other_block.attn.c_attn.bias, block.get_submodule("attention.branch.attention.qkv").bias):
-            assert gradient_of(bias)[keys].abs().max() < 1e-15  # type: ignore[arg-type]
+    for layer in range(3):
+        for part in (other.get_submodule(f"transformer.h.{layer}.attn.c_attn"), model.get_submodule(QKV.format(layer))):
+            assert gradient_of(part.get_parameter("bias"))[keys].abs().max() < 1e-15
     check_equal_gradients(model, other)
 
 
@@ -159,6 +160,17 @@ def test_all_sizes_of_gpt2_load_key_for_key(layers: int, width: int, heads: int,
     converted = convert_gpt2_weights(state)
     assert {n: v.shape for n, v in converted.items()} == {n: v.shape for n, v in model.state_dict().items()}
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=5e-4)
+
+
+def test_weights_by_our_own_names_load_as_they_are_and_what_is_missing_is_named() -> None:
+    model, other = network(), theirs()
+    again = network(moved=False)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(tokens()), model(tokens()))
+    state = dict(other.state_dict())
+    del state["transformer.h.1.mlp.c_fc.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"blocks.1.mlp.branch.mlp.hidden.bias\""):
+        model.load_state_dict(state)
 
 
 def test_other_weights_are_refused() -> None:
@@ -213,7 +225,8 @@ def test_a_gate_finds_attention_and_mlps_by_their_names() -> None:
         model = network()
         with gate(model, shortcut_gradient=0.0, where=f"*.{kind}"):
             got = gradients(model, x)
-        wanted = gradients(network(**{kind: STOP_GRADIENT}), x)
+        cut: dict[str, Any] = {kind: STOP_GRADIENT}
+        wanted = gradients(network(**cut), x)
         assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
@@ -346,7 +359,7 @@ def test_networks_of_one_seed_differ_in_their_branches_matrices_alone() -> None:
             changes = any(f".{matrix}.weight" in name for matrix in matrices)
             assert torch.equal(value, ordinary[name]) != changes, name
         assert torch.equal(torch.get_rng_state(), state)
-    query_and_key = "blocks.0.attention.branch.attention.qkv.weight"
+    query_and_key = QKV.format(0) + ".weight"
     assert torch.equal(models["near-identity"].state_dict()[query_and_key][:24], ordinary[query_and_key][:24])
 
 
