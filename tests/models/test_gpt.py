@@ -199,7 +199,7 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-DETACHES: dict[str, tuple[dict[str, Flow], tuple[Callable[[Tensor], Tensor], ...]]] = {
+DETACHES: dict[str, tuple[dict[str, Any], tuple[Callable[[Tensor], Tensor], ...]]] = {
     "attention": ({"attention": STOP_GRADIENT}, (Tensor.detach, same)),
     "mlp": ({"mlp": STOP_GRADIENT}, (same, Tensor.detach)),
     "both": ({"attention": STOP_GRADIENT, "mlp": STOP_GRADIENT}, (Tensor.detach, Tensor.detach)),
