@@ -17,14 +17,16 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} {size}: give at least 1")
 
 
-def flow_per_block(flow: Flow | Sequence[Flow], blocks: int) -> list[Flow]:
-    """One flow for all blocks, or one for each, as a list; raises ValueError for a wrong number of them, or for what is
-    no Flow (such as an arm's name)."""
+def flow_per_block(flow: Flow | Sequence[Flow], blocks: int, *, name: str = "flow") -> list[Flow]:
+    """One flow for all blocks, or one for each, as a list; raises ValueError, under the argument's name, for a wrong
+    number of them, or for what is no Flow (such as an arm's name)."""
     flows = [flow] * blocks if isinstance(flow, Flow) else list(flow) if isinstance(flow, Iterable) else []
     if not flows or not all(isinstance(given, Flow) for given in flows):
-        raise ValueError(f"flow is {flow!r}: give a Flow, such as STOP_GRADIENT, or a list with one for each block")
+        raise ValueError(f"{name} is {flow!r}: give a Flow, such as STOP_GRADIENT, or a list with one for each block")
     if len(flows) != blocks:
-        raise ValueError(f"got {len(flows)} flows for {blocks} blocks: give one Flow for all, or one for each block")
+        raise ValueError(
+            f"{name}: got {len(flows)} flows for {blocks} blocks: give one Flow for all, or one for each block"
+        )
     return flows
 
 

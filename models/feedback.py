@@ -84,7 +84,8 @@ class _PermutedEntry:
         return (entered,)
 
     def permuted(self, gradient: Tensor) -> Tensor:
-        return gradient.index_select(1, self.permutation) if self.switch.active else gradient
+        features = -1 if gradient.dim() == 3 else 1  # of (N, T, D), or of (N, C, H, W) and (N, D)
+        return gradient.index_select(features, self.permutation) if self.switch.active else gradient
 
 
 def permuted_shortcuts(model: nn.Module, draws: torch.Generator) -> PermutedShortcuts:
@@ -97,7 +98,8 @@ def permuted_shortcuts(model: nn.Module, draws: torch.Generator) -> PermutedShor
     its own.
 
     Args:
-        model: A network of `cifar_resnet` or `residual_mlp`.
+        model: A network of blocks with a flow, but `imagenet_resnet`'s. In transformers features are permuted, alike in
+            all tokens.
         draws: What the permutations are drawn from, on the CPU.
 
     Returns:
@@ -110,8 +112,8 @@ def permuted_shortcuts(model: nn.Module, draws: torch.Generator) -> PermutedShor
     held = [block for block in blocks if block.shortcut is block.shortcut]  # torchvision's make one for each use
     if not blocks or len(held) < len(blocks):
         raise ValueError(
-            "permuted shortcuts need blocks that hold a module as shortcut (those of cifar_resnet, residual_mlp): got "
-            f"{len(held)} among the {len(blocks)} blocks of {type(model).__name__}"
+            "permuted shortcuts need blocks that hold a module as shortcut (those of cifar_resnet, residual_mlp, gpt): "
+            f"got {len(held)} among the {len(blocks)} blocks of {type(model).__name__}"
         )
     switch = PermutedShortcuts()
     for block in blocks:

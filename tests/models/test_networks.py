@@ -21,6 +21,7 @@ from models import (
     residual_blocks,
     residual_mlp,
     set_flows,
+    vit,
 )
 from models.variants import BLOCK_KINDS, VARIANTS
 from probes import find_junctions, gate, path_gradients, record
@@ -32,12 +33,21 @@ def cifar(block: str, variant: str, projection: str) -> Callable[..., nn.Module]
     return partial(cifar_resnet, 2 + 3 * BLOCK_KINDS[block].layers, width=4, gate_bias=-1.0, **options)
 
 
+def transformer(*, flow: Flow | list[Flow] = RESIDUAL, **options: Any) -> nn.Module:
+    model = vit(2, image_size=8, patch=4, width=8, heads=2, **options)
+    set_flows(model, flow)
+    return model
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{f"{block}, {variant}": cifar(block, variant, "B") for block in BLOCK_KINDS for variant in VARIANTS},
     "imagenet 18": partial(imagenet_resnet, 18, num_classes=10),
     "inception": partial(inception_resnet, 32, width=4),
     "inception, scaled": partial(inception_resnet, 32, width=4, scaling=0.2),
     "mlp": partial(residual_mlp, 6, in_features=192, width=8),
+    "vit": transformer,
+    "vit, post-normalisation": partial(transformer, normalisation="post", pooling="mean"),
+    "vit, near-identity": partial(transformer, first_weights="near-identity"),
 }
 PROJECTIONS = {
     f"{block}, {variant}, {projection}": cifar(block, variant, projection)

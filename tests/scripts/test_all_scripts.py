@@ -39,6 +39,7 @@ TOY = {  # the least that every script with a grid can be asked
     "short_paths": f"{NETWORK} --depth 8 --at-most 0",
     "stopgrad_shortcut": f"{NETWORK} --depths 8",
     "training_speed": f"{NETWORK} --depth 20 --networks resnet --arms residual plain",
+    "transformer": "--seeds 0 --epochs 1 --layers 1 --width 4 --heads 2 --context 8 --characters 1000 --rates 0.01",
     "variants": f"{NETWORK} --depth 8 --networks resnet dirac",
 }
 NOT_WEIGHTS = f"--depth 8 --width 2 --weights {__file__}"
@@ -173,6 +174,14 @@ MISTAKES = {
         "--networks resnet dirac --arms residual near-identity": "first_weights 'near-identity': dirac blocks",
         "--losses 0": "--losses 0: give positive numbers",
         "--depth 21": "--depth 21: depth 21 is not 6n + 2",
+    },
+    "transformer": {
+        "--arms dense": "--arms: unknown 'dense'; choose from residual, stop-gradient",
+        "--heads 3": "--width 64: give a multiple of --heads, 3",
+        "--rates 0": "--rates 0.0: give finite numbers above 0",
+        "--layers 0": "--layers 0: give at least 1",
+        "--text nowhere.txt": "--text nowhere.txt: there is no such file",
+        "--characters 1000": "pydoc_data.topics has 1000 characters: sequences of 64 need 1300",
     },
     "variants": {
         "--networks vgg": "--networks: unknown 'vgg'; choose from resnet",

@@ -18,7 +18,10 @@ from models import (
     rescale,
     residual_blocks,
     residual_mlp,
+    vit,
 )
+from models.construction import blocks_per_stage
+from models.transformer import TransformerWeights
 
 Shape = tuple[int, int, int]  # of an image: channels, height, width
 
@@ -56,6 +59,48 @@ def mlp(depth: int, *, shape: Shape, width: int, **options: Any) -> nn.Module:
     return residual_mlp(depth, in_features=prod(shape), width=8 * width, **options)
 
 
+MOST_PATCHES = 64
+"""Of an image, which a vision transformer has as tokens."""
+
+
+def vision_transformer(
+    depth: int, *, flow: Flow, shape: Shape, width: int, first_weights: FirstWeights, **options: Any
+) -> nn.Module:
+    """A vision transformer of 4n + 2 layers (four a block, patches, classifier), the same flow at attention and MLPs.
+
+    It has 8 features for each channel that a convolutional network would have in its first stage, 4 heads, the mean of
+    all tokens as what is classified, and the smallest patches, from 2 x 2 pixels, that are at most 64.
+    """
+    names: dict[FirstWeights, TransformerWeights] = {"he": "ordinary", "near-identity": "near-identity"}
+    if first_weights not in names:
+        raise ValueError(
+            f"first weights {first_weights!r}: a transformer begins at its own (he) or near-identity; leave them out"
+        )
+    _, height, across = shape
+    tiling = (
+        patch
+        for patch in range(2, min(height, across) + 1)
+        if not height % patch and not across % patch and (height // patch) * (across // patch) <= MOST_PATCHES
+    )
+    patch = next(tiling, None)
+    if patch is None:
+        raise ValueError(
+            f"no square patches tile {height} x {across} pixels in at most {MOST_PATCHES}: give --image-size"
+        )
+    return vit(
+        blocks_per_stage(depth, layers=4, others=2, kind="transformer"),
+        image_size=(height, across),
+        patch=patch,
+        width=8 * width,
+        in_channels=shape[0],
+        pooling="mean",
+        attention=flow,
+        mlp=flow,
+        first_weights=names[first_weights],
+        **options,
+    )
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet": cifar,
     "bottleneck": partial(cifar, block="bottleneck"),
@@ -78,6 +123,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "inception": inception,
     "inception-scaled": partial(inception, scaling=0.2),
     "mlp": mlp,
+    "vit": vision_transformer,
     "imagenet": imagenet,
 }
 

@@ -4,6 +4,7 @@ import math
 import sys
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,13 +18,13 @@ from experiments.engine.training.networks import NETWORKS, make, outline
 from experiments.engine.training.optimisation import parameter_groups
 from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import make_network
-from models import ARMS, PLAIN, FirstWeights, residual_blocks
+from models import ARMS, PLAIN, FirstWeights, ViT, residual_blocks
 from models.first_weights import NAMES
 from models.residual_blocks import Block
 from probes import find_junctions, gate
 from tests.support.scripts import print_of, toy_run
 
-DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20}
+DEPTHS = {"bottleneck": 11, "imagenet": 18, "inception": 20, "inception-scaled": 20, "vit": 10}
 SHAPE = (1, 8, 8)
 # The others are `models`' own, whose tests ask the same of them.
 every_rescaled = pytest.mark.parametrize("name", ["halved-shortcut", "halved-sum", "rescaled-sum", "depth-scaled"])
@@ -115,12 +116,35 @@ def test_rescaled_networks_on_paper(name: str, shortcut: float, branch: float) -
         assert (got.branch, got.branch_gradient) == pytest.approx((branch * flow.branch, branch * flow.branch_gradient))
 
 
+@pytest.mark.parametrize(
+    ("height", "across", "patch"), [(8, 8, 2), (28, 28, 4), (32, 32, 4), (64, 64, 8), (6, 12, 2), (36, 24, 4)]
+)
+def test_a_vision_transformer_s_patches_are_the_smallest_that_are_at_most_64(
+    height: int, across: int, patch: int
+) -> None:
+    model = make("vit", 6, flow=PLAIN, width=2, shape=(3, height, across), num_classes=10)
+    assert isinstance(model, ViT)
+    assert model.patches.kernel_size == (patch, patch)
+    assert [block.flow for block in residual_blocks(model)] == [PLAIN, PLAIN]
+    assert model(torch.randn(2, 3, height, across)).shape == (2, 10)
+
+
+def test_a_vision_transformer_refuses_what_it_cannot_be() -> None:
+    options: dict[str, Any] = {"flow": PLAIN, "width": 2, "num_classes": 10}
+    with pytest.raises(ValueError, match="no square patches tile 17 x 32 pixels in at most 64: give --image-size"):
+        make("vit", 6, shape=(3, 17, 32), **options)
+    with pytest.raises(ValueError, match=r"depth 20 is not 4n \+ 2, as transformer blocks need: .* 18 and 22"):
+        make("vit", 20, shape=SHAPE, **options)
+
+
 # First weights
 
 OWN_WEIGHTS = {
     **{name: f"{name} blocks begin with weights of their own; leave it out" for name in ("skipinit", "fixup", "dirac")},
     **dict.fromkeys(("inception", "inception-scaled"), "towers side by side have no identity; leave them out"),
+    "vit": r"a transformer begins at its own \(he\) or near-identity; leave them out",
 }
+TAKEN = {"vit": ("he", "near-identity")}
 
 
 @pytest.mark.parametrize("choice", ["he", "near-identity", "delta-orthogonal", "looks-linear", 0.0, 0.5])
@@ -128,7 +152,7 @@ OWN_WEIGHTS = {
 def test_every_network_takes_first_weights_or_refuses_them_before_it_is_made(name: str, choice: FirstWeights) -> None:
     """An outline, which has no weights, refuses what `make` does."""
     depth, width = DEPTHS.get(name, 8), 64 if name == "imagenet" else 4
-    if name in OWN_WEIGHTS and choice != "he":
+    if name in OWN_WEIGHTS and choice not in TAKEN.get(name, ("he",)):
         with pytest.raises(ValueError, match=f"{choice!r}: {OWN_WEIGHTS[name]}"):
             outline(name, depth, width=width, first_weights=choice)
         with pytest.raises(ValueError, match=f"{choice!r}: {OWN_WEIGHTS[name]}"):
