@@ -20,6 +20,7 @@ from .gradients.gate import gate
 from .gradients.lesions import lesion, permute
 from .gradients.path_limits import PathLimit, limit_paths
 from .measurements.attribution import branch_attribution
+from .measurements.contributions import contributions
 from .measurements.gradient_norms import gradient_norms
 from .measurements.jacobian_spectrum import jacobian_spectrum
 from .measurements.layer_responses import layer_responses
@@ -36,6 +37,7 @@ __all__ = [
     "Recording",
     "Site",
     "branch_attribution",
+    "contributions",
     "find_junctions",
     "gate",
     "gradient_norms",
