@@ -27,6 +27,7 @@ from .measurements.layer_responses import layer_responses
 from .measurements.paths import path_contributions, path_gradients
 from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.sampled_paths import sample_paths
+from .measurements.stream_statistics import stream_statistics
 from .recording import Recording, record
 from .scaling import scale_gradient
 from .sites import Site
@@ -52,6 +53,7 @@ __all__ = [
     "residual_magnitudes",
     "sample_paths",
     "scale_gradient",
+    "stream_statistics",
 ]
 
 try:

@@ -72,7 +72,7 @@ class Recording:
         if not found:
             raise ValueError(
                 "this recording has no residual junctions (a plain network, or blocks named by hand): "
-                "only gradient_norms can be taken of it"
+                "only gradient_norms and stream_statistics can be taken of it"
             )
         return found
 
@@ -127,22 +127,37 @@ class Recording:
             raise ValueError(f"the gradient {name!r} of {site.name!r} was not kept: record(model, keep=True)")
         return total.new_zeros(()).expand_as(site.gradients["total"])
 
-    def kept_junctions(self, wanted_by: str) -> list[JunctionSite]:
-        """The sites that are junctions, checked to hold their tensors.
+    def kept_sites(self, wanted_by: str) -> list[Site]:
+        """All sites, checked to hold their tensors.
 
         Args:
             wanted_by: Who needs them, for the error.
 
         Returns:
-            The sites, whose ``shortcut``, ``branch`` and ``sum`` are kept.
+            ``sites``.
+
+        Raises:
+            ValueError: Nothing was recorded, or no tensor was kept (see ``record``).
+        """
+        if self.sites and not self._keep:
+            raise ValueError(
+                f"{wanted_by} needs the tensors themselves, not only their norms: record(model, keep=True)"
+            )
+        return self.sites
+
+    def kept_junctions(self, wanted_by: str) -> list[JunctionSite]:
+        """The sites that are junctions, checked to hold their addends and sums.
+
+        Args:
+            wanted_by: Who needs them, for the error.
+
+        Returns:
+            ``junctions``.
 
         Raises:
             ValueError: There is no junction, or no tensor was kept (see ``record``).
         """
-        if not self._keep:
-            raise ValueError(
-                f"{wanted_by} needs the tensors themselves, not only their norms: record(model, keep=True)"
-            )
+        self.kept_sites(wanted_by)
         return self.junctions
 
     def chain(self) -> list[JunctionSite]:
@@ -213,7 +228,7 @@ class Recording:
             site.output = output.clone()
 
     def _on_block(self, name: str, x: Tensor) -> None:
-        site = Site(name, len(self._sites))
+        site = Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None)
         self._sites.append(site)
         edge = get_gradient_edge(x)
         self._hook_gradient(site, (edge.node, edge.output_nr), "total")
@@ -290,7 +305,7 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
     Args:
         model: Any module; it is not changed.
         blocks: For networks without junctions, the modules of ``model`` that count as depth; then only the total
-            gradient at each one's (first) input is recorded.
+            gradient at each one's (first) input is recorded, and with ``keep`` that input.
         keep: Also keep the tensors, for measurements that need them (``contributions``, ``stream_statistics``,
             ``per="example"``) and for your own: all gradients (``Recording.gradient``), the addends and their sum
             (``site.shortcut``, ``site.branch``, ``site.sum``), in memory like the activations'.

@@ -28,6 +28,8 @@ class Site:
     either addend, and "other", what came by neither."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """The gradients themselves, in x's shape, as far as they are kept, and "junction", the gradient of the sum."""
+    fork: Tensor | None = None
+    """x itself, where it is kept; of a junction, where a module took or gave it or the shortcut is it."""
 
 
 @dataclass(eq=False)
@@ -44,8 +46,6 @@ class JunctionSite(Site):
     """The addends themselves, (N, C, H, W) or (N, T, D), where they are kept."""
     sum: Tensor = field(default_factory=lambda: torch.empty(0))
     """What the add gave, where it is kept."""
-    fork: Tensor | None = None
-    """The tensor from which both addends come, where it is kept and a module took or gave it."""
     output: Tensor | None = None
     """The sum behind the activation of the module that adds, where it is kept and there is one."""
     module: str | None = None
