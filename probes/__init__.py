@@ -21,6 +21,7 @@ from .gradients.lesions import lesion, permute
 from .gradients.path_limits import PathLimit, limit_paths
 from .measurements.attribution import branch_attribution
 from .measurements.contributions import contributions
+from .measurements.gradient_alignment import gradient_alignment
 from .measurements.gradient_norms import gradient_norms
 from .measurements.jacobian_spectrum import jacobian_spectrum
 from .measurements.layer_responses import layer_responses
@@ -41,6 +42,7 @@ __all__ = [
     "contributions",
     "find_junctions",
     "gate",
+    "gradient_alignment",
     "gradient_norms",
     "jacobian_spectrum",
     "layer_responses",
