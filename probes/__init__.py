@@ -29,6 +29,7 @@ from .measurements.paths import path_contributions, path_gradients
 from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.sampled_paths import sample_paths
 from .measurements.stream_statistics import stream_statistics
+from .measurements.update_sizes import update_sizes
 from .recording import Recording, record
 from .scaling import scale_gradient
 from .sites import Site
@@ -56,6 +57,7 @@ __all__ = [
     "sample_paths",
     "scale_gradient",
     "stream_statistics",
+    "update_sizes",
 ]
 
 try:
