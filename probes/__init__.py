@@ -23,9 +23,11 @@ from .measurements.attribution import branch_attribution
 from .measurements.contributions import contributions
 from .measurements.gradient_alignment import gradient_alignment
 from .measurements.gradient_norms import gradient_norms
+from .measurements.iterative_inference import iterative_inference
 from .measurements.jacobian_spectrum import jacobian_spectrum
 from .measurements.layer_responses import layer_responses
 from .measurements.paths import path_contributions, path_gradients
+from .measurements.read_out import read_out
 from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.sampled_paths import sample_paths
 from .measurements.stream_statistics import stream_statistics
@@ -45,6 +47,7 @@ __all__ = [
     "gate",
     "gradient_alignment",
     "gradient_norms",
+    "iterative_inference",
     "jacobian_spectrum",
     "layer_responses",
     "lesion",
@@ -52,6 +55,7 @@ __all__ = [
     "path_contributions",
     "path_gradients",
     "permute",
+    "read_out",
     "record",
     "residual_magnitudes",
     "sample_paths",

@@ -38,10 +38,12 @@ class Recording:
     no activation is held; while a recording lives, so does its forward's autograd graph.
     """
 
-    def __init__(self, keep: bool, names: dict[Tensor, str]) -> None:
+    def __init__(self, keep: bool, names: dict[Tensor, str], buffers: Sequence[Tensor] = ()) -> None:
         self._keep = keep
         self.names = names
         """The model's parameters, by name."""
+        self.buffers = buffers
+        """The model's buffers."""
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
         self._backward: int | None = None
@@ -324,7 +326,9 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
             loss.backward()                    # retain_graph=True if path_gradients or path_contributions follow
         gradient_norms(recording)
     """
-    recording = Recording(keep, {parameter: name for name, parameter in model.named_parameters()})
+    recording = Recording(
+        keep, {parameter: name for name, parameter in model.named_parameters()}, list(model.buffers())
+    )
     if blocks is None:
         detection = detect_junctions(
             model,
