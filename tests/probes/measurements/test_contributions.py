@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import ARMS, PLAIN, STOP_GRADIENT, Flow, ResidualBlock, cifar_resnet
-from probes import contributions, record
+from probes import contributions, gate, record
 from tests.support.networks import (
     FLOAT64,
     Apply,
@@ -304,6 +304,44 @@ def test_a_checkpointed_network_is_not_computed_again() -> None:
     assert calls == [1]
 
 
+def same_table(form: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of a network with LayerScale as it is, and under what may go together with a recording."""
+    model = nn.Sequential(*(parametrised(lambda m, x: x + m.scale(2 * m.f(x)), scale=LayerScale()) for _ in range(2)))
+    x = rows()
+    wanted = of(model, x)
+    if form == "frozen":
+        return of(model.requires_grad_(False), x), wanted
+    with gate(model, shortcut_gradient=0.0, branch_gradient=0.5):
+        if form == "inside a gate":
+            return of(model, x), wanted
+    with record(model, keep=True) as recording, gate(model, shortcut_gradient=0.0, branch_gradient=0.5):
+        model(x)
+    return contributions(recording), wanted
+
+
+@pytest.mark.parametrize("form", ["frozen", "inside a gate", "around a gate"])
+def test_frozen_weights_and_gates_change_nothing(form: str) -> None:
+    pd.testing.assert_frame_equal(*same_table(form))
+
+
+def test_autocast_adds_two_precisions() -> None:
+    model = chain(2, width=4, dtype=torch.float32)
+    with record(model, keep=True) as recording, torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(5, 4))
+    table = contributions(recording)
+    assert [site.branch.dtype for site in recording.junctions] == [torch.bfloat16] * 2
+    assert values(table, "error") == [0, 0]
+    assert modules(table) == ["0.branch", "1.branch"]
+
+
+def test_a_module_that_is_called_twice() -> None:
+    block = Residual(linear(2.0))
+    table = of(nn.Sequential(block, block), one())
+    assert table["block"].tolist()[::5] == ["0", "0@1"]
+    assert modules(table) == ["0.branch"] * 2
+    assert table["value"].tolist() == [2, 1, 3, 1, 0, 6, 3, 9, 1, 0]
+
+
 # --- onto a direction ---
 
 
@@ -393,6 +431,9 @@ def test_errors_say_what_to_do() -> None:
         contributions(recording, onto=torch.ones(1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"features is 2, and the stream is \(1, 1\): give one of its dimensions"):
         contributions(recording, onto=torch.ones(1), features=2)
+    plain = perceptron(4)
+    with pytest.raises(ValueError, match="no residual junctions"):
+        contributions(recorded(plain, rows(), blocks=[plain[2]], keep=True))
     with record(perceptron(), keep=True) as empty:
         pass
     with pytest.raises(ValueError, match="nothing was recorded"):
