@@ -49,8 +49,8 @@ def contributions(
         - ``factor``: what the branch's output was multiplied by before the add (a constant, a learned scalar, a gate):
           1 where by nothing, of a factor with several elements (LayerScale) the root mean square, nan where the factor
           was overwritten or where addends of one sum have several. A factor inside a module counts where that module
-          does nothing but multiply, as a LayerScale does. Dropout is left out. One for a junction: left out under
-          ``per``;
+          does nothing but multiply, as a LayerScale does. Dropout's mask is left out, stochastic depth's is not. One
+          for a junction: left out under ``per``;
         - ``error``: the norm of stream + branch - next shortcut. It is exactly 0 where the stream goes on unchanged,
           and its size where something is done to the stream in between (it is rescaled, something is added, or the next
           shortcut has another weight, as in plain networks). nan where no later shortcut could be the sum: behind an

@@ -1,6 +1,7 @@
 """`gradient_alignment` on angles done on paper, and against plain vectors of a network's two backwards."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +18,8 @@ def gradient(**parts: list[float]) -> dict[str, Tensor]:
     return {name.replace("_", "."): torch.tensor(part, dtype=FLOAT64) for name, part in parts.items()}
 
 
-def numbers(table: pd.DataFrame) -> dict[tuple[str, str], float]:
+def numbers(table: pd.DataFrame) -> dict[Any, float]:
+    """By block and quantity."""
     return table.set_index(["block", "quantity"])["value"].to_dict()
 
 

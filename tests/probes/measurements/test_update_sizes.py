@@ -36,7 +36,7 @@ def test_two_scalar_blocks_as_on_paper() -> None:
     """x + 2x becomes x + 2.5x: 3 becomes 3.5. The second block, x + 3x, is the same function of another input."""
     model = scalars(2.0, 3.0)
     before = snapshot(model)
-    model[0].branch.weight.data += 0.5  # pyright: ignore[reportAttributeAccessIssue]
+    model.get_parameter("0.branch.weight").data += 0.5
     table = update_sizes(model, before, one())
     assert list(table.columns) == ["block", "depth", "quantity", "value"]
     assert table["block"].tolist() == ["0"] * 3 + ["1"] * 3
@@ -92,7 +92,7 @@ def test_a_transformer_that_keeps_keys_and_values() -> None:
     given = tokens()
     assert update_sizes(model, snapshot(model), **given, use_cache=True)["value"].tolist() == [0] * 6
     before = snapshot(model)
-    model.transformer.h[0].mlp.c_proj.weight.data.mul_(2)  # pyright: ignore[reportAttributeAccessIssue]
+    model.get_parameter("transformer.h.0.mlp.c_proj.weight").data.mul_(2)
     table = update_sizes(model, before, **given, use_cache=True)
     assert table["block"].tolist() == ["transformer.h.0"] * 3 + ["transformer.h.1"] * 3
     assert min(values(table, "weights")[0], values(table, "function")[0], *values(table, "output")) > 1e-4
@@ -106,11 +106,10 @@ def test_blocks_named_by_hand_and_states_of_some_names() -> None:
     with torch.no_grad():
         for p in model[0].parameters():
             p.mul_(1e-200)
-    before = {"0.weight": model[0].weight.detach().clone()}
-    model[0].weight.data *= 1.5
-    model[2].weight.data *= 3
+    before = {"0.weight": model.get_parameter("0.weight").detach().clone()}
+    model.get_parameter("0.weight").data *= 1.5
     table = update_sizes(model, before, torch.randn(3, 2, dtype=torch.float64), blocks=[model[0], model[2]])
-    weight, bias = before["0.weight"] / 1e-200, model[0].bias.detach() / 1e-200
+    weight, bias = before["0.weight"] / 1e-200, model.get_parameter("0.bias").detach() / 1e-200
     assert values(table, "weights") == pytest.approx(
         [0.5 * (weight.norm() / torch.cat([weight, bias[None]]).norm()).item(), 0]
     )
@@ -120,7 +119,7 @@ def test_blocks_named_by_hand_and_states_of_some_names() -> None:
 def test_a_block_without_parameters_has_no_size() -> None:
     model = nn.Sequential(linear(2.0), nn.Identity())
     before = snapshot(model)
-    model[0].weight.data *= 2  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+    model.get_parameter("0.weight").data *= 2
     table = update_sizes(model, before, one(), blocks=list(model))
     assert table["value"].tolist() == pytest.approx([1, 1, 1, math.nan, 0, 1], nan_ok=True)
 
