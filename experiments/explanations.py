@@ -300,8 +300,8 @@ def report(found: pd.DataFrame, output: Output) -> None:
         console,
         correlation_rows(correlations),
         title=f"Rank correlation with the gap to chance closed, {len(networks)} networks of {families} families",
-        caption="95 % over networks, over families; within, between families; held out: on families that did not choose "
-        "its sign; chosen: how often it is the best of its half",
+        caption="95 % over networks, over families; within, between families; held out: on families that did not choose"
+        " its sign; chosen: how often it is the best of its half",
     )
     show.files(console, output)
     for sentence in conclusions(correlations, tested):
