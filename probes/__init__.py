@@ -21,6 +21,7 @@ from .gradients.lesions import lesion, permute
 from .gradients.path_limits import PathLimit, limit_paths
 from .measurements.attribution import branch_attribution
 from .measurements.gradient_correlation import gradient_correlation
+from .measurements.gradient_noise import gradient_noise
 from .measurements.gradient_norms import gradient_norms
 from .measurements.jacobian_spectrum import jacobian_spectrum
 from .measurements.layer_responses import layer_responses
@@ -40,6 +41,7 @@ __all__ = [
     "find_junctions",
     "gate",
     "gradient_correlation",
+    "gradient_noise",
     "gradient_norms",
     "jacobian_spectrum",
     "layer_responses",

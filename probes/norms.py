@@ -71,9 +71,12 @@ def inner(a: Tensor, b: Tensor) -> float:
     return (a.cpu().double() * b.cpu().double()).sum().item()
 
 
-def gram(a: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor]] | None = None) -> tuple[Tensor, int]:
+def gram(
+    a: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor]] | None = None, *, centred: bool = False
+) -> tuple[Tensor, int]:
     """The inner products of vectors in float64, (len(a), len(b)), and e: they are in units of 2 ** e, which keeps them
-    in range. Each vector is a list of tensors, its parts. Without b: of a with itself, exactly symmetric."""
+    in range. Each vector is a list of tensors, its parts. Without b: of a with itself, exactly symmetric. centred: of
+    what each differs by from its side's mean; exactly 0 where all are equal."""
     sides = [a] if b is None else [a, b]
     units = [_unit(vectors) for vectors in sides]
     total = torch.zeros(len(a), len(sides[-1]), dtype=torch.float64)
@@ -84,6 +87,9 @@ def gram(a: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor]] | None = N
                 * 2.0**-unit
                 for vectors, unit in zip(sides, units, strict=True)
             ]
+            if centred:
+                rows = [side - side[0] for side in rows]
+                rows = [side - side.mean(0) for side in rows]
             total += rows[0] @ rows[-1].T
     return ((total + total.T) / 2, 2 * units[0]) if b is None else (total, sum(units))
 

@@ -68,12 +68,12 @@ def find_blocks(
 
 def block_parameters(found: Sequence[Block]) -> list[list[nn.Parameter]]:
     """The parameters of each block that require a gradient: those between a junction's sum and its fork, in either
-    addend (or all of a module that was named by hand). One that several blocks hold belongs to the first."""
-    ends = {node for block in found for node, _ in (block.fork, block.sum)}
+    addend (or all of a module that was named by hand). Blocks inside a branch keep theirs; one that several blocks
+    share belongs to the first."""
     seen, parameters = set[Tensor](), list[list[nn.Parameter]]()
     for block in found:
         if block.module is None:
-            held = _leaves(block.sum[0], ends)
+            held = _leaves(block, found)
         else:
             held = [p for p in block.module.parameters() if p.requires_grad]
         parameters.append(cast(list[nn.Parameter], [p for p in held if p not in seen]))
@@ -81,15 +81,25 @@ def block_parameters(found: Sequence[Block]) -> list[list[nn.Parameter]]:
     return parameters
 
 
-def _leaves(start: Node, ends: set[Node]) -> list[Tensor]:
-    """The leaves of autograd's graph behind a node, up to these ends (another junction's sum, a fork)."""
-    seen: set[Node | None] = {None, *ends} - {start}
+def _leaves(block: Block, found: Sequence[Block]) -> list[Tensor]:
+    """The leaves of autograd's graph between a block's sum and its fork. The way leads around the blocks between them,
+    and ends at others, whose values the block reads too (cross-attention)."""
+    sums = {other.sum[0]: other for other in found if other is not block}
+    forks = {other.fork[0] for other in found}
+    start, end = block.sum[0], block.fork[0]
+    seen: set[Node | None] = {None, end}
     waiting, leaves = [start], list[Tensor]()
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
+        if node is not start and (node in sums or node in forks):
+            if end not in ancestors([node]):
+                continue
+            if node in sums:
+                waiting.append(sums[node].fork[0])
+                continue
         if node.name() == "torch::autograd::AccumulateGrad":
             leaves.append(cast(Any, node).variable)
         waiting += [] if is_input(node) else [n for n, _ in node.next_functions if n is not None]
