@@ -230,12 +230,12 @@ def test_another_modules_output_does_not_bring_its_parameters() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = Residual(perceptron(2))
+            self.stem, self.encoder = perceptron(2), Residual(perceptron(2))
             self.outer = nn.ModuleDict({"f": perceptron(2), "inner": Residual(perceptron(2)), "shared": shared})
             self.last = Residual(shared)
 
         def forward(self, x: Tensor) -> Tensor:
-            memory = self.encoder(x)
+            memory = self.encoder(self.stem(x))
             x = x.tanh()
             x = x + self.outer["shared"](self.outer["inner"](self.outer["f"](x))) * memory
             return self.last(x)
