@@ -25,9 +25,13 @@ from .measurements.gradient_noise import gradient_noise
 from .measurements.gradient_norms import gradient_norms
 from .measurements.jacobian_spectrum import jacobian_spectrum
 from .measurements.layer_responses import layer_responses
+from .measurements.linear_probes import linear_probes
 from .measurements.paths import path_contributions, path_gradients
+from .measurements.precision import precision
 from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.sampled_paths import sample_paths
+from .measurements.similarity import similarity
+from .measurements.tangent_kernel import tangent_kernel
 from .recording import Recording, record
 from .scaling import scale_gradient
 from .sites import Site
@@ -47,13 +51,17 @@ __all__ = [
     "layer_responses",
     "lesion",
     "limit_paths",
+    "linear_probes",
     "path_contributions",
     "path_gradients",
     "permute",
+    "precision",
     "record",
     "residual_magnitudes",
     "sample_paths",
     "scale_gradient",
+    "similarity",
+    "tangent_kernel",
 ]
 
 try:

@@ -7,8 +7,8 @@ import pandas as pd
 COLUMNS = (
     "experiment", "data", "network", "arm", "control", "first_weights", "treatment", "amount", "learning_rate",
     "budget", "depth_total", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
-    "statistics", "count", "draw", "block", "depth", "path_length", "lag", "reading", "quantity", "correct",
-    "value",
+    "statistics", "count", "draw", "block", "depth", "other_block", "other_depth", "path_length", "lag",
+    "order", "reading", "quantity", "correct", "value",
 )  # fmt: skip
 
 

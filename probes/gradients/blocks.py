@@ -1,7 +1,7 @@
 """The blocks of one forward: their ends in autograd's graph, their parameters, and the gradients at both."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -128,7 +128,17 @@ def checked_loss(value: Any, caller: str) -> Tensor:
             f"{caller}: no gradient leads from the loss to the model: it must be computed from the model's output, "
             "without detach, item or argmax"
         )
+    refuse_limited(ancestors([value.grad_fn]), caller)
     return value.reshape(())
+
+
+def refuse_limited(nodes: Iterable[Node | None], caller: str) -> None:
+    """Raise ValueError where a node was made under `limit_paths`, whose backward a probe's own would not be."""
+    if any(is_marked(node, LIMITED) for node in nodes if node is not None):
+        raise ValueError(
+            f"{caller}: under limit_paths gradients are put together from several backwards, which no single backward "
+            "gives: measure the model without it"
+        )
 
 
 def gradients(
@@ -174,11 +184,7 @@ def _junction_blocks(model: nn.Module, run: Callable[[], T], caller: str) -> tup
             f"{caller}: the model ran without a residual junction; for a network without shortcuts, name the modules "
             f"that count as depth: {caller}(..., blocks=[model.features[0], ...])"
         )
-    if any(is_marked(add, LIMITED) for _, add, _ in found):
-        raise ValueError(
-            f"{caller}: under limit_paths gradients are put together from several backwards, which no single backward "
-            "gives: measure the model without it"
-        )
+    refuse_limited([add for _, add, _ in found], caller)
     following = [fork for _, _, fork in found[1:]]
     return result, [
         Block(name, depth, fork, (add, 0), _end(name, add, [*following[depth : depth + 1]], outputs))

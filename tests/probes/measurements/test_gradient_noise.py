@@ -338,13 +338,14 @@ def test_bad_input(model: nn.Module, function: Any, batches: Any, options: dict[
         gradient_noise(model, function, batches, **options)
 
 
-def test_under_limit_paths() -> None:
+@pytest.mark.parametrize("of", ["blocks", "model"])
+def test_under_limit_paths(of: Any) -> None:
     model = chain(2)
     with (
         limit_paths(model, at_most=1),
         pytest.raises(ValueError, match=r"gradient_noise: under limit_paths.*without it"),
     ):
-        gradient_noise(model, loss, [X, X])
+        gradient_noise(model, loss, [X, X], of=of)
 
 
 def test_apply_is_not_needed() -> None:
