@@ -24,7 +24,16 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.workers import check_device
 from experiments.questions.any_model import first_output, load_images, load_model, load_weights, make_inputs
 from experiments.questions.path_spectra import VEIT, format_band, spectra
-from probes import find_junctions, gradient_norms, path_contributions, record, residual_magnitudes
+from probes import (
+    contributions,
+    find_junctions,
+    gradient_norms,
+    iterative_inference,
+    path_contributions,
+    record,
+    residual_magnitudes,
+    stream_statistics,
+)
 
 EXPERIMENT = "probe_model"
 
@@ -117,11 +126,12 @@ def measure(
             "the modules that count as depth in Python: record(model, blocks=[...])"
         )
     paths = junctions <= settings.paths
-    with record(model) as recording:
+    with record(model, keep=True) as recording:
         output = first_output(model(*positional, **named)).float()
         loss = output.square().mean() if labels is None else F.cross_entropy(output, labels.to(output.device))
         loss.backward(retain_graph=paths)
-    tables = {"gradient_norms": gradient_norms(recording), "residual_magnitudes": residual_magnitudes(recording)}
+    probes = (gradient_norms, residual_magnitudes, contributions, stream_statistics, iterative_inference)
+    tables = {probe.__name__: probe(recording) for probe in probes}
     notes = [] if paths else [f"path lengths: not taken of {junctions} junctions; raise --paths to have them"]
     if paths:
         try:

@@ -12,6 +12,7 @@ from .conditions import conditions, gap_closed
 from .degradation import degradation, layer_responses
 from .dose_and_timing import dose_and_timing
 from .ensemble import ensemble
+from .explanations import explanations
 from .gradient_norms import gradient_norms, gradient_split
 from .identity_mapping import copying, insertion
 from .layer_use import depth_centres, layer_use
@@ -42,6 +43,7 @@ __all__ = [
     "depth_centres",
     "dose_and_timing",
     "ensemble",
+    "explanations",
     "gap_closed",
     "gradient_norms",
     "gradient_split",

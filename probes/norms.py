@@ -6,7 +6,8 @@ there: nothing waits for them. All are float64, without dimensions.
 """
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +69,51 @@ def scaled_norm(tensor: Tensor) -> float:
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two tensors of one shape, summed in float64."""
     return (a.cpu().double() * b.cpu().double()).sum().item()
+
+
+def gram(
+    a: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor]] | None = None, *, centred: bool = False
+) -> tuple[Tensor, int]:
+    """The inner products of vectors in float64, (len(a), len(b)), and e: they are in units of 2 ** e, which keeps them
+    in range. Each vector is a list of tensors, its parts. Without b: of a with itself, exactly symmetric. centred: of
+    what each differs by from its side's mean; exactly 0 where all are equal."""
+    sides = [a] if b is None else [a, b]
+    units = [_unit(vectors) for vectors in sides]
+    total = torch.zeros(len(a), len(sides[-1]), dtype=torch.float64)
+    for part in range(len(a[0])):
+        for start in range(0, a[0][part].numel(), RUN):
+            rows = [
+                torch.stack([vector[part].reshape(-1)[start : start + RUN].cpu().double() for vector in vectors])
+                * 2.0**-unit
+                for vectors, unit in zip(sides, units, strict=True)
+            ]
+            if centred:
+                rows = [side - side[0] for side in rows]
+                rows = [side - side.mean(0) for side in rows]
+            total += rows[0] @ rows[-1].T
+    return ((total + total.T) / 2, 2 * units[0]) if b is None else (total, sum(units))
+
+
+def times_power(number: float, exponent: int, caller: str) -> float:
+    """number * 2 ** exponent; inf or 0 where float64 ends, with a warning."""
+    try:
+        value = math.ldexp(number, exponent)
+    except OverflowError:
+        value = math.copysign(math.inf, number)
+    if math.isfinite(number) and (math.isinf(value) or bool(number) != bool(value)):
+        warnings.warn(
+            f"{caller}: {number:.3g} * 2**{exponent} is outside of float64's range and given as {value}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return value
+
+
+def _unit(vectors: Sequence[Sequence[Tensor]]) -> int:
+    """The power of 2 near the largest element; 0 where all are zero or one is not finite."""
+    ends = [part.detach().aminmax() for vector in vectors for part in vector if part.numel()]
+    largest = max((abs(end.item()) for pair in ends for end in pair), default=0.0)
+    return max(-1000, min(1000, math.frexp(largest)[1])) if 0 < largest < math.inf else 0
 
 
 def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -13,7 +13,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from .discovery.graph import Edge
-from .discovery.junctions import DetectedJunction, detect_junctions
+from .discovery.junctions import DetectedJunction, Junction, detect_junctions
 from .discovery.untracked import differentiable
 from .gradients.chain import (
     LIMITED,
@@ -38,10 +38,12 @@ class Recording:
     no activation is held; while a recording lives, so does its forward's autograd graph.
     """
 
-    def __init__(self, keep: bool, names: dict[Tensor, str]) -> None:
+    def __init__(self, keep: bool, names: dict[Tensor, str], buffers: Sequence[Tensor] = ()) -> None:
         self._keep = keep
         self.names = names
         """The model's parameters, by name."""
+        self.buffers = buffers
+        """The model's buffers."""
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
         self._backward: int | None = None
@@ -72,7 +74,7 @@ class Recording:
         if not found:
             raise ValueError(
                 "this recording has no residual junctions (a plain network, or blocks named by hand): "
-                "only gradient_norms can be taken of it"
+                "only gradient_norms and stream_statistics can be taken of it"
             )
         return found
 
@@ -126,6 +128,39 @@ class Recording:
         if not self._keep:
             raise ValueError(f"the gradient {name!r} of {site.name!r} was not kept: record(model, keep=True)")
         return total.new_zeros(()).expand_as(site.gradients["total"])
+
+    def kept_sites(self, wanted_by: str) -> list[Site]:
+        """All sites, checked to hold their tensors.
+
+        Args:
+            wanted_by: Who needs them, for the error.
+
+        Returns:
+            ``sites``.
+
+        Raises:
+            ValueError: Nothing was recorded, or no tensor was kept (see ``record``).
+        """
+        if self.sites and not self._keep:
+            raise ValueError(
+                f"{wanted_by} needs the tensors themselves, not only their norms: record(model, keep=True)"
+            )
+        return self.sites
+
+    def kept_junctions(self, wanted_by: str) -> list[JunctionSite]:
+        """The sites that are junctions, checked to hold their addends and sums.
+
+        Args:
+            wanted_by: Who needs them, for the error.
+
+        Returns:
+            ``junctions``.
+
+        Raises:
+            ValueError: There is no junction, or no tensor was kept (see ``record``).
+        """
+        self.kept_sites(wanted_by)
+        return self.junctions
 
     def chain(self) -> list[JunctionSite]:
         """The junctions, checked to be a chain: every fork is made from the junction before it, nothing goes around.
@@ -181,13 +216,21 @@ class Recording:
         site = JunctionSite(junction.name, junction.depth, add=detected.add, match=detected.match)
         site.measure_addends(detected.shortcut_value, detected.branch_value)
         if self._keep:
-            site.shortcut, site.branch = detected.shortcut_value.clone(), detected.branch_value.clone()
+            _keep_values(site, detected)
+            before = [s.sum for s in self._sites if isinstance(s, JunctionSite) and s.add is detected.match.fork[0]]
+            if site.fork is None and before:
+                site.fork = before[0]
         self._sites.append(site)
         self._hook_gradient(site, (detected.add, 0), "junction")
         self._hook_gradient(site, detected.match.fork, "total")
 
+    def _on_output(self, junction: Junction, output: Tensor) -> None:
+        site = self._sites[junction.depth]
+        if isinstance(site, JunctionSite):
+            site.output = output.clone()
+
     def _on_block(self, name: str, x: Tensor) -> None:
-        site = Site(name, len(self._sites))
+        site = Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None)
         self._sites.append(site)
         edge = get_gradient_edge(x)
         self._hook_gradient(site, (edge.node, edge.output_nr), "total")
@@ -238,6 +281,18 @@ class Recording:
             site.gradients = {name: gradient for name, gradient in site.gradients.items() if ends.get(name)}
 
 
+def _keep_values(site: JunctionSite, detected: DetectedJunction) -> None:
+    site.shortcut, site.branch = detected.shortcut_value.clone(), detected.branch_value.clone()
+    site.sum = detected.sum.clone()
+    shortcut = detected.add.next_functions[detected.match.shortcut_operand]
+    if shortcut == detected.match.fork and len(detected.junction.adds) == 1:
+        site.fork = site.shortcut
+    elif detected.fork is not None:
+        site.fork = detected.fork.clone()
+    if detected.origin is not None:
+        site.module, site.factor = detected.origin.module, detected.origin.factor
+
+
 def _running_backward() -> int:
     return torch._C._current_graph_task_id()
 
@@ -252,9 +307,10 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
     Args:
         model: Any module; it is not changed.
         blocks: For networks without junctions, the modules of ``model`` that count as depth; then only the total
-            gradient at each one's (first) input is recorded.
-        keep: Also keep the tensors, for measurements of your own: all gradients (``Recording.gradient``) and the
-            addends (``site.shortcut``, ``site.branch``).
+            gradient at each one's (first) input is recorded, and with ``keep`` that input.
+        keep: Also keep the tensors, for measurements that need them (``contributions``, ``stream_statistics``,
+            ``per="example"``) and for your own: all gradients (``Recording.gradient``), the addends and their sum
+            (``site.shortcut``, ``site.branch``, ``site.sum``), in memory like the activations'.
 
     Yields:
         The ``Recording``, which can be measured inside the context and after it.
@@ -270,10 +326,16 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
             loss.backward()                    # retain_graph=True if path_gradients or path_contributions follow
         gradient_norms(recording)
     """
-    recording = Recording(keep, {parameter: name for name, parameter in model.named_parameters()})
+    recording = Recording(
+        keep, {parameter: name for name, parameter in model.named_parameters()}, list(model.buffers())
+    )
     if blocks is None:
         detection = detect_junctions(
-            model, recording._on_junction, on_start=recording._on_start, on_end=recording._on_end
+            model,
+            recording._on_junction,
+            on_start=recording._on_start,
+            on_end=recording._on_end,
+            on_output=recording._on_output if keep else None,
         )
     else:
         detection = _hook_blocks(model, blocks, recording)

@@ -15,7 +15,7 @@ class ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, value: float) -> Tensor:
-        ctx.weight = weight
+        ctx.weight, ctx.value = weight, value
         if value == 1:
             return x.view_as(x)
         return torch.zeros_like(x) if value == 0 else value * x

@@ -1,5 +1,6 @@
 """Where a recording measures: a site for every junction, or for every block named by hand."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,8 @@ class Site:
     either addend, and "other", what came by neither."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """The gradients themselves, in x's shape, as far as they are kept, and "junction", the gradient of the sum."""
+    fork: Tensor | None = None
+    """x itself, where it is kept; of a junction, where a module took or gave it or the shortcut is it."""
 
 
 @dataclass(eq=False)
@@ -41,6 +44,14 @@ class JunctionSite(Site):
     shortcut: Tensor = field(default_factory=lambda: torch.empty(0))
     branch: Tensor = field(default_factory=lambda: torch.empty(0))
     """The addends themselves, (N, C, H, W) or (N, T, D), where they are kept."""
+    sum: Tensor = field(default_factory=lambda: torch.empty(0))
+    """What the add gave, where it is kept."""
+    output: Tensor | None = None
+    """The sum behind the activation of the module that adds, where it is kept and there is one."""
+    module: str | None = None
+    """The module whose output the branch's addend is, if it is one's."""
+    factor: float = math.nan
+    """What the branch was multiplied by: 1 by nothing; of a tensor the root mean square; nan where it is not known."""
     has_part_hooks: bool = False
     """Whether the gradients that enter the fork by either addend are recorded yet."""
 

@@ -6,8 +6,9 @@ import pandas as pd
 
 COLUMNS = (
     "experiment", "data", "network", "arm", "control", "first_weights", "treatment", "amount", "learning_rate",
-    "budget", "depth_total", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
-    "statistics", "count", "draw", "block", "depth", "path_length", "reading", "quantity", "correct", "value",
+    "budget", "depth_total", "width", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
+    "statistics", "count", "draw", "block", "depth", "other_block", "other_depth", "module", "example", "token",
+    "path_length", "lag", "order", "reading", "measurement", "quantity", "correct", "value",
 )  # fmt: skip
 
 

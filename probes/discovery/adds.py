@@ -19,6 +19,10 @@ from .untracked import FrozenParameters, differentiable
 IN_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
 SUBTRACTIONS = {"sub", "__sub__", "subtract", "sub_", "__isub__"}
 ADDS = {"add", "__add__", "__radd__", *IN_PLACE, *SUBTRACTIONS}
+PRODUCTS = {
+    "mul", "__mul__", "__rmul__", "multiply", "mul_", "__imul__",
+    "div", "__div__", "__truediv__", "true_divide", "divide", "div_", "__itruediv__", "__idiv__",
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -46,7 +50,8 @@ class AddMode(TorchFunctionMode):
     """Intercepts every add between the start and the end of a model's forward, and knows which module is running.
 
     Subclasses decide what is done: `on_start` before a forward (whether the inputs need a node in autograd's graph),
-    `on_add` in place of an add, `on_end` after a forward that was completed.
+    `on_add` in place of an add, `on_end` after a forward that was completed; in between `on_product` after a product or
+    quotient, `on_module_start` and `on_module_end` at each call of a module.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,6 +72,15 @@ class AddMode(TorchFunctionMode):
         return add.execute()
 
     def on_end(self, output: Any) -> None:
+        pass
+
+    def on_product(self, operands: tuple[Any, ...], result: Any) -> None:
+        pass
+
+    def on_module_start(self, module: nn.Module, given: Any) -> None:
+        pass
+
+    def on_module_end(self, call: str, output: Any) -> None:
         pass
 
     def before_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -99,6 +113,7 @@ class AddMode(TorchFunctionMode):
         call = self.calls[module]
         self.calls[module] += 1
         self.running.append(self.names[module] + (f"@{call}" if call else ""))
+        self.on_module_start(module, (args, kwargs))
         return (args, kwargs) if outermost else None
 
     def _start(self) -> None:
@@ -115,7 +130,8 @@ class AddMode(TorchFunctionMode):
         """The forward hook of every module."""
         if not self.running or threading.get_ident() != self.thread:
             return
-        self.running.pop()
+        call = self.running.pop()
+        self.on_module_end(call, output)
         if self.running:
             return
         self.__exit__(None, None, None)
@@ -159,6 +175,8 @@ class AddMode(TorchFunctionMode):
         if name == "__set__" and func.__self__ is Tensor.requires_grad and args[0].grad_fn is not None and args[1]:
             return None  # a model asks its input, which has a node in the graph already, to require a gradient
         result = self._on_add_function(name, func, args, kwargs) if name in ADDS else func(*args, **kwargs)
+        if name in PRODUCTS:
+            self.on_product(args, result)
         if self.frozen:
             if name == "embedding" and self.inputs_have_nodes:  # inputs that are integers have their node behind it
                 result = differentiable(result)

@@ -77,7 +77,7 @@ def carried_tensors(add: Node, operand: int) -> Iterator[Edge]:
             continue
         seen.add(edge)
         yield node, output
-        if node.name() in LAYOUT or _scales_gradient(node):
+        if node.name() in LAYOUT or scales_gradient(node):
             waiting.append(node.next_functions[output])
         elif node.name() == "AddBackward0" and None in [n for n, _ in node.next_functions]:
             waiting += node.next_functions  # a constant was added
@@ -85,13 +85,14 @@ def carried_tensors(add: Node, operand: int) -> Iterator[Edge]:
             waiting += node.next_functions[:1] if node.name() == "DivBackward0" else node.next_functions
 
 
-def _scales_gradient(node: Node) -> bool:
+def scales_gradient(node: Node) -> bool:
+    """Whether a node was made by `scale_gradient`."""
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
 def _through_layout(node: Node) -> Node:
     """The node that computes a tensor, before it is reshaped, its gradient is scaled or a constant is added."""
-    while node.name() in LAYOUT or node.name() == "AddBackward0" or _scales_gradient(node):
+    while node.name() in LAYOUT or node.name() == "AddBackward0" or scales_gradient(node):
         made_from = [n for n, _ in node.next_functions if n is not None]
         if len(made_from) != 1:
             return node
@@ -104,7 +105,7 @@ def _activations(node: Node) -> list[Node]:
     return [n for n, _ in node.next_functions if n is not None and not is_parameter(n)]
 
 
-def _is_gate(node: Node) -> bool:
+def is_gate(node: Node) -> bool:
     """Whether a node gives a gate g, or 1 - g."""
     node = _through_layout(node)
     if node.name() == "RsubBackward1" and node.next_functions[0][0] is not None:
@@ -118,7 +119,7 @@ def _behind_gate(user: Node, index: int) -> tuple[Node, int]:
     product = node and _through_layout(node)
     if product is None or product.name() != "MulBackward0" or len(_activations(product)) < 2:
         return user, index
-    content = [i for i, (n, _) in enumerate(product.next_functions) if n is not None and not _is_gate(n)]
+    content = [i for i, (n, _) in enumerate(product.next_functions) if n is not None and not is_gate(n)]
     return (product, content[0]) if len(content) == 1 else (user, index)
 
 
@@ -216,7 +217,7 @@ class Walk:
     def only_gates(self, fork: Edge, operand: int) -> bool:
         """Whether what was made from the fork is in an addend only a gate of something else (a scan)."""
         factor = self.gated_from_elsewhere(fork, operand)
-        return factor is not None and _is_gate(factor)
+        return factor is not None and is_gate(factor)
 
     def linear(self, fork: Edge) -> tuple[bool, bool]:
         """Whether each addend is linear in the fork: a product counts if its other factor is constant or learned."""
@@ -225,7 +226,7 @@ class Walk:
             on_the_way = nodes | {fork[0]}
             return all(
                 node.name() in LINEAR
-                or _scales_gradient(node)
+                or scales_gradient(node)
                 or (node.name() in FACTOR and [f in on_the_way for f in _activations(node)] == [True])
                 for node in nodes
             )

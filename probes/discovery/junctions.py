@@ -4,11 +4,11 @@
 `limit_paths`, which also gives each junction's addends and its place in autograd's graph.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, is_dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from .adds import Add, AddMode, call_name, intercept_adds
 from .classify import JunctionMatch, classify_add, extend_match
-from .graph import hidden_by, made_of_inputs
+from .graph import LAYOUT, hidden_by, made_of_inputs
+from .origins import ModuleCalls, Origin, tensors
 from .refusals import refusal
 
 
@@ -117,6 +118,12 @@ class DetectedJunction:
     branch_value: Tensor
     add: Node
     match: JunctionMatch
+    sum: Tensor
+    """What the add gave."""
+    fork: Tensor | None = None
+    """The fork's value, where it is looked for and a module took or gave it."""
+    origin: Origin | None = None
+    """Where the branch's addend comes from, where it is looked for."""
 
 
 def detect_junctions(
@@ -126,16 +133,19 @@ def detect_junctions(
     on_other_add: Callable[[str, str], None] = lambda name, reason: None,
     on_start: Callable[[], None] = lambda: None,
     on_end: Callable[[list[Node]], None] = lambda roots: None,
+    on_output: Callable[[Junction, Tensor], None] | None = None,
     values: bool = True,
 ) -> AbstractContextManager[None]:
     """A context in which junctions are detected while the model runs.
 
     on_junction: called at each junction; at x + f(x) + g(x) once more, with the same depth: what was detected there
     before is but a part. on_other_add: called at each other add of two tensors, with its name and the reason. on_start,
-    on_end: called before and after each forward with gradients, `on_end` with the outputs' nodes. values: whether the
-    addends' values are needed, which costs a copy at an in-place add. Raises RuntimeError where adds would be missed.
+    on_end: called before and after each forward with gradients, `on_end` with the outputs' nodes. on_output: called
+    with the output of a module that adds, where this is the sum of its last junction behind an activation; then forks
+    and origins are looked for, too. values: whether the addends' values are needed, which costs a copy at an in-place
+    add. Raises RuntimeError where adds would be missed.
     """
-    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, values))
+    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, values))
 
 
 # What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
@@ -152,12 +162,15 @@ class _Detector(AddMode):
         on_other_add: Callable[[str, str], None],
         on_forward_start: Callable[[], None],
         on_forward_end: Callable[[list[Node]], None],
+        on_output: Callable[[Junction, Tensor], None] | None,
         values: bool,
     ) -> None:
         super().__init__(model)
         self.on_junction, self.on_other_add = on_junction, on_other_add
         self.on_forward_start, self.on_forward_end = on_forward_start, on_forward_end
-        self.values = values
+        self.on_output, self.values = on_output, values
+        self.module_calls: ModuleCalls | None = None
+        self.last_of_call: dict[str, DetectedJunction] = {}
         self.junctions: list[tuple[str, Node]] = []
         self.forks: list[Node] = []
         self.last: tuple[str, DetectedJunction] | None = None
@@ -166,6 +179,7 @@ class _Detector(AddMode):
         self.differentiable = torch.is_grad_enabled()
         if self.differentiable:
             self.on_forward_start()
+            self.module_calls = None if self.on_output is None else ModuleCalls()
         return self._forks_may_be_inputs(args, kwargs)
 
     def _forks_may_be_inputs(self, args: Any, kwargs: Any) -> bool:
@@ -182,7 +196,7 @@ class _Detector(AddMode):
         if not self.differentiable:
             return
         LAST_INPUTS[self.model] = (self.signature, any(map(made_of_inputs, self.forks)))
-        roots = [x.grad_fn for x in _tensors(output) if x.grad_fn is not None]
+        roots = [x.grad_fn for x in tensors(output) if x.grad_fn is not None]
         if what := hidden_by(roots):
             raise refusal(what)
         self.on_forward_end(roots)
@@ -191,7 +205,27 @@ class _Detector(AddMode):
         super().release()
         self.junctions.clear()
         self.forks.clear()
-        self.last = None
+        self.last = self.module_calls = None
+        self.last_of_call.clear()
+
+    def on_product(self, operands: tuple[Any, ...], result: Any) -> None:
+        if self.module_calls is not None:
+            self.module_calls.multiply(operands, result)
+
+    def on_module_start(self, module: nn.Module, given: Any) -> None:
+        if self.module_calls is not None:
+            with torch._C.DisableTorchFunction():
+                self.module_calls.start(self.names[module], given)
+
+    def on_module_end(self, call: str, output: Any) -> None:
+        if self.module_calls is None or self.on_output is None:
+            return
+        with torch._C.DisableTorchFunction():
+            self.module_calls.end(output)
+            detected = self.last_of_call.pop(call, None)
+            first = next(tensors(output), None)
+            if detected is not None and first is not None and _is_activated(first, detected):
+                self.on_output(detected.junction, first.detach())
 
     def on_add(self, add: Add) -> Tensor:
         # An in-place add overwrites its first addend.
@@ -205,24 +239,25 @@ class _Detector(AddMode):
         elif first.shape != second.shape:
             self.on_other_add(add.name, "its addends differ in shape: a bias, an embedding or a mask")
         else:
-            self._classify(add, node, (first, second if add.weight == 1 else add.weight * second))
+            self._classify(add, node, (first, second if add.weight == 1 else add.weight * second), total)
         return total
 
-    def _classify(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> None:
+    def _classify(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> None:
         inside = "" if add.call == "(model)" else add.call + "."
         outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
         match = classify_add(node, outside, self.frozen.nodes)
         if isinstance(match, str):
-            if not self._extends_last(add, node, values):
+            if not self._extends_last(add, node, values, total):
                 self.on_other_add(add.name, match)
             return
         operand = match.shortcut_operand
         junction = Junction(add.name, len(self.junctions), match.kind, ((add.name, 1 - operand),))
         self.junctions.append((add.name, node))
         self.forks.append(match.fork[0])
-        self._detected(add, DetectedJunction(junction, values[operand], values[1 - operand], node, match))
+        detected = DetectedJunction(junction, values[operand], values[1 - operand], node, match, total.detach())
+        self._detected(add, detected, 1 - operand)
 
-    def _extends_last(self, add: Add, node: Node, values: tuple[Tensor, Tensor]) -> bool:
+    def _extends_last(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> bool:
         """Whether this add extends the sum of the last junction, which then is detected again."""
         call, last = self.last or (None, None)
         if last is None or call != add.call or (add.weight != 1 and node.next_functions[0] != (last.add, 0)):
@@ -234,16 +269,42 @@ class _Detector(AddMode):
         operand = 1 - node.next_functions.index((last.add, 0))
         branch = last.branch_value + values[operand] if self.values else values[operand]
         junction = replace(last.junction, name=add.name, adds=(*last.junction.adds, (add.name, operand)))
-        self._detected(add, DetectedJunction(junction, last.shortcut_value, branch, node, match))
+        detected = DetectedJunction(junction, last.shortcut_value, branch, node, match, total.detach())
+        self._detected(add, detected, operand, part=last)
         return True
 
-    def _detected(self, add: Add, detected: DetectedJunction) -> None:
+    def _detected(
+        self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
+    ) -> None:
+        """operand: which one is the branch. part: the junction of which this extends the sum."""
         self.last = (add.call, detected)
+        if self.module_calls is not None:
+            detected.fork = self.module_calls.value(detected.match.fork)
+            detected.origin = _origin(self.module_calls, add, detected.add, operand)
+            if part is not None and part.origin is not None:
+                same = part.origin.factor == detected.origin.factor
+                detected.origin = Origin(None, part.origin.factor if same else math.nan)
+            self.last_of_call[add.call] = detected
         self.on_junction(detected)
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of an output: a tensor, or nested containers or dataclasses of them."""
-    leaves = tree_leaves(output)
-    inner = [tree_leaves(vars(leaf)) for leaf in leaves if is_dataclass(leaf)]
-    return (x for x in (*leaves, *chain.from_iterable(inner)) if isinstance(x, Tensor))
+def _origin(calls: ModuleCalls, add: Add, node: Node, operand: int) -> Origin:
+    before, output = node.next_functions[operand]
+    origin = Origin(None, 1.0) if before is None else calls.origin((before, output))
+    return Origin(None, add.weight * origin.factor) if operand == 1 and add.weight != 1 else origin
+
+
+ACTIVATIONS = {
+    "CeluBackward0", "EluBackward0", "GeluBackward0", "HardswishBackward0", "HardtanhBackward0", "LeakyReluBackward0",
+    "MishBackward0", "PreluKernelBackward0", "ReluBackward0", "SigmoidBackward0", "SiluBackward0", "SoftplusBackward0",
+    "TanhBackward0",
+}  # fmt: skip
+
+
+def _is_activated(output: Tensor, detected: DetectedJunction) -> bool:
+    """Whether a tensor is a junction's sum behind an activation."""
+    node, activated = output.grad_fn, False
+    while node is not None and node is not detected.add and node.name() in ACTIVATIONS | LAYOUT:
+        activated |= node.name() in ACTIVATIONS
+        node = node.next_functions[0][0]
+    return activated and node is detected.add

@@ -1,7 +1,6 @@
 """How far is the Jacobian of a block, a stage or the whole stream from an isometry?"""
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gradients.jacobians import Jacobian, Span, linearised
-from ..norms import scaled_norm
+from ..norms import scaled_norm, times_power
 from ..tables import table
 
 QUANTITIES = ("mean_square", "spread", "largest", "smallest", "condition", "distance")
@@ -129,10 +128,10 @@ def _exact(jacobian: Jacobian) -> dict[str, float]:
     largest, smallest = sigma[0].item(), sigma[-1].item()
     shares = (sigma / largest).square()  # in units of the largest: fourth powers stay in range
     return {
-        "mean_square": _times_power(sigma.square().mean().item(), 2 * exponent),
+        "mean_square": times_power(sigma.square().mean().item(), 2 * exponent, "jacobian_spectrum"),
         "spread": (shares.square().mean() / shares.mean().square()).item(),
-        "largest": _times_power(largest, exponent),
-        "smallest": _times_power(smallest, exponent),
+        "largest": times_power(largest, exponent, "jacobian_spectrum"),
+        "smallest": times_power(smallest, exponent, "jacobian_spectrum"),
         "condition": largest / smallest if smallest else math.inf,
         "distance": products.distance(),
     }
@@ -149,7 +148,7 @@ def _estimated(jacobian: Jacobian, probes: int, generator: torch.Generator) -> d
     trace, trace_squared = squares.mean(), torch.outer(squares, squares)[pairs].mean()
     rest = (gram - trace / n_out * _gram(vectors))[pairs].square().mean()  # tr(A²) - tr(A)² / n_out
     return dict.fromkeys(QUANTITIES, math.nan) | {
-        "mean_square": _times_power(trace.item() / least, 2 * products.exponent),
+        "mean_square": times_power(trace.item() / least, 2 * products.exponent, "jacobian_spectrum"),
         "spread": least * (1 / n_out + rest / trace_squared).item(),
         "distance": products.distance(),
     }
@@ -192,7 +191,7 @@ class _Products:
         unit = max(self.exponent, 0)
         triples = zip(self.tensors, self.factors(unit), self.vectors, strict=True)
         norms = [scaled_norm(_wide(w) * factor - _wide(u) * 2.0**-unit) for w, factor, u in triples]
-        return _times_power(math.hypot(*norms) / math.hypot(*map(scaled_norm, self.vectors)), unit)
+        return times_power(math.hypot(*norms) / math.hypot(*map(scaled_norm, self.vectors)), unit, "jacobian_spectrum")
 
 
 def _gram(vectors: Sequence[Tensor]) -> Tensor:
@@ -206,18 +205,3 @@ def _gram(vectors: Sequence[Tensor]) -> Tensor:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.cpu().double()
-
-
-def _times_power(number: float, exponent: int) -> float:
-    """number * 2 ** exponent; inf or 0 where float64 ends, with a warning."""
-    try:
-        value = math.ldexp(number, exponent)
-    except OverflowError:
-        value = math.inf
-    if math.isfinite(number) and (math.isinf(value) or bool(number) != bool(value)):
-        warnings.warn(
-            f"jacobian_spectrum: {number:.3g} * 2**{exponent} is outside of float64's range and given as {value}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return value

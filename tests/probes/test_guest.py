@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from models import ARMS, Flow, cifar_resnet
-from probes import gate, gradient_norms, lesion, limit_paths, path_gradients, record, residual_magnitudes
+from probes import (
+    contributions,
+    gate,
+    gradient_norms,
+    iterative_inference,
+    lesion,
+    limit_paths,
+    path_gradients,
+    record,
+    residual_magnitudes,
+    stream_statistics,
+)
 from tests.support.networks import Apply, Raising, RaisingBackward, Tag, images, left_as_it_was, network, visible
 
 
@@ -43,7 +54,7 @@ def step(model: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_recording_changes_no_output_gradient_buffer_or_random_state_by_a_bit(make: Callable[[], nn.Module]) -> None:
     model, x = make(), images(3, 32, dtype=torch.float32)
-    twin, by_name = copy.deepcopy(model), copy.deepcopy(model)
+    twin, by_name, keeping = (copy.deepcopy(model) for _ in range(3))
     wanted = step(model, x)
     with record(twin) as recording:
         got = step(twin, x)
@@ -51,9 +62,13 @@ def test_recording_changes_no_output_gradient_buffer_or_random_state_by_a_bit(ma
             probe(recording)
     with record(by_name, blocks=list(by_name.children())):
         also = step(by_name, x)
-    assert len(got) == len(also) == len(wanted)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(also, wanted, strict=True))
+    with record(keeping, keep=True) as recording:
+        kept = step(keeping, x)
+        for probe in (contributions, stream_statistics, iterative_inference):
+            probe(recording)
+    for made in (got, also, kept):
+        assert len(made) == len(wanted)
+        assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
 
 
 @contextmanager
@@ -65,6 +80,7 @@ def nested_gates(model: nn.Module) -> Iterator[None]:
 CONTEXTS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
     "record": record,
     "record, blocks": lambda model: record(model, blocks=list(model)),
+    "record, keep": lambda model: record(model, keep=True),
     "gates": nested_gates,
     "limit_paths": lambda model: limit_paths(model, at_most=1),
     "lesion": lambda model: lesion(model, skip=[model[2]]),
@@ -171,16 +187,19 @@ def test_the_user_s_own_hooks_survive_and_run() -> None:
         model.zero_grad()
 
 
+@pytest.mark.parametrize("keep", [False, True], ids=["", "keep"])
 @pytest.mark.parametrize("by_name", [False, True], ids=["junctions", "blocks"])
-def test_memory_returns_without_the_garbage_collector(by_name: bool) -> None:
+def test_memory_returns_without_the_garbage_collector(by_name: bool, keep: bool) -> None:
     model = network(tag := Tag())
     gc.disable()
     try:
-        with record(model, blocks=list(model) if by_name else None) as recording:
+        with record(model, blocks=list(model) if by_name else None, keep=keep) as recording:
             loss = model(torch.randn(4, 3)).sum()
             loss.backward(retain_graph=True)
         for probe in [gradient_norms] if by_name else [gradient_norms, residual_magnitudes, path_gradients]:
             probe(recording)
+        if keep and not by_name:
+            contributions(recording)
         kept = weakref.ref(recording.gradient(recording.sites[0], "total"))
         del loss
         assert by_name or tag.newest() is not None, "a recording keeps its graph"

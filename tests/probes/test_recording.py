@@ -239,5 +239,7 @@ def test_blocks_named_by_hand(probe: Callable[[Recording], object]) -> None:
     if probe is gradient_norms:
         assert len(gradient_norms(recording)) == 2
     else:
-        with pytest.raises(ValueError, match=r"no residual junctions .*only gradient_norms can be taken of it"):
+        with pytest.raises(
+            ValueError, match=r"no residual junctions .*only gradient_norms and stream_statistics can be taken of it"
+        ):
             probe(recording)

@@ -62,6 +62,8 @@ def test_any_model_is_listed_measured_and_drawn(
     norms = pd.read_csv(folder / "gradient_norms.csv")
     assert len(norms) == 4 * junctions
     assert (norms.query("quantity == 'total'")["value"] > 0).all()
+    for name, quantities in (("contributions", 5), ("stream_statistics", 5), ("iterative_inference", 1)):
+        assert len(pd.read_csv(folder / f"{name}.csv")) == quantities * junctions
     assert (folder / "path_contributions.csv").exists() == bool(paths)
     with Image.open(folder / "figures" / "profiles.png") as image:
         assert min(image.size) > 300

@@ -15,7 +15,9 @@ from experiments.engine.training.loop import Moment, context_of
 from experiments.engine.training.train_run import probing_batch
 from models import residual_blocks, set_flows
 from models.feedback import FeedbackConv2d
-from probes import path_gradients, record
+from probes import gradient_alignment, path_gradients, record
+from probes.measurements.gradient_alignment import TOTAL
+from probes.norms import norms_and_cosine
 from probes.tables import table
 
 NETWORK = "network"  # the block that is all of it
@@ -34,23 +36,23 @@ def alignment(
     gpu = [images.device] if images.is_cuda else []  # with none named, each worker on a CPU would set up all GPUs
     with torch.random.fork_rng(gpu):
         true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
-    by_name, whole = groups(model), list(model.parameters())
-    parts = [({"block": name, "depth": depth}, by_name[name]) for depth, name in enumerate(block_names(model))]
-    parts.append(({"block": NETWORK, "depth": None}, whole))
-    rows = [
-        {**about, "quantity": quantity, "value": value}
-        for about, group in parts
-        for quantity, value in compare(flat(group, true), flat(group, made)).items()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_name, depths = groups(model), {name: depth for depth, name in enumerate(block_names(model))}
+    blocks = {block: [names[parameter] for parameter in by_name[block]] for block in depths}
+    found = gradient_alignment(
+        *({names[parameter]: gradient for parameter, gradient in of.items()} for of in (true, made)), blocks=blocks
+    )
+    rows: list[dict[str, object]] = [
+        {
+            "block": NETWORK if block == TOTAL else block,
+            "depth": depths.get(block),
+            "quantity": quantity.replace("_", " "),
+            "value": value,
+        }
+        for block, quantity, value in found.itertuples(index=False)
     ]
-    rows.append({"block": NETWORK, "quantity": "true norm", "value": flat(whole, true).norm().item()})
-    return table(rows)
-
-
-def compare(true: Tensor, made: Tensor) -> dict[str, float]:
-    """Cosine and norm ratio of two vectors of float64."""
-    norms = true.norm(), made.norm()
-    cosine = (made / norms[1]) @ (true / norms[0])
-    return {"cosine": cosine.item(), "norm ratio": (norms[1] / norms[0]).item() if norms[0] > 0 else float("nan")}
+    whole = flat(list(model.parameters()), true)
+    return table([*rows, {"block": NETWORK, "quantity": "true norm", "value": whole.norm().item()}])
 
 
 def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
@@ -99,7 +101,8 @@ def path_part_cosines(model: nn.Module, images: Tensor, labels: Tensor, *, at_mo
             flat(by_name[name], {parameter: of_length[part].sum(0) for parameter, of_length in of_block})
             for part in (slice(at_most + 1), slice(at_most + 1, None))
         )
-        rows.append({"block": name, "depth": depth, "quantity": "cosine", "value": compare(short, long)["cosine"]})
+        cosine = norms_and_cosine(short, long)[2].item()
+        rows.append({"block": name, "depth": depth, "quantity": "cosine", "value": cosine})
     return table(rows)
 
 

@@ -197,3 +197,71 @@ def test_a_block_named_by_hand_counts_its_calls() -> None:
 def test_blocks_that_are_no_part_of_the_model_are_refused(blocks: list[nn.Module]) -> None:
     with pytest.raises(ValueError, match="record: blocks must be modules of the model"):
         recorded(vgg_like(), images(), blocks=blocks)
+
+
+# --- of each example and token ---
+
+
+def test_two_examples_as_on_paper() -> None:
+    """Two blocks, of which the first example sends back 5, the second 10."""
+    x = torch.ones(2, 1, dtype=FLOAT64)
+    weights = torch.tensor([[5.0], [10.0]], dtype=FLOAT64)
+    recording = recorded(scalars(2.0, 3.0), x, lambda y: (weights * y).sum(), keep=True)
+    table = gradient_norms(recording, per="example")
+    assert list(table.columns) == ["block", "depth", "example", "quantity", "value"]
+    assert table["example"].tolist() == [0, 1] * 8
+    assert table["quantity"].tolist()[:8:2] == ["total", *PARTS]
+    assert table["value"].tolist() == [60, 120, 20, 40, 40, 80, 0, 0, 20, 40, 5, 10, 15, 30, 0, 0]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_squares_of_examples_sum_to_the_batch_s(arm: str) -> None:
+    """Also under BatchNorm, where examples meet, and where other is 0 exactly."""
+    recording = recorded(cifar_resnet(14, flow=ARMS[arm], width=4).double(), images(), loss, keep=True)
+    whole = gradient_norms(recording)
+    for name in ("total", *PARTS):
+        table = gradient_norms(recording, per="example")
+        table = table[table["quantity"] == name]
+        sums = table.assign(value=table["value"] ** 2).groupby("depth")["value"].sum() ** 0.5
+        assert sums.tolist() == pytest.approx(values(whole, name), rel=1e-12, abs=0)
+
+
+def test_norms_of_tokens_are_autograd_s() -> None:
+    """And those of vanished gradients, whose squares are 0 in float64."""
+    model, x = chain(2, width=5), torch.randn(3, 4, 5, dtype=FLOAT64)
+    (wanted,) = gradients_at(model, ["0"], x, lambda y: y.square().sum())
+    for scale in (1.0, 1e-200):
+        recording = recorded(model, x, lambda y, scale=scale: scale * y.square().sum(), keep=True)
+        table = gradient_norms(recording, per="token")
+        assert list(table.columns) == ["block", "depth", "example", "token", "quantity", "value"]
+        got = table[(table["depth"] == 0) & (table["quantity"] == "total")]
+        assert got["value"].tolist() == pytest.approx((scale * wanted.norm(dim=-1)).flatten().tolist(), rel=1e-12)
+
+
+def test_what_came_by_neither_addend_has_its_examples() -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.get_submodule("first")(x)
+        return self.get_submodule("last")(hidden), self.get_submodule("head")(hidden)
+
+    model = Apply(forward, first=Residual(linear(2.0)), last=Residual(linear(3.0)), head=linear(7.0))
+    weights = torch.tensor([[10.0], [0.0]], dtype=FLOAT64)
+    x = torch.ones(2, 1, dtype=FLOAT64)
+    table = gradient_norms(recorded(model, x, lambda y: (y[0] + weights * y[1]).sum(), keep=True), per="example")
+    assert values(table, "other") == [0, 0, 70, 0]
+
+
+def test_blocks_named_by_hand_have_totals_of_examples() -> None:
+    model, x = perceptron(1), torch.ones(2, 1, dtype=FLOAT64)
+    recording = recorded(model, x, lambda y: 3 * y[0].sum(), blocks=[model[2]], keep=True)
+    table = gradient_norms(recording, per="example")
+    assert table["quantity"].tolist() == ["total"] * 2
+    assert table["value"].tolist() == pytest.approx([3 * model.get_parameter("2.weight").abs().item(), 0], rel=1e-15)
+
+
+def test_norms_of_examples_need_the_tensors() -> None:
+    with pytest.raises(ValueError, match=r"gradient_norms\(recording, per=\"example\"\) needs the tensors.*keep=True"):
+        gradient_norms(recorded(scalars(2.0), one()), per="example")
+    with pytest.raises(ValueError, match=r"gradient_norms: per is 'image': give"):
+        gradient_norms(recorded(scalars(2.0), one()), per="image")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"per=\"token\" needs tensors \(N, T, D\), and '0' has \(1, 1\)"):
+        gradient_norms(recorded(scalars(2.0), one(), keep=True), per="token")

@@ -139,3 +139,49 @@ def test_float32_addends_too_small_to_be_squared_keep_their_digits() -> None:
     table = magnitudes(model, torch.tensor([[3e-30, 4e-30]]))
     # Float32 itself rounds 3e-30 at 6e-8 of its size.
     assert table["value"].tolist() == pytest.approx([5e-30, 5e-30, 1, 0.96], rel=1e-6)
+
+
+def test_magnitudes_of_each_example_and_token() -> None:
+    """x = (3, 0), (0, 4) and (0, 0) have branches (0, 0), (0, 8) and (0, 0)."""
+    x = torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]], dtype=FLOAT64)
+    model = Residual(linear([[0.0, 0.0], [0.0, 2.0]]))
+    with record(model, keep=True) as recording:
+        model(x)
+    table = residual_magnitudes(recording, per="example")
+    assert list(table.columns) == ["block", "depth", "example", "quantity", "value"]
+    assert values(table, "branch") == [0, 8, 0]
+    assert values(table, "shortcut") == [3, 4, 0]
+    assert values(table, "ratio") == pytest.approx([0, 2, math.nan], nan_ok=True)
+    assert values(table, "cosine") == pytest.approx([math.nan, 1, math.nan], nan_ok=True)
+    with record(model, keep=True) as recording:
+        model(x[None])
+    tokens = residual_magnitudes(recording, per="token")
+    assert tokens["token"].tolist() == [0, 1, 2] * 4
+    pd.testing.assert_series_equal(tokens["value"], table["value"])
+
+
+def test_squares_of_examples_sum_to_the_batch_s() -> None:
+    model, x = cifar_resnet(14, width=4).double(), images()
+    with record(model, keep=True) as recording:
+        model(x)
+    whole, table = residual_magnitudes(recording), residual_magnitudes(recording, per="example")
+    for name in ("branch", "shortcut"):
+        part = table[table["quantity"] == name]
+        sums = part.assign(value=part["value"] ** 2).groupby("depth")["value"].sum() ** 0.5
+        assert sums.tolist() == pytest.approx(values(whole, name), rel=1e-12)
+    site = recording.junctions[3]
+    wanted = torch.cosine_similarity(site.branch.flatten(1), site.shortcut.flatten(1)).tolist()
+    got = table[(table["depth"] == 3) & (table["quantity"] == "cosine")]["value"].tolist()
+    assert got == pytest.approx(wanted, rel=1e-12)
+
+
+def test_magnitudes_of_examples_need_the_tensors() -> None:
+    model = Residual(linear(2.0))
+    with record(model) as recording:
+        model(one())
+    with pytest.raises(
+        ValueError, match=r"residual_magnitudes\(recording, per=\"token\"\) needs the tensors.*keep=True"
+    ):
+        residual_magnitudes(recording, per="token")
+    with pytest.raises(ValueError, match="residual_magnitudes: per is 'channel': give"):
+        residual_magnitudes(recording, per="channel")  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,89 @@
+"""Which measurement at initialisation orders networks by how well they will train?"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from .parts.lines import finish, handle
+from .parts.style import GREY, SMALL, Axes2D, looks_of, panels, style
+from .parts.table import select
+
+BEST = 3
+ROW = 0.16  # inches
+ENDS = ["rho", "low", "high", "family low", "family high", "held out"]
+BASELINE = "baseline"
+
+
+@style()
+def explanations(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+    """Rank correlations of measurements at initialisation with how well networks train, and the three largest as
+    scatter plots.
+
+    (a) A row for each measurement, by the size of its correlation over all networks (point); thick bar: 95 % interval
+    over networks, thin bar: over families; hollow: mean over the halves of the families that did not choose its sign.
+    Baselines in grey. (b) to (d): a point for every network, its measurement against the outcome.
+
+    Table: measurement (its name), treatment ("measurement" or "baseline"), quantity, value, with the quantities rho,
+    low, high, family low, family high, held out. In rows of networks also: arm, control (the family), depth_total,
+    width, first_weights ("he"; all others are hollow), and the quantities "measured" and "outcome" (0: chance, 1: the
+    residual network of that size).
+    """
+    of_all = table[table["control"].isna()] if "control" in table else table
+    rows = select(of_all, ["measurement", "treatment"], figure="explanations", quantity=ENDS)
+    numbers = rows.pivot(index="measurement", columns="quantity", values="value").reindex(columns=ENDS)
+    kind = rows.drop_duplicates("measurement").set_index("measurement")["treatment"]
+    order = list(numbers["rho"].abs().sort_values(ascending=False, kind="stable", na_position="last").index)
+    best = [name for name in order if kind[name] != BASELINE and np.isfinite(numbers["rho"][name])][:BEST]
+    height = ROW * (len(order) + 1) + 0.4
+    ratios = (1.5, *[1.0] * BEST)
+    grid = panels(axes, 1, 1 + BEST, figure="explanations", height=height, width_ratios=ratios)
+    _forest(grid[0, 0], numbers, kind, order)
+    networks = table[table["control"].notna()] if "control" in table else table.iloc[:0]
+    looks = looks_of(networks["arm"]) if len(networks) else {}
+    for axis, name in zip(grid[0, 1:], [*best, *[None] * (BEST - len(best))], strict=True):
+        if name is None:
+            axis.set_axis_off()
+            continue
+        _scatter(axis, networks, name, looks)
+    grid[0, 1].set_ylabel("gap to chance closed")
+    families = networks["control"].nunique() if len(networks) else 0
+    count = len(networks.drop_duplicates(["control", "depth_total", "width"])) if len(networks) else 0
+    title = f"{count} networks of {families} families; (a) point: over all; thick bar: 95 % over networks, thin: over"
+    title += " families; hollow: on families that did not choose its sign; grey: baselines\n"
+    title += "(b) to (d) filled: He's first weights, hollow: others"
+    handles = [handle(look.label, look.colour, marker=look.marker, linestyle="") for look in looks.values()]
+    finish(grid, handles or [handle("all", "black", marker="o", linestyle="")], title=title)
+    return grid
+
+
+def _forest(axis: Axes, numbers: pd.DataFrame, kind: "pd.Series[str]", order: list[str]) -> None:
+    axis.axvline(0, color=GREY, linewidth=0.8, zorder=0.5)
+    for y, name in enumerate(order):
+        of, colour = numbers.loc[name], "0.55" if kind[name] == BASELINE else "black"
+        axis.hlines(y, of["family low"], of["family high"], color=colour, linewidth=0.7)
+        axis.hlines(y, of["low"], of["high"], color=colour, linewidth=2)
+        axis.plot(of["rho"], y, "o", color=colour, markersize=3.5)
+        axis.plot(np.sign(of["rho"]) * of["held out"], y, "o", color=colour, markersize=3.5, markerfacecolor="white")
+        if not np.isfinite(of["rho"]):
+            axis.text(0, y, "no value", ha="center", va="center", fontsize=SMALL, color=GREY)
+    axis.set_yticks(range(len(order)), order, fontsize=SMALL)
+    axis.set(xlim=(-1.05, 1.05), ylim=(len(order) - 0.4, -0.6), xlabel="rank correlation", title="(a)")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(visible=False, axis="y")
+
+
+def _scatter(axis: Axes, networks: pd.DataFrame, name: str, looks: Any) -> None:
+    own = networks[networks["measurement"] == name]
+    keys = ["arm", "control", "depth_total", "width", "first_weights"]
+    wide = own.pivot_table(index=keys, columns="quantity", values="value").reset_index()
+    for (arm, weights), part in wide.groupby(["arm", "first_weights"]):
+        look = looks[str(arm)]
+        face = look.colour if weights == "he" else "none"
+        axis.plot(part["measured"], part["outcome"], look.marker, color=look.colour, markerfacecolor=face, markersize=3)
+    values = wide["measured"].to_numpy(float)
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 50 * values.min():
+        axis.set_xscale("log")
+    axis.set_xlabel(name.replace(", ", ",\n"), fontsize=SMALL)
