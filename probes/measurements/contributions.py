@@ -68,9 +68,9 @@ def contributions(
     Example::
 
         with record(model, keep=True) as recording:
-            model(tokens)
+            model(images)
         contributions(recording)
-        contributions(recording, onto=model.lm_head.weight[token], per="token")
+        contributions(recording, onto=model.classifier.weight[3], per="example")    # on the logit of class 3
     """
     check_per(per, "contributions")
     sites = recording.kept_junctions("contributions")
