@@ -68,9 +68,9 @@ def contributions(
     Example::
 
         with record(model, keep=True) as recording:
-            model(tokens)
+            model(images)
         contributions(recording)
-        contributions(recording, onto=model.lm_head.weight[token], per="token")
+        contributions(recording, onto=model.classifier.weight[3], per="example")    # on the logit of class 3
     """
     check_per(per, "contributions")
     sites = recording.kept_junctions("contributions")
@@ -132,9 +132,16 @@ def _next_shortcut(sites: Sequence[JunctionSite], index: int) -> Tensor | None:
     others = {other.add for other in sites} - {site.add}
     for after in later:
         if site.add in _arithmetic(after.match.fork[0], site.add, others):
-            comparable = after.match.kind == "identity" and after.shortcut.shape == site.sum.shape
-            return after.shortcut if comparable else None
+            return _in_shape(after.shortcut, site.sum) if after.match.kind == "identity" else None
     return None if later else site.sum
+
+
+def _in_shape(shortcut: Tensor, total: Tensor) -> Tensor | None:
+    """A shortcut in the shape of the sum that it carries; None where that is not known (it was permuted, say)."""
+    if shortcut.shape == total.shape:
+        return shortcut
+    viewed = shortcut.reshape(total.shape) if shortcut.numel() == total.numel() else None
+    return viewed if viewed is not None and torch.equal(viewed, total) else None
 
 
 def _arithmetic(node: Node, oldest: Node, ends: set[Node]) -> Iterator[Node]:

@@ -44,8 +44,11 @@ def gradient_alignment(
 
     Example::
 
+        F.cross_entropy(model(images), labels).backward()
         true = {name: p.grad.clone() for name, p in model.named_parameters()}
-        ...                                                  # another backward of the same weights
+        model.zero_grad()
+        with gate(model, shortcut_gradient=0.0):
+            F.cross_entropy(model(images), labels).backward()
         gradient_alignment(true, {name: p.grad for name, p in model.named_parameters()}, blocks=["layer1.0"])
     """
     _check(a, b)

@@ -53,8 +53,7 @@ def read_out(recording: Recording, head: Head | Mapping[str, Head], labels: Tens
 
         with record(model, keep=True) as recording:
             model(images)
-        read_out(recording, {"layer4.0": model.fc, "layer4.1": model.fc}, labels)
-        read_out(recording, lambda h: model.lm_head(model.norm(h)))
+        read_out(recording, {"layer3.0": model.classifier, "layer3.1": model.classifier}, labels)
     """
     chosen = _heads(recording, head)
     with torch.no_grad(), _kept(recording, head):

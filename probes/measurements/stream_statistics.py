@@ -55,7 +55,7 @@ def stream_statistics(recording: Recording, *, per: Per | None = None, features:
     Example::
 
         with record(model, keep=True) as recording:
-            model(tokens)
+            model(images)
         stream_statistics(recording)
     """
     check_per(per, "stream_statistics")

@@ -61,7 +61,8 @@ def update_sizes(
     Example::
 
         before = {name: x.detach().clone() for name, x in model.state_dict().items()}
-        optimiser.step()
+        F.cross_entropy(model(images), labels).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
         update_sizes(model, before, images)
     """
     after: State = {name: x.detach().clone() for name, x in (*model.named_parameters(), *model.named_buffers())}

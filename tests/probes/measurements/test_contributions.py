@@ -259,6 +259,18 @@ def test_the_error_is_what_is_done_to_the_stream_in_between(form: Any, error: fl
     assert values(of(between(form), one()), "error") == pytest.approx([error, 0], nan_ok=True)
 
 
+def test_a_stream_that_changes_its_shape_goes_on() -> None:
+    """As OPT's does, which flattens its tokens before every MLP; of a stream that is permuted, it is not known."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.third(self.second(y.reshape(-1, 4)).view(y.shape).transpose(0, 1))
+
+    model = Apply(forward, **{name: Residual(perceptron(4)) for name in ("first", "second", "third")})
+    table = of(model, torch.randn(2, 3, 4, dtype=FLOAT64))
+    assert values(table, "error") == pytest.approx([0, math.nan, 0], nan_ok=True)
+
+
 def test_the_next_shortcut_of_a_plain_network_is_not_the_sum() -> None:
     blocks = [ResidualBlock(linear(w), activation=nn.Identity(), flow=PLAIN) for w in (2.0, 3.0)]
     assert of(nn.Sequential(*blocks), one())["value"].tolist() == [2, 0, 2, 1, 2, 6, 0, 6, 1, 0]

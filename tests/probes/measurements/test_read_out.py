@@ -75,7 +75,7 @@ def test_a_pre_activation_network_s_head_moves_no_statistics() -> None:
 def test_a_foreign_network_that_overwrites_its_sums() -> None:
     model, labels = torchvision.models.resnet18(weights=None, num_classes=10), torch.arange(3)
     with record(model, keep=True) as recording:
-        wanted = F.cross_entropy(model(torch.randn(3, 3, 32, 32)), labels).item()
+        wanted = F.cross_entropy(model(torch.randn(3, 3, 64, 64)), labels).item()
     table = read_out(recording, {"layer4.0": model.fc, "layer4.1": model.fc}, labels)
     assert values(table, "loss")[-1] == wanted
 

@@ -100,6 +100,26 @@ def test_a_transformer_that_keeps_keys_and_values() -> None:
     assert values(table, "function")[0] == values(table, "output")[0]
 
 
+class Tally:
+    """What a block is given and changes, as a cache is."""
+
+    calls = 0
+
+
+def test_an_argument_that_the_block_changes_is_given_as_it_was() -> None:
+    def block(self: nn.Module, x: Tensor, tally: Tally) -> Tensor:
+        tally.calls += 1
+        return self.get_submodule("w")(x) * tally.calls
+
+    class Block(Apply):
+        def forward(self, x: Tensor, tally: Tally) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return block(self, x, tally)
+
+    model = Apply(lambda m, x: m.get_submodule("block")(x, Tally()), block=Block(block, w=linear(2.0)))
+    table = update_sizes(model, snapshot(model), one(), blocks=[model.get_submodule("block")])
+    assert table["value"].tolist() == [0, 0, 0]
+
+
 def test_blocks_named_by_hand_and_states_of_some_names() -> None:
     """Weights that vanish keep their digits; names that the state leaves out have not changed."""
     model = perceptron(2)
