@@ -1,12 +1,13 @@
 """What does each measurement cost, beside one forward and backward of the same batch?
 
 Ratios to a bare forward + backward, from interleaved rounds in one process, in a random order, on one thread: the
-median over rounds with a 95 % bootstrap interval. Seconds are the process's own, so that other work on the machine counts
-little. Where a measurement's price goes by a number (random vectors, outputs, batches), that is in its row's name.
+median over rounds with a 95 % bootstrap interval. Seconds are the process's own, so that other work on the machine
+counts little. Where a price goes by a number (random vectors, outputs, batches), that is in the row's name.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -95,13 +96,18 @@ class Run:
         """The gradients of some batches."""
         gradient_noise(self.model, lambda model, x: self.loss(model(x)), [self.images] * self.settings.batches)
 
-    def kernel(self, **options: Callable[[], object]) -> None:
+    def of_some(self, output: Tensor) -> Tensor:
+        """The outputs whose tangent kernel is taken."""
+        return output.flatten()[: self.settings.outputs]
+
+    def kernel(self) -> None:
         """The tangent kernel of some outputs."""
-        tangent_kernel(self.model, self.images, outputs=lambda y: y.flatten()[: self.settings.outputs], **options)  # type: ignore[arg-type]
+        tangent_kernel(self.model, self.images, outputs=self.of_some)
 
     def biased_kernel(self) -> None:
         """That of a biased backward."""
-        self.kernel(biased=lambda: gate(self.model, shortcut_gradient=0.0))
+        biased = partial(gate, self.model, shortcut_gradient=0.0)
+        tangent_kernel(self.model, self.images, outputs=self.of_some, biased=biased)
 
 
 def kinds(run: Run) -> dict[str, tuple[str, Callable[[], object]]]:
