@@ -61,8 +61,8 @@ def tangent_kernel(
         - ``trace``: of Θ;
         - ``effective_rank``: the exponential of the entropy of Θ's normalised singular values, 1 to n (Roy and Vetterli
           2007);
-        - ``negative``: Σ ``|λ|`` over the negative eigenvalues over that of all; 0 where the backward is true (below
-          n roundings of float64, eigenvalues count as 0);
+        - ``negative``: Σ ``|λ|`` over the negative eigenvalues over that of all; 0 where the backward is true
+          (eigenvalues below n roundings of the gradients' precision, beside the largest, count as 0);
         - ``antisymmetric``: ``|(Θ - Θ^T) / 2|_F²`` / ``|Θ|_F²``, the share of Θ that moves outputs without any change
           of the loss to first order; 0 where the backward is true;
         - ``cosine``: <Θ, K> / (``|Θ|_F`` ``|K|_F``) with the true kernel K = J_true J_true^T; 1 without ``biased``.
@@ -206,7 +206,7 @@ def _quantities(
         yield "eigenvalue", order, times_power(value, exponent, "tangent_kernel")
     yield "trace", 0, times_power(theta.trace().item(), exponent, "tangent_kernel")
     sizes = eigenvalues.abs()
-    rounding = n * torch.finfo(torch.float64).eps * sizes.max()
+    rounding = n * torch.finfo(true[0][0].dtype).eps * sizes.max()  # of gradients that two backwards give
     sigma = torch.linalg.svdvals(theta)
     shares = sigma / sigma.sum()
     yield "effective_rank", 0, torch.exp(torch.special.entr(shares).sum()).item()

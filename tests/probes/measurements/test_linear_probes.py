@@ -171,5 +171,5 @@ def test_recordings_without_tensors_or_junctions() -> None:
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     recording = kept(chain(1), X)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn \(the extra.*experiments.*pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn \(in the extra.*experiments.*pip install"):
         linear_probes(recording, Y)
