@@ -10,12 +10,14 @@ them, and tested on the other half.
 Writes tables and a figure to OUT/explanations, runs to OUT/answer; finished runs are not repeated.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,22 +35,31 @@ from experiments.engine.running.messages import BadInput, check_choice, check_un
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.statistics.long_tables import errors_on_test, select
-from experiments.engine.statistics.rank_correlation import HeldOut, held_out, rank_correlations
+from experiments.engine.statistics.rank_correlation import FEWEST, HeldOut, held_out, rank_correlations
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Batches, Dataset, load_splits
+from experiments.engine.training.loop import recompute_bn_statistics
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import probing_batch
 from experiments.questions.answer import plan
 from models import residual_blocks, set_flows
 from probes import (
     Recording,
+    gradient_alignment,
+    gradient_correlation,
     gradient_noise,
     gradient_norms,
+    iterative_inference,
     jacobian_spectrum,
+    linear_probes,
     path_contributions,
+    precision,
     record,
     residual_magnitudes,
+    similarity,
     stream_statistics,
+    tangent_kernel,
+    update_sizes,
 )
 from probes.tables import table
 
@@ -56,6 +67,8 @@ EXPERIMENT = "explanations"
 OUTPUTS = ("measured",)
 EARLY = 10
 """Steps after which the loss is a baseline."""
+STEP = 0.01
+"""The learning rate of the one step whose size is measured."""
 BASELINES = ("depth", f"loss after {EARLY} steps")
 FAMILIES = (
     plan.RESIDUAL,
@@ -85,33 +98,42 @@ Measured = dict[str, float]
 
 
 def measure_all(model: nn.Module, batches: Batches) -> Measured:
-    """Every measurement of a network at its first weights, a number each; nan where it has none."""
+    """Every measurement of a network at its first weights, a number each; nan where it has none.
+
+    Each is taken of a copy in train mode, on a batch of training images.
+    """
     found: Measured = {}
-    for measure in (of_jacobians, of_gradients, of_paths, of_stream, of_batches):
+    for measure in (of_jacobians, of_gradients, of_paths, of_batches, of_kernels, of_a_step):
         found |= measure(*probing_batch(model, batches))
-    return found
+    return found | of_stream(*probing_batch(model, batches, most=512)) | of_a_line(model, batches)
 
 
 def of_jacobians(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     """Of the function that is computed: how far from an isometry, whatever the arm's backward is."""
-    set_flows(model, [block.flow.exact for block in residual_blocks(model)])
+    exact(model)
     stream, blocks = (jacobian_spectrum(model, images[:8], of=of) for of in ("stream", "blocks"))
     return {
-        "Jacobian of the stream, size": abs(logarithm(mean(stream, "mean_square"))),
-        "Jacobian of the stream, spread": logarithm(mean(stream, "spread")),
-        "Jacobians of blocks, spread": logarithm(mean(blocks, "spread")),
-        "Jacobians of blocks, distance to I": mean(blocks, "distance"),
+        "Jacobian of the stream: size": abs(logarithm(mean(stream, "mean_square"))),
+        "Jacobian of the stream: spread": logarithm(mean(stream, "spread")),
+        "Jacobians of blocks: spread": logarithm(mean(blocks, "spread")),
+        "Jacobians of blocks: distance to I": mean(blocks, "distance"),
     }
 
 
 def of_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
-    """Of the arm's own backward."""
+    """Of the arm's own backward, and how far it is from the true one and from its own in float64."""
     recording = recorded(model, images, labels)
-    norms = select(gradient_norms(recording), quantity="total").sort_values("depth")["value"].to_numpy()
-    magnitudes = residual_magnitudes(recording)
+    norms = select(gradient_norms(recording), quantity="total")
+    rounding = precision(model, images[:32], loss=lambda output: F.cross_entropy(output, labels[:32]))
+    own = gradients_of(model, images, labels)
+    exact(model)
+    aligned = select(gradient_alignment(gradients_of(model, images, labels), own, blocks={}), quantity="cosine")
     return {
-        "gradient norm, first over last block": abs(logarithm(norms[0] / norms[-1])),
-        "branch over shortcut": mean(magnitudes, "ratio"),
+        "gradient norm: first over last block": abs(logarithm(first(norms, "total")) - logarithm(last(norms, "total"))),
+        "gradient: rounding in float32": logarithm(first(rounding, "difference")),
+        "gradient: cosine with the true one": float(aligned["value"].item()),
+        "branch over shortcut": mean(residual_magnitudes(recording), "ratio"),
+        "branch along the descent direction": mean(iterative_inference(recording), "cosine"),
     }
 
 
@@ -120,46 +142,100 @@ def of_paths(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     shares = select(path_contributions(recorded(model, images[:32], labels[:32])), quantity="share")
     lengths, values = shares["path_length"].to_numpy(float), shares["value"].to_numpy(float)
     return {
-        "mean path length": float(lengths @ values) / lengths.max(),
+        "mean path length": float(lengths @ values / lengths.max()),
         f"share of paths of at most {plan.SHORT_PATH}": float(values[lengths <= plan.SHORT_PATH].sum()),
     }
 
 
 def of_stream(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
-    """Of the last fork."""
+    """Of the stream's value."""
     with record(model, keep=True) as recording:
         model(images)
-    found = stream_statistics(recording)
-    last = found[found["depth"] == found["depth"].max()].set_index("quantity")["value"]
+    found, alike = stream_statistics(recording), similarity(recording, recording, debiased=True)
+    ends = alike[(alike["depth"] == 0) & (alike["other_depth"] == alike["other_depth"].max())]
     return {
         "branch variance over stream variance": mean(found, "variance_ratio"),
-        "effective rank of the stream": float(last["effective_rank"]),
-        "cosine between positions": float(last["cosine"]),
+        "stream: effective rank": last(found, "effective_rank"),
+        "stream: cosine between positions": last(found, "cosine"),
+        "stream: similarity of first and last block": float(ends["value"].item()),
+        "stream: linear probe of the last block": last(
+            select(linear_probes(recording, labels), split="held-out"), "accuracy"
+        ),
     }
 
 
 def of_batches(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     """Of the gradients of small batches."""
-    parts = list(zip(images.split(16), labels.split(16), strict=True))
-    noise = gradient_noise(
-        model, lambda network, batch: F.cross_entropy(network(batch[0]), batch[1]), parts, of="model"
-    )
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(network(batch[0]), batch[1])
+
+    noise = gradient_noise(model, loss, list(zip(images.split(16), labels.split(16), strict=True)), of="model")
     return {
-        "gradient signal to noise": mean(noise, "signal_to_noise"),
-        "gradient confusion, smallest cosine": mean(noise, "smallest_cosine"),
+        "gradient: signal to noise": mean(noise, "signal_to_noise"),
+        "gradient: smallest cosine of two batches": mean(noise, "smallest_cosine"),
     }
 
 
+def of_kernels(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
+    """Of the tangent kernel of the arm's backward, on a few images."""
+    true = copy.deepcopy(model)
+    exact(true)
+    kernel = tangent_kernel(true, images[:4], biased=model)
+    return {
+        "tangent kernel: effective rank": mean(kernel, "effective_rank"),
+        "tangent kernel: negative part": mean(kernel, "negative"),
+    }
+
+
+def of_a_step(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
+    """The relative change of blocks' functions by a step of SGD at one rate for all."""
+    before = {name: x.detach().clone() for name, x in model.state_dict().items()}
+    gradients_of(model, images, labels)
+    torch.optim.SGD(model.parameters(), STEP).step()
+    return {"change of blocks by a step": logarithm(mean(update_sizes(model, before, images), "function"))}
+
+
+def of_a_line(model: nn.Module, batches: Batches) -> Measured:
+    """Of gradients at the first fork, for inputs on the line between two images; BatchNorm as in evaluation."""
+    copied, images, _ = probing_batch(model, batches)
+    recompute_bn_statistics(copied, batches)
+    found = gradient_correlation(copied.eval(), images[:2], points=64, lags=(0, 1))
+    return {"gradient: correlation along a line": first(select(found, lag=1), "autocorrelation")}
+
+
 def recorded(model: nn.Module, images: Tensor, labels: Tensor) -> Recording:
-    """Of a forward and backward of the mean loss."""
-    with record(model) as recording:
+    """Of a forward and backward of the mean loss, with tensors."""
+    with record(model, keep=True) as recording:
         F.cross_entropy(model(images), labels).backward(retain_graph=True)
     return recording
+
+
+def gradients_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Of the mean loss, by parameter; they are also left in `.grad`."""
+    model.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def exact(model: nn.Module) -> None:
+    """Give the network the backward of the function that it computes."""
+    set_flows(model, [block.flow.exact for block in residual_blocks(model)])
 
 
 def mean(found: pd.DataFrame, quantity: str) -> float:
     """Over blocks, those without a value left out."""
     return float(select(found, quantity=quantity)["value"].mean())
+
+
+def first(found: pd.DataFrame, quantity: str) -> float:
+    """Of the first block."""
+    return float(select(found, quantity=quantity, depth=0)["value"].item())
+
+
+def last(found: pd.DataFrame, quantity: str) -> float:
+    """Of the last block."""
+    return float(select(found, quantity=quantity, depth=found["depth"].max())["value"].item())
 
 
 def logarithm(value: float) -> float:
@@ -193,6 +269,9 @@ class Settings(ConditionSettings):
             check_choice("--families", name, tuple(family.name for family in FAMILIES))
         if self.wide_depth is not None and self.wide == self.width:
             raise BadInput(f"--wide {self.wide}: give another than --width, or no --wide-depth")
+        count = sum(len(self.chosen()) * len(size.depths) for size in self.sizes())
+        if count < FEWEST:
+            raise BadInput(f"{count} networks: a rank correlation needs {FEWEST}; give more --families or --depths")
         for size in self.sizes():
             check_conditions(size, self.chosen(), size.depths, advice="leave it out (--families)")
 
@@ -238,11 +317,7 @@ def train_measured(run: Run, checkpoint: Path | None = None, *, datasets: Mappin
 
 
 def of_size(settings: Settings, folder: Path) -> pd.DataFrame:
-    """Measure and train all networks of one width; a long table, means over seeds.
-
-    Columns: control (the family), arm, first_weights, depth_total, width, measurement, quantity ("measured"; "outcome"
-    in every row's company, see `with_outcomes`), value.
-    """
+    """Measure and train all networks of one width: the table of `networks_of`."""
     splits = load_splits(settings.data, (*settings.seeds, *settings.tuning_seeds))
     dataset = splits[settings.seeds[0]]
     runner = ConditionRunner(
@@ -253,7 +328,8 @@ def of_size(settings: Settings, folder: Path) -> pd.DataFrame:
 
 
 def networks_of(tables: Tables, settings: Settings, *, chance: float) -> pd.DataFrame:
-    """A row for each network and measurement: the mean over its seeds, and its outcome beside it.
+    """Of each network and measurement the mean over its seeds ("measured"), and the network's "outcome" beside it; a
+    long table: control (the family), arm, first_weights, depth_total, width, measurement, quantity, value.
 
     The outcome is the part of the gap between chance and the residual network of its size that it closes in test error.
     A run that diverged has chance errors.
@@ -262,6 +338,7 @@ def networks_of(tables: Tables, settings: Settings, *, chance: float) -> pd.Data
     by_network = (errors.sum() + chance * (len(settings.seeds) - errors.count())) / len(settings.seeds)
     early = select(tables["losses"], step=EARLY).groupby(["control", "depth_total"])["value"].mean()
     measured = tables["measured"].groupby(["control", "depth_total", "measurement"], sort=False)["value"].mean()
+    means = measured.reset_index()
     rows: list[dict[str, object]] = []
     for condition in settings.chosen():
         for depth in settings.depths:
@@ -270,14 +347,12 @@ def networks_of(tables: Tables, settings: Settings, *, chance: float) -> pd.Data
             about |= {"first_weights": str(condition.first_weights or "he")}
             residual = by_network[plan.RESIDUAL.name, depth]
             outcome = (chance - by_network.get(key, chance)) / (chance - residual)
-            values = measured[key].to_dict() if key in measured.index.droplevel(2) else {}
+            own = select(means, control=condition.name, depth_total=depth)
+            values = dict(zip(own["measurement"], own["value"], strict=True))
             values |= {BASELINES[0]: float(depth), BASELINES[1]: float(early.get(key, np.nan))}
             for name, value in values.items():
-                own = {**about, "measurement": name}
-                rows += [
-                    {**own, "quantity": "measured", "value": value},
-                    {**own, "quantity": "outcome", "value": outcome},
-                ]
+                for quantity, number in (("measured", value), ("outcome", outcome)):
+                    rows.append({**about, "measurement": name, "quantity": quantity, "value": number})
     return table(rows)
 
 
@@ -291,7 +366,7 @@ def report(found: pd.DataFrame, output: Output) -> None:
     tested = held_out(networks, names, baselines=BASELINES)
     correlations = pd.concat([rank_correlations(networks, [*names, *BASELINES]), tested.table], ignore_index=True)
     kinds = correlations["measurement"].map(dict.fromkeys(BASELINES, "baseline")).fillna("measurement")
-    correlations = table(correlations.assign(treatment=kinds).to_dict("records"))
+    correlations = correlations.assign(treatment=kinds)[["treatment", "measurement", "quantity", "value"]]
     output.table("correlations", correlations)
     show.save_figure(output, figures.explanations(drawn := pd.concat([correlations, found])), drawn, EXPERIMENT)
     console = show.terminal()
@@ -334,7 +409,7 @@ def conclusions(found: pd.DataFrame, tested: HeldOut) -> list[str]:
         f"on the other half (95 % of splits: {low:.2f} to {high:.2f}). Chosen most often: {chosen.index[0]}."
     ]
     lines += [f"Baseline {name}: {np.nanmean(values):.2f}." for name, values in tested.baselines.items()]
-    only = [str(n) for n, of in wide.iterrows() if abs(of["within"]) > 0.5 and abs(of["between"]) < 0.3]
+    only = [str(n) for n, of in wide.iterrows() if abs(of["within"]) > 0.5 and not abs(of["between"]) >= 0.3]
     lines.append(f"Predict within families alone: {', '.join(only) or 'none'}.")
     return lines
 

@@ -15,7 +15,6 @@ from experiments.engine.running.messages import BadInput
 from experiments.engine.running.run import Tables
 from experiments.explanations import BASELINES, FAMILIES, Settings, networks_of
 from experiments.questions.answer.plan import PLAIN, PLAIN_NEAR, RESIDUAL
-from probes import jacobian_spectrum
 from tests.support.conditions import run_small
 from tests.support.drawings import pick
 from tests.support.scripts import drawn
@@ -95,6 +94,7 @@ def test_the_report_finds_what_predicts(tmp_path: Path) -> None:
     [
         ({"families": ("dense",)}, "--families: unknown 'dense'; choose from residual, stop-gradient"),
         ({"wide": 8}, "--wide 8: give another than --width, or no --wide-depth"),
+        ({"depths": (8,), "families": ("plain",), "wide_depth": None}, "2 networks: a rank correlation needs 4; give"),
         ({"depths": (9,)}, "--depths 9: depth 9 is not 6n"),
     ],
 )
@@ -104,18 +104,18 @@ def test_mistakes(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_toy_run_measures_at_the_first_weights_what_the_probes_say(tmp_path: Path) -> None:
-    folder, shown = run_small(explanations, tmp_path, **SMALL, families=NAMES)
+    folder, shown = run_small(explanations, tmp_path, **SMALL, families=NAMES, depths=(8, 14))
     found = pd.read_csv(folder / "networks.csv")
     assert set(found["control"]) == {RESIDUAL.name, *NAMES}
     per_network = found[found["quantity"] == "measured"].groupby("control")["measurement"].nunique()
     assert set(per_network) == {len(found["measurement"].unique())}
-    assert set(found["measurement"]) >= {*BASELINES, "Jacobian of the stream, size", "mean path length"}
-    runs = [file for file in (tmp_path / "answer" / "runs").glob("*/measured.csv")]
-    assert len(runs) == 3 * 2  # the reported seeds alone
+    assert set(found["measurement"]) >= {*BASELINES, "Jacobian of the stream: size", "mean path length"}
+    runs = list((tmp_path / "answer" / "runs").glob("*/measured.csv"))
+    assert len(runs) == 3 * 2 * 2  # the reported seeds alone
     for file in runs:
         assert set(pd.read_csv(file)["epoch"]) == {0}
-    plain = pick(found, control=PLAIN.name, quantity="measured").set_index("measurement")["value"]
+    plain = pick(found, control=PLAIN.name, quantity="measured", depth_total=8).set_index("measurement")["value"]
     assert plain["mean path length"] == pytest.approx(1)  # the longest path alone
-    assert plain["gradient alignment"] == pytest.approx(1) if "gradient alignment" in plain else True
-    assert "Rank correlation with the gap to chance closed, 3 networks of 3 families" in shown
-    assert jacobian_spectrum.__name__ in dir(explanations)
+    assert plain["gradient: cosine with the true one"] == pytest.approx(1)
+    assert plain["tangent kernel: negative part"] == 0
+    assert "Rank correlation with the gap to chance closed, 6 networks of 3 families" in shown

@@ -21,10 +21,10 @@ FEWEST = 4
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rank correlation of the pairs without nan; nan for fewer than FEWEST, or where one is constant."""
     known = ~(np.isnan(first) | np.isnan(second))
-    ranks = [stats.rankdata(values[known]) for values in (first, second)]
-    if known.sum() < FEWEST or any(np.ptp(values) == 0 for values in ranks):
+    ranks = np.array([stats.rankdata(values[known]) for values in (first, second)])
+    if known.sum() < FEWEST or (np.ptp(ranks, axis=1) == 0).any():
         return np.nan
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def rank_correlations(

@@ -11,7 +11,8 @@ from experiments.engine.statistics.rank_correlation import held_out, rank_correl
 
 
 def numbers(table: pd.DataFrame, name: str) -> dict[str, float]:
-    return table[table["measurement"] == name].set_index("quantity")["value"].to_dict()
+    rows = table[table["measurement"] == name]
+    return dict(zip(rows["quantity"], rows["value"], strict=True))
 
 
 def test_spearman_is_scipy_s_with_ties_infinities_and_values_left_out() -> None:
