@@ -1,17 +1,20 @@
 """Which measurement at initialisation orders networks by how well they will train?"""
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from .parts.lines import finish, handle
-from .parts.style import GREY, SMALL, Axes2D, looks_of, panels, style
+from .parts.style import GREY, SMALL, Axes2D, column_titles, looks_of, panels, style
 from .parts.table import select
 
 BEST = 3
 ROW = 0.16  # inches
+LINE = 18  # letters of a label
 ENDS = ["rho", "low", "high", "family low", "family high", "held out"]
 BASELINE = "baseline"
 
@@ -47,12 +50,13 @@ def explanations(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
             axis.set_axis_off()
             continue
         _scatter(axis, networks, name, looks)
-    grid[0, 1].set_ylabel("gap to chance closed")
+    grid[0, 1].set_ylabel("gap closed")
+    column_titles(grid[0], ["(a)", *["(b)", "(c)", "(d)"][: len(best)]])
     families = networks["control"].nunique() if len(networks) else 0
     count = len(networks.drop_duplicates(["control", "depth_total", "width"])) if len(networks) else 0
     title = f"{count} networks of {families} families; (a) point: over all; thick bar: 95 % over networks, thin: over"
     title += " families; hollow: on families that did not choose its sign; grey: baselines\n"
-    title += "(b) to (d) filled: He's first weights, hollow: others"
+    title += "(b) to (d): of the gap between chance and the residual network; filled: He's weights, hollow: others"
     handles = [handle(look.label, look.colour, marker=look.marker, linestyle="") for look in looks.values()]
     finish(grid, handles or [handle("all", "black", marker="o", linestyle="")], title=title)
     return grid
@@ -69,7 +73,7 @@ def _forest(axis: Axes, numbers: pd.DataFrame, kind: "pd.Series[str]", order: li
         if not np.isfinite(of["rho"]):
             axis.text(0, y, "no value", ha="center", va="center", fontsize=SMALL, color=GREY)
     axis.set_yticks(range(len(order)), order, fontsize=SMALL)
-    axis.set(xlim=(-1.05, 1.05), ylim=(len(order) - 0.4, -0.6), xlabel="rank correlation", title="(a)")
+    axis.set(xlim=(-1.05, 1.05), ylim=(len(order) - 0.4, -0.6), xlabel="rank correlation")
     axis.tick_params(axis="y", length=0)
     axis.grid(visible=False, axis="y")
 
@@ -86,4 +90,7 @@ def _scatter(axis: Axes, networks: pd.DataFrame, name: str, looks: Any) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 50 * values.min():
         axis.set_xscale("log")
-    axis.set_xlabel(name.replace(", ", ",\n"), fontsize=SMALL)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(2))
+    axis.yaxis.set_major_locator(MaxNLocator(3))
+    axis.set_xlabel(fill(name, LINE), fontsize=SMALL)

@@ -27,6 +27,7 @@ TOY = {  # the least that every script with a grid can be asked
     "degradation": f"{NETWORK} --depths 8 14",
     "dose_and_timing": f"{CONDITIONS} --conditions|weight 0.5",
     "ensemble": f"{NETWORK} --depths 8 14",
+    "explanations": f"{NETWORK} --tuning-seeds 100 --depths 8 14 --wide-depth None --families plain",
     "forward_statistics": f"{NETWORK} --tuning-seeds 100 --depth 8 --networks resnet",
     "identity_mapping": f"{NETWORK} --blocks 1 --rates 0.1",
     "inserted_identities": f"{NETWORK} --depth 8 --deeper 14",
@@ -96,6 +97,12 @@ MISTAKES = {
         "--network bottleneck": "--network: unknown 'bottleneck'; choose from resnet, skipinit",
         "--deeper 8": "--deeper 8: give more layers than --depth, 8",
         "--deeper 21": "--deeper 21: depth 21 is not 6n + 2",
+    },
+    "explanations": {
+        "--families dense": "--families: unknown 'dense'; choose from residual, stop-gradient",
+        "--wide 8": "--wide 8: give another than --width, or no --wide-depth",
+        "--families plain --depths 8 --wide-depth None": "2 networks: a rank correlation needs 4; give more --families",
+        "--depths 9": "--depths 9: depth 9 is not 6n + 2",
     },
     "layer_use": {
         "--depth 21": "--depth 21: depth 21 is not 6n",

@@ -237,6 +237,22 @@ def aligned(*quantities: str, **more: Iterable[Any]) -> pd.DataFrame:
     return long(arm=("plain", "gradient-only"), depth_total=(8, 20), seed=range(3), quantity=quantities, **more)
 
 
+def correlations() -> pd.DataFrame:
+    """Four measurements and a baseline, one without a value, and eight networks of four families."""
+    names = ("Jacobian of the stream: size", "mean path length", "stream: rank", "nothing", "depth")
+    quantities = ("rho", "low", "high", "family low", "family high", "held out")
+    found = long(measurement=names, quantity=quantities).assign(treatment="measurement")
+    found["value"] = np.cos(found["value"] * np.arange(len(found)))
+    found.loc[found["measurement"] == "nothing", "value"] = np.nan
+    found.loc[found["measurement"] == "depth", "treatment"] = "baseline"
+    families = pd.DataFrame({"control": ["a", "b", "c", "d"], "arm": ["plain", "residual", "plain", "stop-gradient"]})
+    families["first_weights"] = ["he", "he", "near-identity", "he"]
+    sizes = long(
+        control=families["control"], depth_total=(8, 56), width=[8], measurement=names, quantity=("measured", "outcome")
+    )
+    return pd.concat([found, sizes.merge(families, on="control")], ignore_index=True)
+
+
 MAIN = tables()
 ERRORS = {"split": ("validation",), "quantity": ("accuracy",)}
 # For every figure but the saliency maps, which are drawn from arrays.
@@ -257,6 +273,7 @@ EXAMPLES: dict[str, pd.DataFrame] = {
     "ensemble": long(
         arm=["residual"], depth_total=(8, 14, np.nan), seed=range(3), count=[1], quantity=("top-1 error", "top-5 error")
     ),
+    "explanations": correlations(),
     "gap_closed": gaps(),
     "gradient_norms": MAIN["gradients"],
     "gradient_split": MAIN["gradients"],
