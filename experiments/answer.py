@@ -235,7 +235,11 @@ def with_families_of(last: pd.DataFrame, found: Tables, known: Sequence[Family])
     data, budget = last[["data", "budget"]].iloc[0]
     others = [family for family in known if (family.about["data"], family.about["budget"]) != (data, budget)]
     group = (select(found[name], data=data, budget=budget) for name in ("replicates", "correct"))
-    return [*others, *results.families(*group)]
+    order = list(dict.fromkeys(found["replicates"][["data", "budget"]].itertuples(index=False, name=None)))
+    return sorted(
+        [*others, *results.families(*group)],
+        key=lambda family: order.index((family.about["data"], family.about["budget"])),
+    )
 
 
 def write(found: Tables, families: Sequence[Family], output: Output) -> None:

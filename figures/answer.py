@@ -44,13 +44,13 @@ ENDS = ["estimate", "low", "high"]
 SCALE = (-0.5, 1.5)  # of shares
 MARGINS, TARGETS = (0.1, 0.5), (0.5, 0.1)
 ROW, ENTRY = 0.155, 0.165  # inches, of a share and of a legend's entry
-TITLES = ("(a) He's\nfirst weights", "(b) conditioned\nfirst weights", "(c) shares of\nthe shortcut's effect")
-HOLLOW = "filled: He's, hollow: conditioned first weights"
+TITLES = ("(a) He's\nfirst weights", "(b) other\nfirst weights", "(c) shares of\nthe shortcut's effect")
+HOLLOW = "filled: He's, hollow: other first weights"
 
 
 @style()
 def answer(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
-    """Test error (%) against training steps (log axis), with He's and with conditioned first weights: a small point for
+    """Test error (%) against training steps (log axis), with He's and with other first weights: a small point for
     every seed, lines through the means; beside them the share of the shortcut's effect that each explanation has.
 
     A row of panels for each data set, digits first. The conditioned panel has the means of residual and plain networks
@@ -261,7 +261,7 @@ def _legend(
 
 @style()
 def answer_losses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
-    """Training loss (nats, log axis) over steps, with He's and with conditioned first weights: thin, each seed; thick,
+    """Training loss (nats, log axis) over steps, with He's and with other first weights: thin, each seed; thick,
     their geometric mean. Or, of a table with means: the mean, and a band from low to high.
 
     A row of panels for each data set, digits first. The conditioned panel has residual and plain networks at He's
