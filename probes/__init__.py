@@ -19,6 +19,7 @@ from .discovery.junctions import Junction, find_junctions
 from .gradients.gate import gate
 from .gradients.lesions import lesion, permute
 from .gradients.path_limits import PathLimit, limit_paths
+from .measured import load
 from .measurements.attribution import branch_attribution
 from .measurements.contributions import contributions
 from .measurements.gradient_alignment import gradient_alignment
@@ -49,6 +50,7 @@ __all__ = [
     "layer_responses",
     "lesion",
     "limit_paths",
+    "load",
     "path_contributions",
     "path_gradients",
     "permute",
