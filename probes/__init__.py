@@ -10,7 +10,7 @@
 
 `recording` keeps what happened at every junction; `discovery` finds the junctions, `gradients` follows and changes what
 passes through them, `measurements` turns a recording into tables. Imports point this way alone: `tables`, `norms` and
-`scaling`, then `discovery`, `gradients`, `sites` and `recording`, `measurements`.
+`scaling`, then `discovery`, `gradients`, `sites` and `recording`, `measurements`, `tracking`.
 """
 
 from importlib import metadata
@@ -34,6 +34,7 @@ from .measurements.update_sizes import update_sizes
 from .recording import Recording, record
 from .scaling import scale_gradient
 from .sites import Site
+from .tracking.track import track
 
 __all__ = [
     "Junction",
@@ -59,6 +60,7 @@ __all__ = [
     "sample_paths",
     "scale_gradient",
     "stream_statistics",
+    "track",
     "update_sizes",
 ]
 

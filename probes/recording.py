@@ -457,14 +457,16 @@ def _hook_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Recor
 
     calls: Counter[nn.Module] = Counter()
 
-    def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_model(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if called is not model:  # a copy that was made inside the context
+            return None
         recording._on_start()
         calls.clear()
         return differentiable((args, kwargs))
 
     def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
-        if x is not None:
+        if x is not None and block in names:
             calls[block] += 1
             recording._on_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
 
