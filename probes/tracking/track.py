@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 from weakref import ref
@@ -28,7 +27,7 @@ from ..measurements.gradient_norms import gradient_norms
 from ..measurements.paths import path_contributions
 from ..measurements.residual_magnitudes import residual_magnitudes
 from ..recording import Recording, listen, measurement_name
-from ..sites import JunctionSite, Site
+from ..sites import JunctionSite
 from ..tables import ordered
 from .sinks import Sink, sinks
 
@@ -129,15 +128,25 @@ def _checked_scale(loss_scale: float | GradScaler | None) -> float | Callable[[]
     return float(loss_scale)
 
 
-@dataclass(eq=False)
 class _Part:
-    """What is kept of a forward whose backward has run: numbers."""
+    """A forward whose backward has run."""
 
-    numbers: MeasuredRecording
-    paths: dict[str, pd.DataFrame]
-    """Tables of path lengths, which need the forward's own graph."""
-    loss_scale: float | None
-    """None where it is not known until the step."""
+    def __init__(self, recording: Recording, paths: Sequence[Measurement], loss_scale: float | None) -> None:
+        self.recording: Recording | None = recording
+        """Until it is reduced to numbers."""
+        self.paths = {measurement_name(m): m(recording) for m in paths}
+        """Tables of path lengths, which need the forward's own graph."""
+        self.loss_scale = loss_scale
+        """None where it is not known until the step."""
+        self._numbers: MeasuredRecording | None = None
+
+    @property
+    def numbers(self) -> MeasuredRecording:
+        """Its norms and sizes; the recording, and so the forward's graph, is let go."""
+        if self.recording is not None:
+            self._numbers, self.recording = reduce(self.recording), None
+        assert self._numbers is not None
+        return self._numbers
 
 
 class _Forwards(Recording):
@@ -157,8 +166,6 @@ class _Forwards(Recording):
         """Forwards with gradients, and how many sites the last had."""
         self.most_sites = 0
         self.parts: list[_Part] = []
-        self.live: Recording | None = None
-        """The recording of the last part, while it is the only one."""
         self._pending: list[tuple[Recording, float | None]] = []
         self._newest = Recording(keep, {})
 
@@ -194,15 +201,16 @@ class _Forwards(Recording):
         for recording, scale in self._pending:
             self.most_sites = max(self.most_sites, len(recording._sites))
             if any(site.norms for site in recording._sites):
-                tables = {measurement_name(m): m(recording) for m in self.paths}
-                self.parts.append(_Part(reduce(recording), tables, scale))
-                self.live = recording if len(self.parts) == 1 and at_end else None
+                self.parts.append(_Part(recording, self.paths, scale))
                 recording._release()
             elif not at_end and self.model.training:
                 waiting.append((recording, scale))
             else:
                 recording._release()
         self._pending = waiting
+        if not at_end:
+            for part in self.parts:
+                _ = part.numbers
 
     def _drop_skipped(self, scale: float | None) -> None:
         """A scaler lowers its scale when it has skipped a step: what was collected for that one is of no step."""
@@ -214,7 +222,7 @@ class _Forwards(Recording):
         if scaler is None or all(part.loss_scale is not None for part in self.parts):
             return
         self.scale = scaler.get_scale  # from now on, its skipped steps are seen
-        overflown = [i for i, part in enumerate(self.parts) if not _is_finite(part.numbers)]
+        overflown = [i for i, part in enumerate(self.parts) if not _is_finite(part.recording or part.numbers)]
         del self.parts[: overflown[-1] + 1 if overflown else 0]  # the scaler lets no such gradient pass
         for part in self.parts:
             part.loss_scale = scaler.get_scale()
@@ -225,11 +233,11 @@ class _Forwards(Recording):
             recording._release()
         self._pending.clear()
         self.parts.clear()
-        self.live, self._newest, self.count, self.most_sites = None, Recording(self._keep, {}), 0, 0
+        self._newest, self.count, self.most_sites = Recording(self._keep, {}), 0, 0
 
 
-def _is_finite(numbers: MeasuredRecording) -> bool:
-    return all(value.isfinite().item() for site in numbers.sites for value in site.norms.values())
+def _is_finite(recording: Recording) -> bool:
+    return all(value.isfinite().item() for site in recording.sites for value in site.norms.values())
 
 
 class _Steps:
@@ -373,9 +381,11 @@ class _Steps:
         if not parts:
             raise ValueError(f"track: step {self.step}: {self._what_was_missing()}")
         scales = [part.loss_scale or 1.0 for part in parts]
-        recording: Recording = together([part.numbers for part in parts], scales)
-        if forwards.live is not None and len(parts) == 1 and scales == [1.0]:
-            recording = _without_gaps(forwards.live)
+        recording = parts[0].recording if len(parts) == 1 and scales == [1.0] else None
+        if recording is None:
+            recording = together([part.numbers for part in parts], scales)
+        else:
+            _fill_gaps(recording)
         tables = []
         for m in self.measurements:
             name = measurement_name(m)
@@ -423,13 +433,12 @@ def _skips_by_itself(optimizer: Optimizer) -> bool:
     return isinstance(found, Tensor) and bool(found.item())
 
 
-def _without_gaps(recording: Recording) -> Recording:
-    """The recording, with nan at sites that no gradient reached."""
+def _fill_gaps(recording: Recording) -> None:
+    """Let the norms be nan at sites that no gradient reached."""
     for site in recording.sites:
         if not site.norms:
             names = ("total", "shortcut", "branch", "other") if isinstance(site, JunctionSite) else ("total",)
             site.norms = {name: torch.tensor(math.nan, dtype=torch.float64) for name in names}
-    return recording
 
 
 def _is_of_paths(measure: Measurement) -> bool:
@@ -453,9 +462,12 @@ def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[_Part], scal
         raise ValueError(
             "track: what sampled paths cancel cannot be put together from several forwards: leave samples= out"
         )
-    sizes = [_first_total(part.numbers.sites[0]) / scale for part, scale in zip(parts, scales, strict=True)]
-    largest = max(sizes)
-    weights = [(size / largest) ** 2 if largest else 0.0 for size in sizes]
+    if len(parts) > 1:
+        sizes = [_first_total(part.numbers) / scale for part, scale in zip(parts, scales, strict=True)]
+        largest = max(sizes)
+        weights = [(size / largest) ** 2 if largest else 0.0 for size in sizes]
+    else:
+        largest, weights = 1.0, [1.0]
     values = []
     for rows in zip(*(table.itertuples(index=False) for table in tables), strict=True):
         found: list[Any] = list(rows)
@@ -465,11 +477,11 @@ def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[_Part], scal
             values.append(math.hypot(*(row.value / scale for row, scale in zip(found, scales, strict=True))))
         elif len(found) == 1:
             values.append(found[0].value)
-        else:
+        else:  # a part without a gradient has no share, and adds nothing
             products = (row.value * weight for row, weight in zip(found, weights, strict=True) if weight)
             values.append(math.fsum(products) / math.fsum(weights) if largest else math.nan)
     return whole.assign(value=values)
 
 
-def _first_total(site: Site) -> float:
-    return site.norms["total"].item()
+def _first_total(numbers: MeasuredRecording) -> float:
+    return numbers.sites[0].norms["total"].item()

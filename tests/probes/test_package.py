@@ -37,7 +37,8 @@ EXAMPLES = {name: doc for name in probes.__all__ if "Example::" in (doc := inspe
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_of_docstrings_run(name: str) -> None:
+def test_the_examples_of_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write a file
     names: dict[str, object] = {public: getattr(probes, public) for public in probes.__all__}
     names |= {"torch": torch, "F": F, "model": cifar_resnet(14, width=2), "images": torch.randn(2, 3, 8, 8)}
     names |= {"labels": torch.tensor([0, 1]), "x": torch.randn(2, 3), "branch": torch.nn.Linear(3, 3)}
