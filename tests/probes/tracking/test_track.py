@@ -140,9 +140,10 @@ def test_a_resumed_training_counts_on(start: int, steps: list[int]) -> None:
 
 
 class Nested(SGD):
-    """Its step calls that of its base, and torch puts its hooks around both."""
+    """Its step calls that of its base, twice, and torch puts its hooks around all three."""
 
     def step(self, closure: Any = None) -> Any:
+        super().step(closure)
         return super().step(closure)
 
 
