@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +69,9 @@ class _NoGraph:
         )
 
 
-def _measured_site(name: str, depth: int, kind: str | None, norms: dict[str, float], sizes: dict[str, float]) -> Site:
+def _measured_site(
+    name: str, depth: int, kind: str | None, norms: Mapping[str, float], sizes: Mapping[str, float]
+) -> Site:
     as_tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in norms.items()}
     if kind is None:
         return Site(name, depth, as_tensors)

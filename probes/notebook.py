@@ -44,7 +44,7 @@ def recording_html(title: str, sites: Sequence[tuple[str, str]], tables: Mapping
 
 
 def _by_quantity(table: pd.DataFrame, names: Sequence[str]) -> Series:
-    wide = table.pivot(index="block", columns="quantity", values="value").reindex(names)
+    wide = table.pivot(index="block", columns="quantity", values="value").reindex(list(names))
     return {quantity: wide[quantity].tolist() for quantity in table["quantity"].unique()}
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class CsvFile:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path, self.start = path, start
-        self.columns: list[str] | None = None
+        self.columns: list[Hashable] | None = None
         self.steps: set[int] = set()
         self.opened = False
 
@@ -157,7 +157,7 @@ def _with_steps(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table
 
 
-def _other_columns(path: Path, there: list[str], here: list[str]) -> str:
+def _other_columns(path: Path, there: list[Hashable], here: list[Hashable]) -> str:
     return (
         f"track: {str(path)!r} has the columns {there}, and the table has {here}: continue a file with the "
         "measurements that it was begun with, or give another path"

@@ -118,8 +118,10 @@ def _checked_measurements(measure: Measurement | Sequence[Measurement]) -> list[
 
 
 def _checked_scale(loss_scale: float | GradScaler | None) -> float | Callable[[], float] | None:
-    read = getattr(loss_scale, "get_scale", None)
-    if loss_scale is None or callable(read):
+    read: Any = getattr(loss_scale, "get_scale", None)
+    if loss_scale is None:
+        return None
+    if read is not None:
         return read
     if isinstance(loss_scale, bool) or not isinstance(loss_scale, int | float):
         raise TypeError(f"track: loss_scale is {loss_scale!r}: give a number, or the GradScaler")
@@ -265,7 +267,8 @@ class _Steps:
         """Put the recording's hooks on the model, if the next step is one to record and this process writes."""
         if self.step % self.every or not _is_first_process():
             return
-        self.forwards.names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        self.forwards.names = names
         listening = ExitStack()
         listening.enter_context(listen(self.model, self.forwards, self.forwards.blocks))
         self.listening = listening
@@ -452,7 +455,7 @@ def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[_Part], scal
     the squares.
     """
     whole = tables[0].copy()
-    keys = [column for column in whole if column != "value"]
+    keys = [str(column) for column in whole if column != "value"]
     if "block" in keys and (len(parts) > 1 or scales != [1.0]):
         raise ValueError(
             'track: path_contributions of parameters (of="parameters") cannot be put together from several forwards or '

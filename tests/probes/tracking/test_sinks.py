@@ -84,13 +84,12 @@ def test_every_place_holds_the_same_numbers(tmp_path: Path) -> None:
 def test_tensorboard_s_event_file(tmp_path: Path) -> None:
     """TensorBoard keeps float32."""
     pytest.importorskip("tensorboard", exc_type=ImportError)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
     kept = Kept()
     with SummaryWriter(str(tmp_path)) as writer:
         train(chain(2), batches(3), [writer, kept.__setitem__])
-    events = EventAccumulator(str(tmp_path))
+    events = reader.EventAccumulator(str(tmp_path))
     events.Reload()
     found = {(e.step, tag): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
     assert found == pytest.approx(numbers(pd.concat(kept.values())), rel=1e-6)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, optimizer
+from torch.optim import SGD, Optimizer, optimizer  # pyright: ignore[reportAttributeAccessIssue]
 
 from models import cifar_resnet
 from probes import (
@@ -56,7 +56,7 @@ def batch(count: int = 8) -> Tensor:
     return torch.randn(count, 3, dtype=FLOAT64)
 
 
-def train(model: nn.Module, opt: optimizer.Optimizer, batches: Iterator[Tensor] | list[Tensor]) -> None:
+def train(model: nn.Module, opt: Optimizer, batches: Iterator[Tensor] | list[Tensor]) -> None:
     for x in batches:
         opt.zero_grad()
         squares(model(x)).backward()

@@ -70,7 +70,7 @@ def in_hugging_face_s_trainer(network: nn.Module, to: Any, folder: Path) -> None
     from transformers import Trainer, TrainingArguments
 
     class InOrder(Trainer):
-        def _get_train_sampler(self, *_: Any) -> Any:
+        def _get_train_sampler(self, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             return torch.utils.data.SequentialSampler(Examples())
 
     settings = TrainingArguments(
