@@ -157,8 +157,8 @@ QUICK = Settings(
 def main(settings: Settings) -> None:
     """Run the parts, one after the other, and report what is finished after each."""
     settings.check()
-    output = settings.output(EXPERIMENT)
     found = settings.finished_elsewhere()
+    output = settings.output(EXPERIMENT)
     families = results.families(found["replicates"], found["correct"])
     if settings.tables is not None:
         write(found, families, output)

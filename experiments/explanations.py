@@ -346,7 +346,8 @@ def networks_of(tables: Tables, settings: Settings, *, chance: float) -> pd.Data
             about = {"control": condition.name, "arm": condition.arm, "depth_total": depth, "width": settings.width}
             about |= {"first_weights": str(condition.first_weights or "he")}
             residual = by_network[plan.RESIDUAL.name, depth]
-            outcome = (chance - by_network.get(key, chance)) / (chance - residual)
+            gap = chance - residual if residual < chance else np.nan  # where none learns there is none to close
+            outcome = (chance - by_network.get(key, chance)) / gap
             own = select(means, control=condition.name, depth_total=depth)
             values = dict(zip(own["measurement"], own["value"], strict=True))
             values |= {BASELINES[0]: float(depth), BASELINES[1]: float(early.get(key, np.nan))}
@@ -402,13 +403,15 @@ def correlation_rows(found: pd.DataFrame) -> show.Rows:
 def conclusions(found: pd.DataFrame, tested: HeldOut) -> list[str]:
     """What was chosen on half of the families and how it did on the other half, beside the baselines."""
     wide = found.pivot(index="measurement", columns="quantity", values="value")
+    if not np.isfinite(tested.best).any():
+        return ["Too few networks that differ: no measurement could be tested on families that did not choose it."]
     low, high = np.nanquantile(tested.best, (0.025, 0.975))
     chosen = wide["chosen"].drop(list(BASELINES)).sort_values(ascending=False)
     lines = [
         f"The measurement that is best on half of the families has a rank correlation of {np.nanmean(tested.best):.2f} "
         f"on the other half (95 % of splits: {low:.2f} to {high:.2f}). Chosen most often: {chosen.index[0]}."
     ]
-    lines += [f"Baseline {name}: {np.nanmean(values):.2f}." for name, values in tested.baselines.items()]
+    lines += [f"Baseline {name}: {wide['held out'][name]:.2f}." for name in tested.baselines]
     only = [str(n) for n, of in wide.iterrows() if abs(of["within"]) > 0.5 and not abs(of["between"]) >= 0.3]
     lines.append(f"Predict within families alone: {', '.join(only) or 'none'}.")
     return lines

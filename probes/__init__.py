@@ -10,7 +10,7 @@
 
 `recording` keeps what happened at every junction; `discovery` finds the junctions, `gradients` follows and changes what
 passes through them, `measurements` turns a recording into tables. Imports point this way alone: `tables`, `norms` and
-`scaling`, then `discovery`, `gradients`, `sites` and `recording`, `measurements`.
+`scaling`, then `discovery`, `gradients`, `sites` and `recording`, `measurements`, `tracking`.
 """
 
 from importlib import metadata
@@ -19,6 +19,7 @@ from .discovery.junctions import Junction, find_junctions
 from .gradients.gate import gate
 from .gradients.lesions import lesion, permute
 from .gradients.path_limits import PathLimit, limit_paths
+from .measured import load
 from .measurements.attribution import branch_attribution
 from .measurements.contributions import contributions
 from .measurements.gradient_alignment import gradient_alignment
@@ -41,6 +42,7 @@ from .measurements.update_sizes import update_sizes
 from .recording import Recording, record
 from .scaling import scale_gradient
 from .sites import Site
+from .tracking.track import track
 
 __all__ = [
     "Junction",
@@ -61,6 +63,7 @@ __all__ = [
     "lesion",
     "limit_paths",
     "linear_probes",
+    "load",
     "path_contributions",
     "path_gradients",
     "permute",
@@ -73,6 +76,7 @@ __all__ = [
     "similarity",
     "stream_statistics",
     "tangent_kernel",
+    "track",
     "update_sizes",
 ]
 

@@ -1,12 +1,16 @@
 """`record`: what happened at every junction over one forward and one backward, for the measurements to read."""
 
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from html import escape
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
@@ -15,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from .discovery.graph import Edge
 from .discovery.junctions import DetectedJunction, Junction, detect_junctions
 from .discovery.untracked import differentiable
+from .files import write_zip
 from .gradients.chain import (
     LIMITED,
     NO_CHAIN,
@@ -28,7 +33,12 @@ from .gradients.chain import (
     without_graph,
 )
 from .norms import norm, scaled_norm
+from .notebook import recording_html
 from .sites import JunctionSite, Site
+from .tables import table
+
+FORMAT = 1
+"""Of the files that ``Recording.save`` writes; a later one adds to it, and ``load`` reads all up to its own."""
 
 
 class Recording:
@@ -48,6 +58,81 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         self._backward: int | None = None
         self._roots: list[Node] = []
+
+    def __repr__(self) -> str:
+        if not self._sites:
+            return "Recording(nothing recorded)"
+        junctions = sum(isinstance(site, JunctionSite) for site in self._sites)
+        what = "junction" if junctions else "block"
+        names = repr(self._sites[0].name)
+        if len(self._sites) > 1:
+            what, names = what + "s", f"{names} to {self._sites[-1].name!r}"
+        reached = sum(bool(site.norms) for site in self._sites)
+        backward = "forward" if not reached else "forward and backward"
+        if 0 < reached < len(self._sites):
+            backward += f", which reached {reached} of them"
+        return f"Recording({len(self._sites)} {what}, {names}; {backward}{'; tensors kept' if self._keep else ''})"
+
+    def _repr_html_(self) -> str:
+        """Junctions and profile, in a notebook."""
+        if not self._sites:
+            return f"<code>{escape(repr(self))}</code>"
+        return recording_html(repr(self), [(site.name, _kind(site) or "") for site in self._sites], self.tables())
+
+    def tables(self, *measurements: "Callable[[Recording], pd.DataFrame]") -> dict[str, pd.DataFrame]:
+        """What was measured, as long tables by the measurement's name.
+
+        Args:
+            measurements: Further functions of a recording that return a table, such as ``path_contributions`` (while
+                its graph is there) or ``functools.partial(path_contributions, max_length=3)``.
+
+        Returns:
+            ``gradient_norms``, where a backward reached all sites; ``residual_magnitudes``, where there are junctions;
+            then the tables of ``measurements``. The two are those that the functions of these names return.
+
+        Raises:
+            ValueError: Nothing was recorded, or two measurements have one name.
+        """
+        sites, found = self.sites, dict[str, pd.DataFrame]()
+        if all(site.norms and not _is_limited(site) for site in sites):
+            found["gradient_norms"] = table(
+                row for site in sites for row in _rows(site, {k: v.item() for k, v in site.norms.items()})
+            )
+        junctions = [site for site in sites if isinstance(site, JunctionSite)]
+        if junctions:
+            found["residual_magnitudes"] = table(row for site in junctions for row in _rows(site, site.magnitudes()))
+        own = {"gradient_norms", "residual_magnitudes"}
+        names = [name for m in measurements if (name := measurement_name(m)) not in own]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two measurements of one name: {names}: give each a function of its own name")
+        return found | {measurement_name(measure): measure(self) for measure in measurements}
+
+    def save(self, file: str | os.PathLike[str], *measurements: "Callable[[Recording], pd.DataFrame]") -> None:
+        """Write what was measured to a file, without the graph, the model, or anything that runs when it is read.
+
+        The file is a zip of ``NAME.csv`` for each of ``tables(*measurements)``, and ``about.json`` with the sites and
+        versions. ``probes.load`` reads it; so does pandas alone, in ten years::
+
+            file = zipfile.ZipFile("step_0.zip").open("gradient_norms.csv")
+            pandas.read_csv(file, dtype={"block": str}, converters={"value": float})
+
+        Values have all their digits, and may be nan or inf; Python's ``float`` reads them to the last bit.
+
+        Args:
+            file: Where to; what is there is replaced, complete or not at all.
+            measurements: As of ``tables``.
+
+        Raises:
+            ValueError: Nothing was recorded, or two measurements have one name.
+        """
+        about = {
+            "format": FORMAT,
+            "what": repr(self),
+            "units": "L2 norms over the whole batch tensor, gradients of the loss as given",
+            "torch": torch.__version__,
+            "sites": [{"block": site.name, "depth": site.depth, "shortcut": _kind(site)} for site in self.sites],
+        }
+        write_zip(Path(file), self.tables(*measurements), about)
 
     @property
     def sites(self) -> list[Site]:
@@ -96,7 +181,7 @@ class Recording:
         Raises:
             ValueError: No gradient reached the site, or it was recorded under ``limit_paths``.
         """
-        if isinstance(site, JunctionSite) and is_marked(site.add, LIMITED):
+        if _is_limited(site):
             raise ValueError(
                 "this was recorded under limit_paths, whose gradients are put together from several backwards: record "
                 "the model without it"
@@ -281,6 +366,24 @@ class Recording:
             site.gradients = {name: gradient for name, gradient in site.gradients.items() if ends.get(name)}
 
 
+def measurement_name(measure: Callable[..., object]) -> str:
+    """What a measurement's table is called: the function's name, also of a `functools.partial` of it."""
+    return getattr(getattr(measure, "func", measure), "__name__", type(measure).__name__)
+
+
+def _rows(site: Site, values: dict[str, float]) -> Iterator[dict[str, object]]:
+    for quantity, value in values.items():
+        yield {"block": site.name, "depth": site.depth, "quantity": quantity, "value": value}
+
+
+def _kind(site: Site) -> str | None:
+    return site.match.kind if isinstance(site, JunctionSite) else None
+
+
+def _is_limited(site: Site) -> bool:
+    return isinstance(site, JunctionSite) and is_marked(site.add, LIMITED)
+
+
 def _keep_values(site: JunctionSite, detected: DetectedJunction) -> None:
     site.shortcut, site.branch = detected.shortcut_value.clone(), detected.branch_value.clone()
     site.sum = detected.sum.clone()
@@ -329,21 +432,24 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
     recording = Recording(
         keep, {parameter: name for name, parameter in model.named_parameters()}, list(model.buffers())
     )
-    if blocks is None:
-        detection = detect_junctions(
-            model,
-            recording._on_junction,
-            on_start=recording._on_start,
-            on_end=recording._on_end,
-            on_output=recording._on_output if keep else None,
-        )
-    else:
-        detection = _hook_blocks(model, blocks, recording)
     try:
-        with detection:
+        with listen(model, recording, blocks):
             yield recording
     finally:
         recording._release()
+
+
+def listen(model: nn.Module, recording: Recording, blocks: Sequence[nn.Module] | None) -> AbstractContextManager[None]:
+    """A context in which a recording is called at the model's forwards, and at each junction or block in them."""
+    if blocks is not None:
+        return _hook_blocks(model, blocks, recording)
+    return detect_junctions(
+        model,
+        recording._on_junction,
+        on_start=recording._on_start,
+        on_end=recording._on_end,
+        on_output=recording._on_output if recording._keep else None,
+    )
 
 
 @contextmanager
@@ -355,14 +461,16 @@ def _hook_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Recor
 
     calls: Counter[nn.Module] = Counter()
 
-    def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_model(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if called is not model:  # a copy that was made inside the context
+            return None
         recording._on_start()
         calls.clear()
         return differentiable((args, kwargs))
 
     def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
-        if x is not None:
+        if x is not None and block in names:
             calls[block] += 1
             recording._on_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
 

@@ -60,6 +60,12 @@ class JunctionSite(Site):
         sizes = norms_and_cosine(branch, shortcut)
         self.sizes = dict(zip(("branch", "shortcut", "cosine"), sizes, strict=True))
 
+    def magnitudes(self) -> dict[str, float]:
+        """The addends' sizes, their "ratio" (nan where the shortcut is zero) and their "cosine"."""
+        sizes = {name: self.sizes[name].item() for name in ("branch", "shortcut")}
+        ratio = sizes["branch"] / sizes["shortcut"] if sizes["shortcut"] else math.nan
+        return sizes | {"ratio": ratio, "cosine": self.sizes["cosine"].item()}
+
     def measure_gradients(self) -> None:
         """Take the norms of the gradient and its parts."""
         total = self.gradients["total"]

@@ -7,14 +7,18 @@ import pandas as pd
 COLUMNS = (
     "experiment", "data", "network", "arm", "control", "first_weights", "treatment", "amount", "learning_rate",
     "budget", "depth_total", "width", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
-    "statistics", "count", "draw", "block", "depth", "other_block", "other_depth", "module", "example", "token",
-    "path_length", "lag", "order", "reading", "measurement", "quantity", "correct", "value",
+    "statistics", "count", "draw", "probe", "block", "depth", "other_block", "other_depth", "module", "example",
+    "token", "path_length", "lag", "order", "reading", "measurement", "quantity", "correct", "value",
 )  # fmt: skip
 
 
 def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
     """Rows as a table whose columns are in the one fixed order; raises ValueError for a column that is not in it."""
-    frame = pd.DataFrame(list(rows))
+    return ordered(pd.DataFrame(list(rows)))
+
+
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with its columns in the one fixed order; raises ValueError for a column that is not in it."""
     unknown = sorted(set(frame.columns) - set(COLUMNS))
     if unknown:
         raise ValueError(f"unknown columns {unknown}: the tables' columns are {', '.join(COLUMNS)}")

@@ -122,7 +122,8 @@ def _line(inputs: Sequence[Any], points: int | None) -> Tensor:
             "least 3, and the two ends of a segment as a batch of 2"
         )
     share = torch.linspace(0, 1, points, dtype=first.dtype, device=first.device)
-    return torch.lerp(*first.detach().unsqueeze(1), share.reshape(-1, *[1] * (first.dim() - 1)))
+    start, end = first.detach().unsqueeze(1)
+    return torch.lerp(start, end, share.reshape(-1, *[1] * (first.dim() - 1)))
 
 
 def _lags(lags: Sequence[int] | None, count: int) -> list[int]:

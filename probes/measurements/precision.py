@@ -72,7 +72,7 @@ def precision(
         )
     state = {**parameters, **dict(model.named_buffers())}
     # Parameters that require gradients, so that what is found of a frozen model does not depend on their names.
-    wide = {
+    wide: dict[str, Tensor] = {
         name: nn.Parameter(_widen(x)) if name in parameters else _widen(x)
         for name, x in state.items()
         if x.is_floating_point()

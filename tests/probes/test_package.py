@@ -1,6 +1,8 @@
 """The package as a whole: its rooms import one way, and the examples of its docstrings run."""
 
+import copy
 import inspect
+import itertools
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -37,10 +39,14 @@ EXAMPLES = {name: doc for name in probes.__all__ if "Example::" in (doc := inspe
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_of_docstrings_run(name: str) -> None:
+def test_the_examples_of_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write a file
     names: dict[str, object] = {public: getattr(probes, public) for public in probes.__all__}
-    names |= {"torch": torch, "F": F, "model": cifar_resnet(14, width=2), "images": torch.randn(2, 3, 8, 8)}
-    names |= {"labels": torch.tensor([0, 1]), "x": torch.randn(2, 3), "branch": torch.nn.Linear(3, 3)}
+    names |= {"torch": torch, "F": F, "model": cifar_resnet(14, width=2), "images": torch.randn(8, 3, 8, 8)}
+    names |= {"labels": torch.tensor([0, 1] * 4), "x": torch.randn(2, 3), "branch": torch.nn.Linear(3, 3)}
+    names |= {"image": torch.randn(3, 8, 8), "other": torch.randn(3, 8, 8), "tokens": torch.tensor([[1, 2, 3]])}
+    names |= {"copy": copy, "itertools": itertools, "resnet18": names["model"]}
+    names["loader"] = [(names["images"], names["labels"])] * 2
     exec(inspect.cleandoc(EXAMPLES[name].split("Example::")[1]), names)
 
 

@@ -24,7 +24,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     ranks = np.array([stats.rankdata(values[known]) for values in (first, second)])
     if known.sum() < FEWEST or (np.ptp(ranks, axis=1) == 0).any():
         return np.nan
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(stats.pearsonr(*ranks).statistic)
 
 
 def rank_correlations(

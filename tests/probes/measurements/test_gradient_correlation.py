@@ -217,7 +217,7 @@ def test_wide_plain_networks_follow_the_arc_cosine_kernel() -> None:
         parts = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
         model = nn.Sequential(*parts, nn.Linear(width, 1, bias=False))
         for part in parts:
-            nn.init.normal_(part[0].weight, std=math.sqrt(2 / width))
+            nn.init.normal_(part.get_parameter("0.weight"), std=math.sqrt(2 / width))
         curves.append(of_pairs(gradient_correlation(model, math.sqrt(width) * torch.eye(8, width), blocks=parts)))
     angle, factors = math.pi / 2, []
     for _ in range(depth):
@@ -260,7 +260,7 @@ def test_with_shortcuts_too_it_falls_like_a_power_of_depth() -> None:
         for _ in range(5):
             parts = [nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)) for _ in range(depth)]
             for part in parts:
-                nn.init.normal_(part[2].weight, std=math.sqrt(2 / width))
+                nn.init.normal_(part.get_parameter("2.weight"), std=math.sqrt(2 / width))
             model = normalised(nn.Sequential(*map(Residual, parts), nn.Linear(width, 1)), x)
             found.append(of_pairs(gradient_correlation(model, x, lags=range(64)))[0])
         s = [1 + (1 - 1 / math.pi) * block for block in range(depth)]

@@ -76,8 +76,7 @@ def test_one_number_and_two_weights() -> None:
     assert set(zip(found["block"], found["depth"], strict=True)) == {("(model)", 0)}
     close(numbers(found), ([65, 0], [65, 1, 0, 0, 1]), rel=1e-14)
     arm = copy.deepcopy(model)
-    for block in arm:
-        block.flow = STOP_GRADIENT
+    set_flows(arm, STOP_GRADIENT)
     close(numbers(tangent_kernel(model, x, biased=arm)), ([50, 0], [50, 1, 0, 0, 1]), rel=1e-14)
     by_block = tangent_kernel(model, x, biased=arm, of="blocks")
     close(numbers(by_block, "0"), ([30, 0], [30, 1, 0, 0, 1]), rel=1e-14)
