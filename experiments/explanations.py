@@ -369,7 +369,8 @@ def report(found: pd.DataFrame, output: Output) -> None:
     kinds = correlations["measurement"].map(dict.fromkeys(BASELINES, "baseline")).fillna("measurement")
     correlations = correlations.assign(treatment=kinds)[["treatment", "measurement", "quantity", "value"]]
     output.table("correlations", correlations)
-    show.save_figure(output, figures.explanations(drawn := pd.concat([correlations, found])), drawn, EXPERIMENT)
+    if np.isfinite(select(correlations, quantity="rho")["value"]).any():
+        show.save_figure(output, figures.explanations(drawn := pd.concat([correlations, found])), drawn, EXPERIMENT)
     console = show.terminal()
     families = networks["family"].nunique()
     show.table(
