@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FirstWeights = Literal["he", "near-identity", "delta-orthogonal", "looks-linear"] | float
+FirstWeights = Literal["he", "near-identity", "delta-orthogonal", "looks-linear", "mirrored-he"] | float
 """A number t from 0 to 1 stands for (1 - t) delta + t He."""
-NAMES = ("he", "near-identity", "delta-orthogonal", "looks-linear")
+NAMES = ("he", "near-identity", "delta-orthogonal", "looks-linear", "mirrored-he")
 NOISE = 0.1
 """The norm of each filter's noise, as in DiracNets (Zagoruyko and Komodakis 2017)."""
 
@@ -40,11 +40,12 @@ def set_first_weights(branches: Iterable[nn.Module], first_weights: FirstWeights
             arXiv 1806.05393); semi-orthogonal where channels change. ReLUs between such layers cut half of what each
             passes. ``"looks-linear"`` lets them pass all: its central tap is [[Q, -Q], [-Q, Q]], so that channels come
             in pairs z and -z, of which a ReLU keeps both signs, and layers multiply as the matrices Q do, which are far
-            from the identity (Balduzzi et al. 2017, arXiv 1702.08591); and ``0.1 W / |W|`` as above. A number t is
-            (1 - t) delta + t W.
+            from the identity (Balduzzi et al. 2017, arXiv 1702.08591); and ``0.1 W / |W|`` as above.
+            ``"mirrored-he"`` has such pairs of He's own weights, [[A, -A], [-A, A]] at every tap with A a quarter of W:
+            as linear at first as looks-linear, but not orthogonal. A number t is (1 - t) delta + t W.
 
     Raises:
-        ValueError: Another name, a number outside of 0 to 1, or an odd number of channels for looks-linear.
+        ValueError: Another name, a number outside of 0 to 1, or an odd number of channels for one of the two in pairs.
     """
     check_first_weights(first_weights)
     if first_weights == "he":
@@ -63,7 +64,10 @@ def _changed(he: Tensor, first_weights: FirstWeights) -> Tensor:
         central_tap(weight).copy_(orthogonal(central_tap(he)))
         return weight
     if first_weights == "looks-linear":
-        return mirrored(orthogonal(quarter(central_tap(he))), like=he) + NOISE * F.normalize(he.flatten(1)).view_as(he)
+        q = orthogonal(quarter(central_tap(he), first_weights))
+        return mirrored(q, like=he) + NOISE * F.normalize(he.flatten(1)).view_as(he)
+    if first_weights == "mirrored-he":
+        return in_pairs(quarter(he, first_weights))
     t = cast(float, first_weights)
     return (1 - t) * delta(he) + t * he
 
@@ -78,11 +82,11 @@ def delta(like: Tensor) -> Tensor:
     return weight
 
 
-def quarter(matrix: Tensor) -> Tensor:
-    """Its first half of rows and columns; raises ValueError for an odd number of either."""
+def quarter(matrix: Tensor, first_weights: str) -> Tensor:
+    """The first half of channels out and in, (out, in, ...); raises ValueError for an odd number of either."""
     if matrix.shape[0] % 2 or matrix.shape[1] % 2:
         raise ValueError(
-            f"first_weights 'looks-linear' pairs channels: {tuple(matrix.shape)} are odd, give even numbers"
+            f"first_weights {first_weights!r} pairs channels: {tuple(matrix.shape[:2])} are odd, give even numbers"
         )
     return matrix[: matrix.shape[0] // 2, : matrix.shape[1] // 2]
 
@@ -90,8 +94,13 @@ def quarter(matrix: Tensor) -> Tensor:
 def mirrored(q: Tensor, *, like: Tensor) -> Tensor:
     """The weight, in the shape of another, whose central tap is [[q, -q], [-q, q]]."""
     weight = torch.zeros_like(like)
-    central_tap(weight).copy_(torch.cat([torch.cat([q, -q], 1), torch.cat([-q, q], 1)]))
+    central_tap(weight).copy_(in_pairs(q))
     return weight
+
+
+def in_pairs(a: Tensor) -> Tensor:
+    """[[a, -a], [-a, a]], (out, in, ...) -> (2 out, 2 in, ...)."""
+    return torch.cat([torch.cat([a, -a], 1), torch.cat([-a, a], 1)])
 
 
 def central_tap(weight: Tensor) -> Tensor:

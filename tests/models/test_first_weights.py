@@ -208,10 +208,23 @@ def test_looks_linear_is_mirrored_and_has_the_noise_of_near_identity(shape: tupl
     assert all(largest(corner - sign * q[:1]) < 1e-12 for corner, sign in zip(corners, (1, -1, -1, 1), strict=True))
 
 
+def test_mirrored_he_layers_are_linear_on_pairs_at_every_tap() -> None:
+    """relu([z, -z]) through three layers is relu([z', -z']), z' the convolutions of z with the quarters of He's."""
+    z = normal(3, 4, 5, 5)
+    pairs, wanted = torch.cat([z, -z], 1).relu(), z
+    for outputs, inputs in ((8, 8), (12, 8), (12, 12)):
+        he, weight = begun((outputs, inputs, 3, 3), "mirrored-he")
+        pairs = F.conv2d(pairs, weight, padding=1).relu()
+        wanted = F.conv2d(wanted, he[: outputs // 2, : inputs // 2], padding=1)
+    assert largest(pairs - torch.cat([wanted, -wanted], 1).relu()) < 1e-12
+    assert wanted.norm() > 0
+
+
 @pytest.mark.parametrize("shape", [(5, 4), (4, 5), (3, 3, 3, 3)], ids=str)
 def test_looks_linear_refuses_odd_channels(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"'looks-linear' pairs channels: \(\d, \d\) are odd, give even numbers"):
-        set_first_weights([layer(shape)], "looks-linear")
+    for choice in ("looks-linear", "mirrored-he"):
+        with pytest.raises(ValueError, match=rf"'{choice}' pairs channels: \(\d, \d\) are odd, give even numbers"):
+            set_first_weights([layer(shape)], choice)  # type: ignore[arg-type]
 
 
 @every_shape
@@ -228,8 +241,8 @@ def test_a_number_lies_between_delta_and_he(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("given", ["orthogonal", "", "0.5", -0.1, 1.001, float("nan"), True, False, None])
 def test_other_first_weights_are_refused(given: Any) -> None:
     message = (
-        rf"first_weights is {given!r}: give he, near-identity, delta-orthogonal, looks-linear, or a number t from 0 to "
-        r"1 for \(1 - t\) delta \+ t He"
+        rf"first_weights is {given!r}: give he, near-identity, delta-orthogonal, looks-linear, mirrored-he, or a "
+        r"number t from 0 to 1 for \(1 - t\) delta \+ t He"
     )
     module = layer((4, 4))
     before = module.weight.detach().clone()
@@ -341,4 +354,4 @@ def test_a_plain_near_identity_network_carries_its_input_through() -> None:
         distances[choice] = ((first(x) - x).norm() / x.norm()).item()
     assert distances[0.0] < 2e-5
     assert 0.01 < distances["near-identity"] < 0.3
-    assert all(distances[choice] > 0.5 for choice in ("he", "delta-orthogonal", "looks-linear", 1.0))
+    assert all(distances[choice] > 0.5 for choice in ("he", "delta-orthogonal", "looks-linear", "mirrored-he", 1.0))

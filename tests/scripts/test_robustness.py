@@ -39,6 +39,8 @@ def test_the_rows_are_those_that_were_fixed() -> None:
         for row in ROWS
     }
     doses = differences.pop("doses").pop("conditions")
+    (mirrored,) = differences.pop("mirrored He").pop("conditions")
+    assert (mirrored.arm, mirrored.first_weights) == ("plain", "mirrored-he")
     assert [(dose.arm, dose.first_weights) for dose in doses] == [("plain", t) for t in (0.1, 0.25, 0.75)]
     assert differences == {
         "width 16": {"width": 16}, "depth 20": {"depth": 20}, "depth 110": {"depth": 110},

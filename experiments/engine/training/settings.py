@@ -37,8 +37,8 @@ class NetworkSettings:
     width: int = 8
     """Channels of the first stage (He et al.: 16)."""
     first_weights: float | str = "he"
-    """Of branches: he, near-identity, delta-orthogonal (Xiao et al. 2018), looks-linear (Balduzzi et al. 2017), or a
-    number t for (1 - t) delta + t He."""
+    """Of branches: he, near-identity, delta-orthogonal (Xiao et al. 2018), looks-linear (Balduzzi et al. 2017),
+    mirrored-he, or a number t for (1 - t) delta + t He."""
     training: Training = field(default_factory=Training)
     data: Data = field(default_factory=Data)
     computing: Computing = field(default_factory=Computing)

@@ -147,7 +147,7 @@ OWN_WEIGHTS = {
 TAKEN = {"vit": ("he", "near-identity")}
 
 
-@pytest.mark.parametrize("choice", ["he", "near-identity", "delta-orthogonal", "looks-linear", 0.0, 0.5])
+@pytest.mark.parametrize("choice", ["he", "near-identity", "delta-orthogonal", "looks-linear", "mirrored-he", 0.0, 0.5])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_takes_first_weights_or_refuses_them_before_it_is_made(name: str, choice: FirstWeights) -> None:
     """An outline, which has no weights, refuses what `make` does."""
@@ -202,7 +202,7 @@ def test_other_first_weights_are_one_line(given: str, capsys: pytest.CaptureFixt
     assert shown.startswith(
         f"error: --first-weights: first_weights is {given if given[-1] in '15n' else repr(given)}: "
     )
-    assert "give he, near-identity, delta-orthogonal, looks-linear, or a number t from 0 to 1" in shown
+    assert "give he, near-identity, delta-orthogonal, looks-linear, mirrored-he, or a number t from 0 to 1" in shown
     assert not any(tmp_path.iterdir())
 
 
