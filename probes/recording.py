@@ -113,8 +113,8 @@ class Recording:
         The file is a zip of ``NAME.csv`` for each of ``tables(*measurements)``, and ``about.json`` with the sites and
         versions. ``probes.load`` reads it; so does pandas alone, in ten years::
 
-            file = zipfile.ZipFile("step_0.zip").open("gradient_norms.csv")
-            pandas.read_csv(file, dtype={"block": str}, converters={"value": float})
+            with zipfile.ZipFile("step_0.zip") as archive, archive.open("gradient_norms.csv") as file:
+                pandas.read_csv(file, dtype={"block": str}, converters={"value": float})
 
         Values have all their digits, and may be nan or inf; Python's ``float`` reads them to the last bit.
 
