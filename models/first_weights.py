@@ -82,7 +82,7 @@ def delta(like: Tensor) -> Tensor:
     return weight
 
 
-def quarter(matrix: Tensor, first_weights: str) -> Tensor:
+def quarter(matrix: Tensor, first_weights: FirstWeights) -> Tensor:
     """The first half of channels out and in, (out, in, ...); raises ValueError for an odd number of either."""
     if matrix.shape[0] % 2 or matrix.shape[1] % 2:
         raise ValueError(
