@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import figures
 from experiments.engine.conditions.conditions import Condition, ConditionSettings
+from experiments.engine.conditions.gradient_alignment import true_gradients
 from experiments.engine.conditions.learning_rate_search import (
     ConditionRunner,
     Effort,
@@ -42,7 +43,7 @@ from experiments.engine.training.loop import recompute_bn_statistics
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import probing_batch
 from experiments.questions.answer import plan
-from models import residual_blocks, set_flows
+from models.residual_blocks import set_exact_flows
 from probes import (
     Recording,
     gradient_alignment,
@@ -110,7 +111,7 @@ def measure_all(model: nn.Module, batches: Batches) -> Measured:
 
 def of_jacobians(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     """Of the function that is computed: how far from an isometry, whatever the arm's backward is."""
-    exact(model)
+    set_exact_flows(model)
     stream, blocks = (jacobian_spectrum(model, images[:8], of=of) for of in ("stream", "blocks"))
     return {
         "Jacobian of the stream: size": abs(logarithm(mean(stream, "mean_square"))),
@@ -123,15 +124,15 @@ def of_jacobians(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
 def of_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     """Of the arm's own backward, and how far it is from the true one and from its own in float64."""
     recording = recorded(model, images, labels)
+    own = gradients_of(model)
+    true = true_gradients(model, images, labels)
+    aligned = gradient_alignment({name: true[p] for name, p in model.named_parameters()}, own, blocks={})
     norms = select(gradient_norms(recording), quantity="total")
     rounding = precision(model, images[:32], loss=lambda output: F.cross_entropy(output, labels[:32]))
-    own = gradients_of(model, images, labels)
-    exact(model)
-    aligned = select(gradient_alignment(gradients_of(model, images, labels), own, blocks={}), quantity="cosine")
     return {
         "gradient norm: first over last block": abs(logarithm(first(norms, "total")) - logarithm(last(norms, "total"))),
         "gradient: rounding in float32": logarithm(first(rounding, "difference")),
-        "gradient: cosine with the true one": float(aligned["value"].item()),
+        "gradient: cosine with the true one": mean(aligned, "cosine"),
         "branch over shortcut": mean(residual_magnitudes(recording), "ratio"),
         "branch along the descent direction": mean(iterative_inference(recording), "cosine"),
     }
@@ -180,7 +181,7 @@ def of_batches(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
 def of_kernels(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     """Of the tangent kernel of the arm's backward, on a few images."""
     true = copy.deepcopy(model)
-    exact(true)
+    set_exact_flows(true)
     kernel = tangent_kernel(true, images[:4], biased=model)
     return {
         "tangent kernel: effective rank": mean(kernel, "effective_rank"),
@@ -191,7 +192,7 @@ def of_kernels(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
 def of_a_step(model: nn.Module, images: Tensor, labels: Tensor) -> Measured:
     """The relative change of blocks' functions by a step of SGD at one rate for all."""
     before = {name: x.detach().clone() for name, x in model.state_dict().items()}
-    gradients_of(model, images, labels)
+    F.cross_entropy(model(images), labels).backward()
     torch.optim.SGD(model.parameters(), STEP).step()
     return {"change of blocks by a step": logarithm(mean(update_sizes(model, before, images), "function"))}
 
@@ -211,16 +212,9 @@ def recorded(model: nn.Module, images: Tensor, labels: Tensor) -> Recording:
     return recording
 
 
-def gradients_of(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Of the mean loss, by parameter; they are also left in `.grad`."""
-    model.zero_grad()
-    F.cross_entropy(model(images), labels).backward()
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """What the last backward left, by parameter."""
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-
-
-def exact(model: nn.Module) -> None:
-    """Give the network the backward of the function that it computes."""
-    set_flows(model, [block.flow.exact for block in residual_blocks(model)])
 
 
 def mean(found: pd.DataFrame, quantity: str) -> float:

@@ -39,3 +39,8 @@ def set_flows(model: nn.Module, flows: Flow | Sequence[Flow]) -> None:
         raise ValueError(f"{type(model).__name__} has no block with a flow: give a network made by `models`")
     for block, flow in zip(blocks, flow_per_block(flows, len(blocks)), strict=True):
         block.flow = flow
+
+
+def set_exact_flows(model: nn.Module) -> None:
+    """Give every residual block the backward of the function that it computes: `Flow.exact` of its own flow."""
+    set_flows(model, [block.flow.exact for block in residual_blocks(model)])

@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,30 @@ def to_csv(table: pd.DataFrame, *, header: bool = True) -> str:
 
 def from_csv(text: str) -> pd.DataFrame:
     """The table of which `to_csv` made a text, to the last bit."""
-    exact = {"value": float}  # pandas' own parser may err in the last digit, and how it is told not to has changed
+    exact = {"value": float}  # pandas' own parser may err in the last digit; the option against it changed its name
     return pd.read_csv(StringIO(text), dtype=TEXT, converters=exact, keep_default_na=False, na_values=[""])
 
 
 def write_zip(file: Path, tables: Mapping[str, pd.DataFrame], about: Mapping[str, object]) -> None:
     """Write a zip file of NAME.csv for each table, and about.json: complete or not at all."""
     texts = {ABOUT: json.dumps(about, indent=1)} | {f"{name}.csv": to_csv(table) for name, table in tables.items()}
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(beside, "w") as archive:
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
             for name, text in texts.items():
                 entry = zipfile.ZipInfo(name)  # of 1980, so that the same tables make the same file
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, text, compress_type=zipfile.ZIP_DEFLATED)
+
+    replace_whole(file, write)
+
+
+def replace_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside another by a function of its path, and put it in the other's place: complete or not at
+    all."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write(beside)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

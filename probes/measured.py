@@ -166,10 +166,9 @@ def together(parts: Sequence[MeasuredRecording], loss_scales: Sequence[float] | 
         pairs = [(sites[name], scale) for sites, scale in zip(by_name, scales, strict=True) if name in sites]
         site = pairs[0][0]
         kind = site.match.kind if isinstance(site, JunctionSite) else None
-        quantities = ("total",) if kind is None else ("total", "shortcut", "branch", "other")
-        reached = [{k: v.item() / scale for k, v in site.norms.items()} for site, scale in pairs if site.norms]
-        norms = {k: _hypot(part[k] for part in reached) if reached else math.nan for k in quantities}
-        sizes = _whole_sizes([{k: v.item() for k, v in _sizes(site).items()} for site, _ in pairs]) if kind else {}
+        reached = [{k: v.item() / scale for k, v in of.norms.items()} for of, scale in pairs if of.norms]
+        norms = {k: _hypot(part[k] for part in reached) if reached else math.nan for k in site.quantities}
+        sizes = _whole_sizes([{k: v.item() for k, v in _sizes(of).items()} for of, _ in pairs]) if kind else {}
         found.append(_measured_site(name, depth, kind, norms, sizes))
     scaled = ", under a loss scale" if set(scales) != {1.0} else ""
     return MeasuredRecording(found, f"put together from {len(parts)} forward{'s' * (len(parts) > 1)}{scaled}")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Site:
     model's device.
     """
 
+    quantities: ClassVar[tuple[str, ...]] = ("total",)
+    """The names in `norms` once a gradient has come."""
     name: str
     """The junction's or the block's name, in the column ``block`` of the tables."""
     depth: int
@@ -36,6 +39,7 @@ class Site:
 class JunctionSite(Site):
     """A recorded junction, beside the gradients at its fork."""
 
+    quantities: ClassVar[tuple[str, ...]] = ("total", "shortcut", "branch", "other")
     add: Node = field(kw_only=True)
     match: JunctionMatch = field(kw_only=True)
     """Its place in autograd's graph."""
@@ -72,4 +76,4 @@ class JunctionSite(Site):
         nothing = total.new_zeros(()).expand_as(total)
         shortcut, branch = (self.gradients.get(name, nothing) for name in ("shortcut", "branch"))
         norms = norms_and_rest(total, shortcut, branch)
-        self.norms = dict(zip(("total", "shortcut", "branch", "other"), norms, strict=True))
+        self.norms = dict(zip(self.quantities, norms, strict=True))

@@ -26,7 +26,7 @@ class Origin:
 
 
 class ModuleCalls:
-    """What went into and came out of the module calls of one forward, by its place in autograd's graph."""
+    """The tensors that the module calls of one forward were given and returned, by their place in autograd's graph."""
 
     def __init__(self) -> None:
         self._modules: list[str] = []  # of each call

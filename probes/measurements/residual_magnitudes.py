@@ -45,8 +45,7 @@ def residual_magnitudes(recording: Recording, *, per: Per | None = None) -> pd.D
         return _magnitudes_per(recording, per)
     rows: list[dict[str, object]] = []
     for site in recording.junctions:
-        sizes = {name: size.item() for name, size in site.sizes.items()}
-        sizes["ratio"] = sizes["branch"] / sizes["shortcut"] if sizes["shortcut"] else math.nan
+        sizes = site.magnitudes()
         rows += [{"block": site.name, "depth": site.depth, "quantity": k, "value": sizes[k]} for k in QUANTITIES]
     return table(rows)
 

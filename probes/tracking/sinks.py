@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import from_csv, to_csv
+from ..files import from_csv, replace_whole, to_csv
 
 Sink = Callable[[int, pd.DataFrame], object]
 WANTED = (
@@ -115,7 +115,7 @@ class CsvFile:
         table = _with_steps(from_csv(whole), self.path)
         if whole != text:  # the machine stopped in the middle of a step's rows
             table = table[table["step"] != table["step"].iloc[-1]]
-            _replace(self.path, lambda path: path.write_text(to_csv(table), encoding="utf-8"))
+            replace_whole(self.path, lambda path: path.write_text(to_csv(table), encoding="utf-8"))
         self.columns, self.steps = list(table), set(table["step"])
 
 
@@ -139,7 +139,7 @@ class ParquetFile:
             raise ValueError(_other_columns(self.path, list(self.table), list(table)))
         self.table = table if self.table is None else pd.concat([self.table, table], ignore_index=True)
         whole = self.table
-        _replace(self.path, lambda path: whole.to_parquet(path, index=False, engine="pyarrow"))
+        replace_whole(self.path, lambda path: whole.to_parquet(path, index=False, engine="pyarrow"))
 
 
 def _check_new(path: Path, start: int) -> None:
@@ -175,12 +175,3 @@ def _append(path: Path, data: bytes) -> None:
             raise OSError(f"track: {str(path)!r} took {written} of {len(data)} bytes: is the disk full?")
     finally:
         os.close(file)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -27,7 +27,6 @@ from ..measurements.gradient_norms import gradient_norms
 from ..measurements.paths import path_contributions
 from ..measurements.residual_magnitudes import residual_magnitudes
 from ..recording import Recording, listen, measurement_name
-from ..sites import JunctionSite
 from ..tables import ordered
 from .sinks import Sink, sinks
 
@@ -440,8 +439,7 @@ def _fill_gaps(recording: Recording) -> None:
     """Let the norms be nan at sites that no gradient reached."""
     for site in recording.sites:
         if not site.norms:
-            names = ("total", "shortcut", "branch", "other") if isinstance(site, JunctionSite) else ("total",)
-            site.norms = {name: torch.tensor(math.nan, dtype=torch.float64) for name in names}
+            site.norms = {name: torch.tensor(math.nan, dtype=torch.float64) for name in site.quantities}
 
 
 def _is_of_paths(measure: Measurement) -> bool:

@@ -13,8 +13,8 @@ from experiments.engine.running.run import Tables
 from experiments.engine.training.data import Batches
 from experiments.engine.training.loop import Moment, context_of
 from experiments.engine.training.train_run import probing_batch
-from models import residual_blocks, set_flows
 from models.feedback import FeedbackConv2d
+from models.residual_blocks import set_exact_flows
 from probes import gradient_alignment, path_gradients, record
 from probes.measurements.gradient_alignment import TOTAL
 from probes.norms import norms_and_cosine
@@ -58,7 +58,7 @@ def alignment(
 def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
     """The gradient of what the network computes, by the model's own parameters, whatever its flows and feedback are."""
     twin = copy.deepcopy(model)
-    set_flows(twin, [block.flow.exact for block in residual_blocks(twin)])
+    set_exact_flows(twin)
     for module in twin.modules():
         if isinstance(module, FeedbackConv2d):
             module.feedback = module.weight.detach()

@@ -21,10 +21,14 @@ FEWEST = 4
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rank correlation of the pairs without nan; nan for fewer than FEWEST, or where one is constant."""
     known = ~(np.isnan(first) | np.isnan(second))
-    ranks = np.array([stats.rankdata(values[known]) for values in (first, second)])
-    if known.sum() < FEWEST or (np.ptp(ranks, axis=1) == 0).any():
+    return pearson(*(stats.rankdata(values[known]) for values in (first, second)))
+
+
+def pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """nan where fewer than FEWEST pairs are given, or one is constant."""
+    if len(first) < FEWEST or np.ptp(first) == 0 or np.ptp(second) == 0:
         return np.nan
-    return float(stats.pearsonr(*ranks).statistic)
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def rank_correlations(
@@ -68,17 +72,12 @@ def rank_correlations(
         )
         means = ranks.groupby("family")[["value", "outcome"]].mean()
         numbers["between"] = spearman(*means.to_numpy().T)
-        numbers["within"] = pearson(*(ranks[c] - ranks["family"].map(means[c]) for c in ("value", "outcome")))
+        numbers["within"] = pearson(
+            *((ranks[c] - ranks["family"].map(means[c])).to_numpy() for c in ("value", "outcome"))
+        )
         numbers["n"] = float(known.sum())
         rows += [{"measurement": name, "quantity": quantity, "value": value} for quantity, value in numbers.items()]
     return table(rows)
-
-
-def pearson(first: "pd.Series[float]", second: "pd.Series[float]") -> float:
-    """nan where fewer than FEWEST pairs are given, or one is constant."""
-    if len(first) < FEWEST or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return np.nan
-    return float(np.corrcoef(first, second)[0, 1])
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,14 @@ def held_out(
     for _ in range(splits):
         mixed = generator.permutation(families)
         first = networks["family"].isin(mixed[: len(mixed) // 2]).to_numpy()
-        for half, other in ((first, ~first), (~first, first)):
-            here, there = (
-                {
-                    name: spearman(networks[name].to_numpy(float)[part], networks["outcome"].to_numpy(float)[part])
-                    for name in every
-                }
-                for part in (half, other)
-            )
+        rhos = [
+            {
+                name: spearman(networks[name].to_numpy(float)[part], networks["outcome"].to_numpy(float)[part])
+                for name in every
+            }
+            for part in (first, ~first)
+        ]
+        for here, there in (rhos, rhos[::-1]):
             of_other = {name: float(np.sign(here[name]) * there[name]) for name in every}
             for name in every:
                 signed[name].append(of_other[name])

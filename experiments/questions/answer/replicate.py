@@ -15,7 +15,7 @@ from experiments.engine.running.run import Outcome, Run, Tables
 from experiments.engine.training.data import Batches, Dataset
 from experiments.engine.training.train_run import make_network, probing_batch
 from experiments.questions.answer.plan import SHORT_PATH
-from models import residual_blocks
+from models.residual_blocks import set_exact_flows
 from probes import gradient_norms, jacobian_spectrum, path_contributions, record
 
 OUTPUTS = ("alignment", "correct", "gradients", "jacobians", "movement", "parts", "paths")
@@ -68,7 +68,6 @@ def gradient_tables(model: nn.Module, batches: Batches) -> Tables:
 def jacobians(model: nn.Module, batches: Batches) -> pd.DataFrame:
     """The spectrum of every block's Jacobian, of the stages' and of the stream's, of the function that is computed."""
     copied, images, _ = probing_batch(model, batches, most=IMAGES["jacobians"])
-    for block in residual_blocks(copied):
-        block.flow = block.flow.exact
+    set_exact_flows(copied)
     kinds = ("blocks", "stages", "stream")
     return pd.concat([jacobian_spectrum(copied, images, of=kind).assign(outcome=kind) for kind in kinds])

@@ -14,7 +14,8 @@ from experiments.engine.training.data import Batches
 from experiments.engine.training.loop import evaluate
 from experiments.engine.training.train_run import probing_batch
 from experiments.questions.damage import Blocks, error_after
-from models import residual_blocks, set_flows
+from models import residual_blocks
+from models.residual_blocks import set_exact_flows
 from probes import branch_attribution, find_junctions, lesion
 from probes.norms import norm
 
@@ -89,7 +90,7 @@ def with_true_gradient(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose backward is that of its function: an attribution asks what the network computes, not
     what its arm's backward lets through."""
     copied = copy.deepcopy(model).eval()
-    set_flows(copied, [block.flow.exact for block in residual_blocks(copied)])
+    set_exact_flows(copied)
     return copied
 
 
