@@ -250,9 +250,9 @@ def write(found: Tables, families: Sequence[Family], output: Output) -> None:
         "conditions": results.summary(found["replicates"]),
         "shares": pd.concat([family.table for family in families], ignore_index=True),
         "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
-        "text_outcomes": as_table(outcome_rows(found["replicates"])),
-        "text_shares": as_table(share_rows(families)),
-        "text_jacobians": as_table(jacobian_rows(found["jacobians"])),
+        "text_outcomes": show.text_table(outcome_rows(found["replicates"])),
+        "text_shares": show.text_table(share_rows(families)),
+        "text_jacobians": show.text_table(jacobian_rows(found["jacobians"])),
     }
     for name, rows in tables.items():
         if len(rows):
@@ -268,11 +268,6 @@ def write(found: Tables, families: Sequence[Family], output: Output) -> None:
         losses = losses[losses["control"].isin(DRAWN)]
     if len(losses):
         show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
-
-
-def as_table(rows: show.Rows) -> pd.DataFrame:
-    """Rows of text as a table, for a page."""
-    return pd.DataFrame([{"where": heading, "": name, **row} for (heading, name), row in rows.items()]).fillna("")
 
 
 def report(found: Tables, families: Sequence[Family], output: Output) -> None:
