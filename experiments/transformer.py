@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 import figures
 from experiments.engine.conditions.controls import NO_CONTROL, Control
-from experiments.engine.conditions.gap_closed import GapClosed, gap_closed
+from experiments.engine.conditions.gap_closed import HALF, GapClosed, gap_closed
 from experiments.engine.conditions.gradient_alignment import alignment
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
@@ -54,13 +55,14 @@ MEASURED = ("gradients", "paths", "alignment", "updates", "stream", "read_out")
 PROBED = 8
 """Sequences of the training text on which a network is measured."""
 STEP = math.sqrt(10)
-"""From a learning rate to the next one, beyond an end of those that are tried first; to so many further ones at most:"""
+"""From a learning rate at an end of those that are tried first to the next one."""
 FURTHER = 2
+"""So many more rates are tried at most."""
 MARGIN = 0.1
 """Nats a character: a smaller difference counts as none."""
 
-HALF = math.sqrt(1 / 2)
-KEPT = Flow(HALF, HALF, shortcut_gradient=0.0, branch_gradient=HALF / (1 - HALF))
+ROOT = math.sqrt(1 / 2)
+KEPT = Flow(ROOT, ROOT, shortcut_gradient=0.0, branch_gradient=ROOT / (1 - ROOT))
 """x + F(x), both times root 1/2. A branch that passes its normalised input on leads the stream to the size r = root 1/2
 (r + 1), and divides its gradient by r: times r, it keeps its size without the shortcut's."""
 LAST = Flow(shortcut_gradient=0.0, branch_gradient=0.0)
@@ -98,12 +100,13 @@ def in_float64(wiring: Wiring) -> Wiring:
 
 
 STOPPED = Wiring(STOP_GRADIENT, STOP_GRADIENT)
+STOPPED_ATTENTION, STOPPED_MLP = Wiring(attention=STOP_GRADIENT), Wiring(mlp=STOP_GRADIENT)
 SCALED_STOPPED = Wiring(STOP_GRADIENT, STOP_GRADIENT, "depth-scaled")
 WIRINGS = {
     "residual": Wiring(),
     "stop-gradient": STOPPED,
-    "stop-gradient-attention": Wiring(attention=STOP_GRADIENT),
-    "stop-gradient-mlp": Wiring(mlp=STOP_GRADIENT),
+    "stop-gradient-attention": STOPPED_ATTENTION,
+    "stop-gradient-mlp": STOPPED_MLP,
     "kept-size": Wiring(KEPT, KEPT, "near-identity"),
     "plain": Wiring(PLAIN, PLAIN),
     "near-identity": Wiring(PLAIN, PLAIN, "near-identity"),
@@ -114,6 +117,8 @@ WIRINGS = {
     "only-last-4": Wiring(learning=4),
     "residual-float64": in_float64(Wiring()),
     "stop-gradient-float64": in_float64(STOPPED),
+    "stop-gradient-attention-float64": in_float64(STOPPED_ATTENTION),
+    "stop-gradient-mlp-float64": in_float64(STOPPED_MLP),
     "depth-scaled-stop-gradient-float64": in_float64(SCALED_STOPPED),
 }
 DIFFERENCES = {
@@ -121,6 +126,8 @@ DIFFERENCES = {
     "only-last-2": "stop-gradient",
     "only-last-4": "stop-gradient",
     "stop-gradient-float64": "residual-float64",
+    "stop-gradient-attention-float64": "residual-float64",
+    "stop-gradient-mlp-float64": "residual-float64",
     "depth-scaled-stop-gradient-float64": "residual-float64",
 }
 """What arms are compared with, beside `residual`."""
@@ -132,6 +139,8 @@ GAPS = {
     "only-last-2": "stop-gradient",
     "only-last-4": "stop-gradient",
     "stop-gradient-float64": "stop-gradient",
+    "stop-gradient-attention-float64": "stop-gradient-attention",
+    "stop-gradient-mlp-float64": "stop-gradient-mlp",
     "depth-scaled-stop-gradient-float64": "depth-scaled-stop-gradient",
     "near-identity": "plain",
 }
@@ -147,7 +156,8 @@ class Settings(RunSettings):
     arms: tuple[str, ...] = tuple(WIRINGS)
     """Any of residual, stop-gradient, stop-gradient-attention, stop-gradient-mlp, kept-size, plain, near-identity,
     at-most-2, depth-scaled, depth-scaled-stop-gradient, only-last-2, only-last-4, residual-float64,
-    stop-gradient-float64, depth-scaled-stop-gradient-float64."""
+    stop-gradient-float64, stop-gradient-attention-float64, stop-gradient-mlp-float64,
+    depth-scaled-stop-gradient-float64."""
     layers: int = 12
     """Blocks of attention and an MLP; each has two junctions."""
     width: int = 64
@@ -516,19 +526,25 @@ def report(tables: Tables, diverged: list[Run], rates: Mapping[str, float], grid
     changes, gaps = differences(losses), gaps_closed(losses)
     output.table("scores", score_table(losses, changes, gaps, rates, grid))
     drawings = {
-        "losses": (figures.conditions, tables["outcomes"].assign(control=tables["outcomes"]["arm"])),
+        "losses": (
+            partial(figures.conditions, quantity="loss"),
+            tables["outcomes"].assign(control=tables["outcomes"]["arm"]),
+        ),
         "gradient_norms": (figures.gradient_norms, among_drawn(tables["gradients"])),
         "path_lengths": (figures.path_lengths, among_drawn(tables["paths"])),
         "alignment": (figures.alignment, among_drawn(tables["alignment"])),
         "stream": (figures.stream, among_drawn(pd.concat([tables["stream"], tables["read_out"]], ignore_index=True))),
     }
     for name, (draw, rows) in drawings.items():
-        options = {"quantity": "loss"} if name == "losses" else {}
-        show.save_figure(output, draw(rows, **options), rows, name)
+        show.save_figure(output, draw(rows), rows, name)
     show_losses(console, losses, rates, changes, gaps)
     show.diverged(console, diverged)
     readings = {"above": "worse", "below": "better", "within": "none"}
     made = {f"{arm} - {other}": show.decision(found, MARGIN, readings) for (arm, other), found in changes.items()}
+    made |= {
+        f"{arm}: of the gap from {GAPS[arm]}": (show.interval(gap.mean, gap.low, gap.high), f"{HALF}", gap.recovers)
+        for arm, gap in gaps.items()
+    }
     show.files(console, output)
     if made:
         show.decisions(console, made, title="test loss, nats a character, paired by seed")
@@ -591,7 +607,7 @@ def score_table(
 
 
 def show_losses(
-    console: Any,
+    console: Console,
     losses: pd.DataFrame,
     rates: Mapping[str, float],
     changes: Mapping[tuple[str, str], Estimate],

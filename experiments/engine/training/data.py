@@ -196,7 +196,7 @@ class Batches:
         return len(self.splits[split][1])
 
     def get(self, split: str, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W), normalised float32, and their labels (N,); what are no pixels, as the data set has it."""
+        """Images (N, C, H, W), normalised float32, and their labels (N,); what are no pixels, as they are."""
         images, labels = self.splits[split]
         there = to_device_async(indices, self.device) if isinstance(indices, Tensor) else indices
         if isinstance(images, ImageFiles):
