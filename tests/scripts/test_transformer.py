@@ -1,7 +1,6 @@
 """The transformers' experiment: its text, its arms, what it measures and writes, and how it chooses rates."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def test_batches_are_sequences_and_what_follows_each() -> None:
     text = toy_text()
     batches = on_cpu(text)
     given, following = batches.get("train", torch.tensor([3, 0]))
-    wanted = torch.cat([torch.from_numpy(np.asarray(text.splits["train"][0])).flatten()])
+    wanted = torch.from_numpy(np.asarray(text.splits["train"][0])).flatten()
     assert given.dtype == torch.int64, "characters are numbers, and are not normalised as pixels are"
     assert torch.equal(given[0], wanted[24:32])
     assert torch.equal(following[1], wanted[1:9])
@@ -229,7 +228,7 @@ def test_the_alignment_is_that_of_the_arm_s_own_limited_gradient() -> None:
 
 def test_the_measured_step_is_adam_s_first_and_moves_a_copy() -> None:
     """Every weight whose gradient Adam sees moves by the whole rate."""
-    text, run = toy_text(), replace(run_of("residual-float64"))
+    text, run = toy_text(), run_of("residual-float64")
     model = make_network(run, text)
     given, following = on_cpu(text).get("train", slice(0, 8))
     before = {name: x.detach().clone() for name, x in model.named_parameters()}
