@@ -441,7 +441,7 @@ class Grid:
     def run_of(self, arm: str, rate: float, seed: int, *, tuning: bool = False) -> Run:
         """One run; its depth is the number of layers. One that tunes is neither measured nor evaluated on test."""
         settings, wiring = self.settings, WIRINGS[arm]
-        sizes = {"width": settings.width, "heads": settings.heads, "context": settings.context}
+        sizes: dict[str, Any] = {"width": settings.width, "heads": settings.heads, "context": settings.context}
         recipe = TextRecipe(
             wiring,
             **sizes,
@@ -566,11 +566,12 @@ def final_losses(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 def differences(losses: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
     """Of each arm, its test loss minus residual's and minus that of the arm it is compared with, paired by seed."""
-    pairs = [(arm, other) for arm in losses for other in ("residual", DIFFERENCES.get(str(arm))) if arm != other]
+    arms = list(map(str, losses))
+    pairs = [(arm, other) for arm in arms for other in ("residual", DIFFERENCES.get(arm, "residual")) if arm != other]
     return {
-        (str(arm), other): estimate((losses[arm] - losses[other]).dropna().to_numpy())
+        (arm, other): estimate((losses[arm] - losses[other]).dropna().to_numpy())
         for arm, other in pairs
-        if other in losses
+        if other in arms
     }
 
 
