@@ -1,6 +1,7 @@
 """The transformers' experiment: its text, its arms, what it measures and writes, and how it chooses rates."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from experiments.engine.running.run import Run
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import Batches, Dataset
 from experiments.engine.training.optimisation import Training
+from experiments.engine.training.train_run import probing_batch
 from experiments.transformer import (
     GAPS,
     KEPT,
     MEASURED,
+    PROBED,
     UNSEEN,
     WIRINGS,
     Grid,
@@ -195,6 +198,15 @@ def test_adam_sees_every_gradient_in_float64_alone() -> None:
     assert {WIRINGS[arm].epsilon for arm in WIRINGS if arm.endswith("float64")} == {UNSEEN}
 
 
+def test_a_run_is_trained_with_its_arm_s_constant() -> None:
+    """Beside a constant that is far larger than every gradient, nothing moves."""
+    text, run = toy_text(), run_of("residual", tuning=True)
+    still = replace(run, recipe=replace(run.recipe, wiring=replace(run.recipe.wiring, epsilon=1e6)))
+    first, last = (train_gpt(one, text=text).tables["losses"]["value"].tolist() for one in (still, run))
+    assert first[0] == last[0]
+    assert first[2] - last[2] > 1e-3
+
+
 # Measurements
 
 
@@ -211,8 +223,9 @@ def test_measurements_at_the_first_and_the_last_step() -> None:
     cosine = select(tables["alignment"], quantity="cosine", epoch=0).set_index("block")["value"]
     assert cosine["blocks.3.mlp"] == pytest.approx(1, abs=1e-6)  # nothing is above it; float32
     assert cosine["blocks.0.attention"] < 0.9
-    read = select(tables["read_out"], quantity="loss", epoch=1, block="blocks.3.mlp")["value"].item()
-    assert read < np.log(len(text.classes))
+    network, given, following = probing_batch(make_network(run_of("stop-gradient"), text), on_cpu(text), most=PROBED)
+    read = select(tables["read_out"], quantity="loss", epoch=0, block="blocks.3.mlp")["value"].item()
+    assert read == pytest.approx(next_character(network(given), given, following).item(), rel=1e-6)  # float32
     assert select(tables["paths"], quantity="share", path_length=8)["value"].tolist() == pytest.approx([1, 1])
 
 
