@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from benchmarks.resident import highest_resident
 from benchmarks.rounds import interleave, judged, machine, median, show_table
 from experiments.engine.running.cli import run_script
+from experiments.engine.running.messages import check_choice
 from models import cifar_resnet
 from probes import find_junctions, gradient_norms, record, residual_magnitudes
 
@@ -269,6 +270,8 @@ def peak_memory(network: str, way: str) -> int:
 
 def main(settings: Settings) -> None:
     """Run the benchmark and print its tables."""
+    for network in settings.networks:
+        check_choice("--networks", network, tuple(NETWORKS))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="torchlens")
     console = Console(width=120)
