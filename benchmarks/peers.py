@@ -7,17 +7,21 @@ the norms of both addends and their cosine, and what of the gradient came by eit
 what the shortcut carries, so that activations are compared at identity shortcuts; gradients at all blocks.
 
 Ratios to the bare step are from interleaved rounds in one process, in a random order, on one thread: the median over
-rounds with a 95 % bootstrap interval, in seconds of processor time. Each way has its own copy of the network. Lines are
-statements of the way's function below, on one line each, without its imports. Memory is the peak of the process's
-resident set less what it has once all is imported, each way in a process of its own. TorchLens and nnsight are no
-dependencies: where one is missing, its rows are left out.
+rounds with a 95 % bootstrap interval, in seconds of processor time. Each way has its own copy of the network. Both
+libraries change torch for the whole process, and nnsight's gradients do not come any more once TorchLens has: each has
+a process of its own, with the bare step, the hooks and `record` beside it. Lines are statements of the way's function
+below, on one line each, without its imports. Memory is the peak of the process's resident set less what it has once
+all is imported, each way in a process of its own. TorchLens and nnsight are no dependencies: where one is missing, its
+rows are left out.
 """
 
 import ast
 import copy
 import importlib.util
 import inspect
-import multiprocessing
+import json
+import subprocess
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,8 +55,6 @@ class Settings:
     """Which of `cifar_resnet(56)`, `GPT-2` (Hugging Face's, 4 layers, width 128) and `cifar_resnet(8)`."""
     rounds: int = 30
     """Timed rounds a network; two more warm up."""
-    memory: bool = True
-    """Whether peak memory is measured."""
     to: Path | None = None
     """A folder for a CSV file of each network, `costs_peers_NETWORK.csv`."""
     quick: bool = False
@@ -195,12 +197,14 @@ WAYS: dict[str, tuple[Callable[[Case], Any], str | None]] = {  # and the package
 }
 
 
-def available(console: Console | None = None) -> list[str]:
-    """The ways whose packages are installed; says how to install the others."""
-    missing = {package for _, package in WAYS.values() if package and importlib.util.find_spec(package) is None}
-    for package in sorted(missing) if console else ():
-        console.print(f"left out: {package} is not installed: pip install {package}")
-    return [way for way, (_, package) in WAYS.items() if package not in missing]
+def installed(console: Console) -> list[str]:
+    """The packages that are there; says how to install the others."""
+    packages = list(dict.fromkeys(package for _, package in WAYS.values() if package is not None))
+    found = [package for package in packages if importlib.util.find_spec(package) is not None]
+    for package in packages:
+        if package not in found:
+            console.print(f"left out: {package} is not installed: pip install {package}")
+    return found
 
 
 def lines(way: str) -> int:
@@ -254,6 +258,25 @@ def make_cases(network: str, ways: Sequence[str]) -> dict[str, Case]:
     }
 
 
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of this file returns, by way of JSON, in a Python of its own: TorchLens refuses to run in those
+    that multiprocessing starts."""
+    code = f"import json; from benchmarks import peers; print(json.dumps(peers.{function.__name__}(*{arguments!r})))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def times(network: str, package: str | None, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a package's ways, and of those that need none, in each round; run in a fresh process."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    cases = make_cases(network, [way for way, (_, needed) in WAYS.items() if needed in (None, package)])
+    check(cases)
+    found = interleave({way: partial(step, case, way) for way, case in cases.items()}, rounds=rounds, warm_up=2)
+    return {way: seconds.tolist() for way, seconds in found.items()}
+
+
 def peak_memory(network: str, way: str) -> int:
     """How much the highest resident set grows by three steps of one way, in kilobytes; run in a fresh process."""
     torch.set_num_threads(1)
@@ -272,51 +295,47 @@ def main(settings: Settings) -> None:
     """Run the benchmark and print its tables."""
     for network in settings.networks:
         check_choice("--networks", network, tuple(NETWORKS))
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="torchlens")
     console = Console(width=120)
-    ways = available(console)
+    packages = installed(console)
     for network in settings.networks:
-        cases = make_cases(network, ways)
-        check(cases)
-        found = interleave({way: partial(step, cases[way], way) for way in ways}, rounds=settings.rounds, warm_up=2)
-        peak = {}
-        if settings.memory:
-            with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-                peak = {way: pool.apply(peak_memory, (network, way)) for way in ways}
-        show(console, settings, network, cases, found, peak)
+        runs = [
+            {way: np.array(seconds) for way, seconds in in_a_process(times, network, package, settings.rounds).items()}
+            for package in packages or [None]
+        ]
+        peak = {
+            way: in_a_process(peak_memory, network, way) for way in dict.fromkeys(way for run in runs for way in run)
+        }
+        show(console, settings, network, runs, peak)
     console.print(machine())
 
 
 def show(
-    console: Console,
-    settings: Settings,
-    network: str,
-    cases: dict[str, Case],
-    found: dict[str, np.ndarray],
-    peak: dict[str, int],
+    console: Console, settings: Settings, network: str, runs: list[dict[str, np.ndarray]], peak: dict[str, int]
 ) -> None:
-    """The table of one network, and whether the bounds hold."""
-    case, base = cases["bare step"], found["bare step"]
-    title = f"{network}, {len(case.blocks)} blocks, inputs {tuple(case.inputs.shape)}, {len(base)} rounds"
-    rows = [
-        (
-            way,
-            f"{1000 * median(seconds).median:.0f}",
-            f"{median(seconds / base):.2f}",
-            f"{peak[way] / 1024:.0f}" if peak else "",
-            str(lines(way)) if way != "bare step" else "",
-        )
-        for way, seconds in found.items()
-    ]
+    """The table of one network, and whether the bounds hold. runs: seconds of each way, from each process."""
+    case = NETWORKS[network]()
+    title = f"{network}, {len(case.blocks)} blocks, inputs {tuple(case.inputs.shape)}, {settings.rounds} rounds"
+    rows: dict[str, tuple[str, ...]] = {}
+    bounds: list[str] = []
+    for run in runs:
+        for way in run.keys() - rows.keys():
+            rows[way] = (
+                way,
+                f"{1000 * median(run[way]).median:.0f}",
+                f"{median(run[way] / run['bare step']):.2f}",
+                f"{peak[way] / 1024:.0f}",
+                str(lines(way)) if way != "bare step" else "",
+            )
+            if way not in ("bare step", "record"):
+                most = 1.1 if way == "hand-written hooks" else 1.0
+                ratio = median(run["record"] / run[way])
+                bounds.append(judged(f"record, at most {most:g} x {way}: {ratio:.2f}", ratio, most=most))
+    head = ("milliseconds", "ratio to bare [95 %]", "peak memory, MiB", "lines")
     name = "".join(c if c.isalnum() else "_" for c in network).strip("_").lower()
     to = settings.to / f"costs_peers_{name}.csv" if settings.to else None
-    show_table(("milliseconds", "ratio to bare [95 %]", "peak memory, MiB", "lines"), rows, console, title=title, to=to)
-    for way in found:
-        if way not in ("bare step", "record"):
-            most = 1.1 if way == "hand-written hooks" else 1.0
-            ratio = median(found["record"] / found[way])
-            console.print(judged(f"record, at most {most:g} x {way}: {ratio:.2f}", ratio, most=most))
+    show_table(head, [rows[way] for way in WAYS if way in rows], console, title=title, to=to)
+    for bound in sorted(bounds):
+        console.print(bound)
 
 
 if __name__ == "__main__":
