@@ -99,9 +99,9 @@ def gpt2() -> Case:
     """Hugging Face's GPT-2 with random weights, on random tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=4, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
-    )
+    size = {"vocab_size": 512, "n_positions": 64, "n_embd": 128, "n_layer": 4, "n_head": 4}
+    dropout = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = GPT2Config(**size, **dropout, bos_token_id=None, eos_token_id=None, use_cache=False)
     tokens = torch.randint(512, (8, 64))
     blocks = [f"transformer.h.{layer}" for layer in range(config.n_layer)]
     return Case(GPT2LMHeadModel(config), tokens, tokens, blocks, "transformer.drop")
