@@ -95,9 +95,8 @@ def find_junctions(
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     # Parameters that require gradients, so that a frozen model has a graph too.
     state |= {name: nn.Parameter(p.detach()) for name, p in model.named_parameters() if p.is_floating_point()}
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with (
-        torch.random.fork_rng(devices=sorted(devices)),
+        torch.random.fork_rng(devices=gpus_of(state)),
         torch.inference_mode(False),
         torch.enable_grad(),
         detect_junctions(model, on_junction, on_other_add=on_other_add),
@@ -107,6 +106,11 @@ def find_junctions(
         return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"])
     adds = Counter(call_name(name) for name, *_ in rows)
     return [replace(junction, adds_of_call=adds[call_name(junction.name)]) for junction in found]
+
+
+def gpus_of(values: Any) -> list[int]:
+    """The GPUs that hold the tensors in `values`, nested or not: those whose random state a forward may move."""
+    return sorted({x.device.index for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_cuda})
 
 
 @dataclass(eq=False)
