@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
+from .refusals import called_by_checkpoint, refusal, refuse_modules, refuse_transforms
 from .untracked import FrozenParameters, differentiable
 
 IN_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
@@ -118,7 +118,7 @@ class AddMode(TorchFunctionMode):
 
     def _start(self) -> None:
         self.stop()
-        refuse_compiled(self.names)
+        refuse_modules(self.names)
         if not torch.is_grad_enabled() and called_by_checkpoint(sys._getframe(2)):
             raise refusal("reentrant activation checkpointing")
         self.caller, self.thread = sys._getframe(2), threading.get_ident()
@@ -210,7 +210,7 @@ def intercept_adds(mode: AddMode) -> Iterator[None]:
     The hooks that say which module is running are the only thing put on the model; they leave with the context. Raises
     RuntimeError where adds would be missed.
     """
-    refuse_compiled(mode.names)
+    refuse_modules(mode.names)
     handles = [module.register_forward_pre_hook(mode.before_module, with_kwargs=True) for module in mode.names]
     handles += [module.register_forward_hook(mode.after_module, always_call=True) for module in mode.names]
     try:

@@ -23,7 +23,7 @@ from .adds import Add, AddMode, call_name, intercept_adds
 from .classify import JunctionMatch, classify_add, extend_match
 from .graph import LAYOUT, hidden_by, made_of_inputs
 from .origins import ModuleCalls, Origin, tensors
-from .refusals import refusal
+from .refusals import refusal, refuse_sharded_activation
 
 
 @dataclass(frozen=True)
@@ -277,6 +277,7 @@ class _Detector(AddMode):
         self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
     ) -> None:
         """operand: which one is the branch. part: the junction of which this extends the sum."""
+        refuse_sharded_activation(detected.sum, detected.junction.name)
         self.last = (add.call, detected)
         if self.module_calls is not None:
             detected.fork = self.module_calls.value(detected.match.fork)
