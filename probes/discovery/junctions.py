@@ -93,8 +93,10 @@ def find_junctions(
         rows.append((name, None, "none", reason))
 
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    # Parameters that require gradients, so that a frozen model has a graph too.
-    state |= {name: nn.Parameter(p.detach()) for name, p in model.named_parameters() if p.is_floating_point()}
+    # Parameters that require gradients, so that a frozen model has a graph too; quantised weights have a type of their
+    # own, and none.
+    own = {name: p for name, p in model.named_parameters() if p.is_floating_point() and type(p.data) is Tensor}
+    state |= {name: nn.Parameter(p.detach()) for name, p in own.items()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with (
         torch.random.fork_rng(devices=sorted(devices)),

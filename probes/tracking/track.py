@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from ..discovery.refusals import is_sharded
 from ..measured import MeasuredRecording, together
 from ..measurements.gradient_norms import gradient_norms
 from ..measurements.paths import path_contributions
@@ -71,7 +72,8 @@ def track(
     Raises:
         TypeError: ``to``, ``measure`` or ``loss_scale`` is none of these.
         ValueError: ``every`` or ``start`` is no such number, a file exists, nothing could be recorded in a step (no
-            junctions, no forward, no backward), or no optimizer of the model's stepped until the end.
+            junctions, no forward, no backward), no optimizer of the model's stepped until the end, or path lengths are
+            asked for of sharded weights.
         RuntimeError: The model hides its adds (see ``record``), or the optimizer steps inside the backward.
         ImportError: A Parquet file, without pyarrow.
 
@@ -89,6 +91,12 @@ def track(
             raise ValueError(f"track: {name} is {number!r}: give a whole number of steps, at least {least}")
     measurements = _checked_measurements(measure)
     paths = [m for m in measurements if _is_of_paths(m)]
+    if paths and any(map(is_sharded, model.parameters())):
+        raise ValueError(
+            "track: path_contributions runs backwards of its own, for which sharded weights (FSDP, tensor parallelism) "
+            "are gathered from all processes, and the first alone measures: it would wait for ever; record a step in "
+            "all processes instead"
+        )
     forwards = Forwards(model, blocks, keep, _checked_scale(loss_scale), paths)
     tables = _Tables(model, forwards, measurements, sinks(to, start), every)
     steps = Steps(model, start, begin=tables.begin, complete=tables.write, skipped=forwards.drop)
