@@ -77,3 +77,13 @@ def refuse_sharded_activation(x: object, name: str) -> None:
             "modules give local tensors there (use_local_output=True, their default), or measure the model before "
             "parallelize_module"
         )
+
+
+def refuse_sharded_parameters(parameters: Iterable[object], caller: str) -> None:
+    """Raise where a model's parameters are DTensors, and a measurement needs whole ones."""
+    if any(map(is_sharded, parameters)):
+        raise ValueError(
+            f"{caller}: the parameters are DTensors (FSDP2, tensor parallelism), of which this process holds a part: "
+            "measure an unsharded copy of the model, with the weights of torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..discovery.refusals import refuse_sharded_parameters
 from ..gradients.blocks import block_parameters, checked_loss, find_blocks, gradients, unchanged
 from ..norms import gram, times_power
 from ..tables import table
@@ -84,6 +85,7 @@ def gradient_noise(
         raise ValueError(f'gradient_noise: of is {of!r}: give "blocks" or "model"')
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"gradient_noise: batch_size is {batch_size!r}: give a whole number of at least 1")
+    refuse_sharded_parameters(model.parameters(), "gradient_noise")
     listed = list(batches)
     size = _size(listed) if batch_size is None else batch_size
     if len(listed) < 2:

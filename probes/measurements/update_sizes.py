@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..discovery.adds import call_name
 from ..discovery.junctions import find_junctions
+from ..discovery.refusals import refuse_sharded_parameters
 from ..norms import scaled_norm
 from ..tables import table
 
@@ -65,6 +66,7 @@ def update_sizes(
         torch.optim.SGD(model.parameters(), lr=0.1).step()
         update_sizes(model, before, images)
     """
+    refuse_sharded_parameters(model.parameters(), "update_sizes")
     after: State = {name: x.detach().clone() for name, x in (*model.named_parameters(), *model.named_buffers())}
     _check_state(before, after, model)
     first = {**after, **{name: before[name].detach().clone() for name in after if name in before}}

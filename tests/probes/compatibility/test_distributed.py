@@ -19,7 +19,20 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_modul
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from probes import find_junctions, gate, gradient_alignment, gradient_norms, path_contributions, record, track
+from probes import (
+    find_junctions,
+    gate,
+    gradient_alignment,
+    gradient_noise,
+    gradient_norms,
+    path_contributions,
+    path_gradients,
+    precision,
+    record,
+    tangent_kernel,
+    track,
+    update_sizes,
+)
 from tests.support.gated_by_hand import model
 from tests.support.networks import chain, values
 
@@ -168,6 +181,16 @@ def fsdp(rank: int, folder: str) -> dict[str, Any]:
         "paths": refusal(track_paths),
         "alignment": refusal(lambda: gradient_alignment(gradients, gradients)),
     }
+    with record(network) as recording:
+        network(x).square().mean().backward()
+    whole_parameters: dict[str, Callable[[], object]] = {
+        "path lengths of parameters": lambda: path_gradients(recording, of="parameters"),
+        "gradient_noise": lambda: gradient_noise(network, lambda model, x: model(x).sum(), [x, x]),
+        "precision": lambda: precision(network, x),
+        "tangent_kernel": lambda: tangent_kernel(network, x),
+        "update_sizes": lambda: update_sizes(network, {}, x),
+    }
+    refusals |= {name: refusal(run) for name, run in whole_parameters.items()}
     return {"trained": trained, "tables": tables, "refusals": refusals}
 
 
@@ -217,6 +240,9 @@ def test_fsdp(tmp_path: Path) -> None:
         assert paths == pytest.approx(whole[1], rel=1e-12)
         assert junctions == whole[2] == [("1", "identity"), ("2", "projection"), ("3", "identity")]
         refusals = of_process["refusals"]
+        for name in ("path lengths of parameters", "gradient_noise", "precision", "tangent_kernel", "update_sizes"):
+            assert f"{name}: the parameters are DTensors (FSDP2, tensor parallelism), of which" in refusals[name]
+            assert "full_state_dict=True" in refusals[name]
         assert "track: path_contributions runs backwards of its own" in refusals["paths"]
         assert "the gradient of '0.weight' is a DTensor" in refusals["alignment"]
         assert "full_tensor()" in refusals["alignment"]

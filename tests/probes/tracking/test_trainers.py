@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, optimizer  # pyright: ignore[reportAttributeAccessIssue]
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, Dataset
 
 from probes import track
@@ -232,3 +233,40 @@ def test_mixed_precision_of_accelerate(tmp_path: Path) -> None:
     in_a_plain_loop(twin, track(twin, every=2, to=plain.__setitem__), tmp_path)
     assert list(tables) == [0, 2, 4]
     pd.testing.assert_frame_equal(pd.concat(tables.values()), pd.concat(plain.values()), rtol=1e-5, atol=1e-8)
+
+
+class Stopped(Network):
+    """Its fourth forward in training is interrupted: the second micro-batch of the second step."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.calls += self.training
+        hidden = self.blocks[0](inputs)
+        if self.training and self.calls == 4:
+            raise self.error
+        logits = self.blocks[1:](hidden)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.usefixtures("their_warnings")
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("train", TRAINERS.values(), ids=TRAINERS)
+def test_nothing_stays_where_a_training_is_interrupted(
+    train: Train, error: type[BaseException], tmp_path: Path
+) -> None:
+    """In the middle of a forward, with a micro-batch collected. Lightning ends the process at Ctrl-C."""
+    network, tables = Stopped(error), dict[int, pd.DataFrame]()
+    tracked = track(network, every=1, to=tables.__setitem__)
+    before = [list(hooks) for hooks in (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)]
+    stance = torch._dynamo.eval_frame._stance
+    with pytest.raises((error, SystemExit)):
+        train(network, tracked, tmp_path)
+    assert list(tables) == [0]
+    after = [list(hooks) for hooks in (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)]
+    assert after == before
+    assert torch._dynamo.eval_frame._stance == stance
+    assert _get_current_function_mode_stack() == []
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
