@@ -43,7 +43,6 @@ class Steps:
     def count(self) -> Iterator[None]:
         """A context around the training; raises ValueError at its end if there was no step to count."""
         with ExitStack() as stack:
-            stack.callback(self._forget)
             stack.callback(register_optimizer_step_pre_hook(self.before).remove)
             stack.callback(register_optimizer_step_post_hook(self.after).remove)
             self.recorded = self.begin(self.step)
@@ -54,9 +53,6 @@ class Steps:
                 f"track: no optimizer of this model's parameters has stepped inside of the context (seen: {others}): "
                 "give the very module that is trained, and run its training inside"
             )
-
-    def _forget(self) -> None:
-        self.caller, self.recorded = None, False
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """torch's hook before each step of every optimizer."""

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from probes import Recording, find_junctions, gate, gradient_norms, record, residual_magnitudes, track
-from tests.support.networks import Residual, left_as_it_was, values
+from tests.support.networks import Apply, Residual, left_as_it_was, values
 
 WIDTH = 16  # of what int8 and 4-bit kernels take
 
@@ -29,7 +30,7 @@ def _their_warnings() -> Iterator[None]:
 # Quantised weights. The blocks have no bias and no norm: nothing but the quantised weights makes a branch of them.
 
 
-def quantisable() -> nn.Sequential:
+def quantisable() -> Any:
     torch.manual_seed(0)
 
     def block() -> Residual:
@@ -43,13 +44,13 @@ def features() -> Tensor:
     return torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def to_int8(network: nn.Sequential) -> None:
+def to_int8(network: Any) -> None:
     torchao: Any = pytest.importorskip("torchao.quantization", exc_type=ImportError)
     torchao.quantize_(network[1:], torchao.Int8WeightOnlyConfig())
 
 
-def to_bitsandbytes(make: Callable[[Any, nn.Linear], nn.Module]) -> Callable[[nn.Sequential], None]:
-    def quantise(network: nn.Sequential) -> None:
+def to_bitsandbytes(make: Callable[[Any, nn.Linear], nn.Module]) -> Callable[[Any], None]:
+    def quantise(network: Any) -> None:
         library: Any = pytest.importorskip("bitsandbytes", exc_type=ImportError)
         for block in network[1:]:
             for index in (0, 2):
@@ -70,7 +71,7 @@ def in_8_bits(library: Any, layer: nn.Linear) -> nn.Module:
     return library.Linear8bitLt(layer.in_features, layer.out_features, bias=False, has_fp16_weights=False)
 
 
-QUANTISED: dict[str, Callable[[nn.Sequential], None]] = {
+QUANTISED: dict[str, Callable[[Any], None]] = {
     "torchao int8": to_int8,
     "bitsandbytes 4 bits": to_bitsandbytes(in_4_bits),
     "bitsandbytes 8 bits": to_bitsandbytes(in_8_bits),
@@ -78,7 +79,7 @@ QUANTISED: dict[str, Callable[[nn.Sequential], None]] = {
 
 
 @pytest.mark.parametrize("quantise", QUANTISED.values(), ids=QUANTISED)
-def test_gradients_pass_quantised_weights(quantise: Callable[[nn.Sequential], None]) -> None:
+def test_gradients_pass_quantised_weights(quantise: Callable[[Any], None]) -> None:
     """The norms are those of autograd, through the quantised layers."""
     network, x = quantisable(), features()
     quantise(network)
@@ -99,7 +100,7 @@ def test_gradients_pass_quantised_weights(quantise: Callable[[nn.Sequential], No
 
 
 @pytest.mark.parametrize("quantise", QUANTISED.values(), ids=QUANTISED)
-def test_the_gate_acts_on_quantised_weights(quantise: Callable[[nn.Sequential], None]) -> None:
+def test_the_gate_acts_on_quantised_weights(quantise: Callable[[Any], None]) -> None:
     network, x = quantisable(), features()
     quantise(network)
     with gate(network, shortcut_gradient=0.0, branch_gradient=0.0, where="1"):
@@ -111,6 +112,24 @@ def test_the_gate_acts_on_quantised_weights(quantise: Callable[[nn.Sequential], 
     twin.zero_grad()
     (twin(x) * network(x).detach() * (2 / x.numel())).sum().backward()  # by the shortcuts alone
     assert torch.allclose(network[0].weight.grad, twin[0].weight.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_a_quantised_layer_gives_is_no_parameter(bits: int) -> None:
+    """Of inputs without a node, which those of a second forward are, only its bias is left in the graph."""
+    library: Any = pytest.importorskip("bitsandbytes", exc_type=ImportError)
+    kind = {4: library.nn.Linear4bit, 8: partial(library.nn.Linear8bitLt, has_fp16_weights=False)}[bits]
+    inner = Residual(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()))
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        hidden = self.stem(x)
+        return hidden + self.inner(hidden).tanh()
+
+    network = Apply(forward, stem=kind(WIDTH, WIDTH).to("cpu"), inner=inner)
+    for _ in range(3):
+        with record(network) as recording:
+            network(features()).sum().backward()
+        assert [site.name for site in recording.sites] == ["inner", "(model)"]
 
 
 def test_layers_quantised_for_inference_are_refused() -> None:

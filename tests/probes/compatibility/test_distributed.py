@@ -37,6 +37,7 @@ from tests.support.gated_by_hand import model
 from tests.support.networks import chain, values
 
 STEPS, PROCESSES = 3, 2
+Worker = Callable[[int, str], dict[str, Any]]  # of a rank and the folder for files
 
 
 def batch(step: int) -> Tensor:
@@ -60,13 +61,13 @@ def train(network: nn.Module, call: nn.Module, share: slice, steps: int = STEPS)
     }
 
 
-def spawned(worker: Callable[[int, str], None], folder: Path) -> list[dict[str, Any]]:
+def spawned(worker: Worker, folder: Path) -> list[dict[str, Any]]:
     """What the processes leave in their files."""
     mp.spawn(partial(_in_group, worker), (str(folder),), nprocs=PROCESSES)  # pyright: ignore[reportPrivateImportUsage]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
-def _in_group(worker: Callable[[int, str], dict[str, Any]], rank: int, folder: str) -> None:
+def _in_group(worker: Worker, rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     try:
@@ -160,7 +161,8 @@ def refusal(run: Callable[[], object]) -> str:
 
 
 def fsdp(rank: int, folder: str) -> dict[str, Any]:
-    network, x = sharded(), batch(0)[share_of(rank)]
+    network: Any = sharded()
+    x = batch(0)[share_of(rank)]
     assert isinstance(network[0].weight, DTensor)
     with gate(network, shortcut_gradient=0.0), track(network, every=2, to=f"{folder}/norms.csv"):
         trained = train(network, network, share_of(rank))
@@ -197,10 +199,11 @@ def fsdp(rank: int, folder: str) -> dict[str, Any]:
 def tensor_parallel(rank: int, folder: str) -> dict[str, Any]:
     mesh, x = init_device_mesh("cpu", (PROCESSES,)), torch.randn(4, 4, dtype=torch.float64)
     dist.broadcast(x, 0)
-    whole = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), *chain(2, width=4))
+    whole: Any = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), *chain(2, width=4))
     for parameter in whole.parameters():
         dist.broadcast(parameter.data, 0)
-    parallel, distributed = copy.deepcopy(whole), distribute_module(copy.deepcopy(whole), mesh)
+    parallel = copy.deepcopy(whole)
+    distributed: Any = distribute_module(copy.deepcopy(whole), mesh)
     for block in parallel[1:]:
         parallelize_module(block.branch, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 

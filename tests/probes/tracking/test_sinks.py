@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,22 +112,26 @@ def records_of(file: Path) -> Iterator[bytes]:
     """The records of an offline run's file, which is a LevelDB log: blocks of 32 KiB; each record, or fragment of one,
     behind its checksum, its length and its kind (1 whole, 2 first, 3 middle, 4 last)."""
     data, place, fragments = file.read_bytes(), 7, b""
-    while place < len(data):
+    while place + 7 < len(data):
         if 2**15 - place % 2**15 < 7:
             place += 2**15 - place % 2**15
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
         fragments += data[place + 7 : place + 7 + length]
         place += 7 + length
+        if place > len(data):
+            return
         if kind in (1, 4):
             yield fragments
             fragments = b""
 
 
 @pytest.mark.usefixtures("their_warnings")
-def test_an_offline_run_of_weights_and_biases(tmp_path: Path) -> None:
+def test_an_offline_run_of_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONFIG", "CACHE", "DATA"):  # else in the home folder
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
     wandb: Any = pytest.importorskip("wandb", exc_type=ImportError)
-    from wandb.proto import wandb_internal_pb2 as messages
+    messages: Any = pytest.importorskip("wandb.proto.wandb_internal_pb2")
 
     kept = Kept()
     settings = wandb.Settings(console="off", silent=True)
@@ -136,12 +141,16 @@ def test_an_offline_run_of_weights_and_biases(tmp_path: Path) -> None:
     finally:
         run.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    records: list[Any] = []
+    for _ in range(600):  # another process writes the file, also after `finish` has returned
+        records = [messages.Record.FromString(data) for data in records_of(file)]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
     found: dict[tuple[int, str], float] = {}
-    for data in records_of(file):
-        record: Any = messages.Record.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]
+    for record in records:
         logged = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        step = logged.get("_step")
-        found |= {(step, name): value for name, value in logged.items() if not name.startswith("_")}
+        found |= {(logged["_step"], name): value for name, value in logged.items() if not name.startswith("_")}
     assert found == numbers(pd.concat(kept.values()))
 
 
@@ -150,7 +159,7 @@ def test_a_run_of_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """It reads where its files go when it is imported."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     trackio: Any = pytest.importorskip("trackio", exc_type=ImportError)
-    from trackio.sqlite_storage import SQLiteStorage
+    storage: Any = pytest.importorskip("trackio.sqlite_storage")
 
     kept = Kept()
     run = trackio.init(project="probes", name="run", embed=False, auto_log_gpu=False, auto_log_cpu=False)
@@ -159,7 +168,7 @@ def test_a_run_of_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         run.finish()
     wanted, found = numbers(pd.concat(kept.values())), dict[tuple[int, str], float]()
-    for logged in SQLiteStorage.get_logs("probes", "run"):
+    for logged in storage.SQLiteStorage.get_logs("probes", "run"):
         found |= {(logged["step"], name): value for name, value in logged.items() if (logged["step"], name) in wanted}
     assert found == wanted
 

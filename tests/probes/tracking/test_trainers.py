@@ -71,16 +71,15 @@ def in_accelerate_s_loop(
     network: nn.Module, context: AbstractContextManager[None], folder: Path, **options: Any
 ) -> None:
     accelerate: Any = pytest.importorskip("accelerate")
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # of other tests' accelerators, which may differ
+    state: Any = pytest.importorskip("accelerate.state").AcceleratorState
+    state._reset_state(reset_partial_state=True)  # of other tests' accelerators, which may differ
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=MICRO, **options)
     prepared = accelerator.prepare(network, SGD(network.parameters(), lr=RATE, momentum=0.9), loader())
     try:
         with context:
             accumulate(accelerator, *prepared)
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        state._reset_state(reset_partial_state=True)
 
 
 def accumulate(accelerator: Any, network: nn.Module, opt: Any, batches: Any) -> None:
