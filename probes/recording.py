@@ -422,7 +422,8 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
 
     Raises:
         ValueError: A block is no part of the model.
-        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
+        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing), is
+            quantised for inference, or keeps its stream as DTensors.
 
     Example::
 

@@ -67,7 +67,7 @@ def gradient_noise(
 
     Raises:
         ValueError: Fewer than two batches, batches of different sizes or of unknown size, an unknown option, no
-            junctions, a loss that gives no gradient, or no parameter that requires one.
+            junctions, a loss that gives no gradient, no parameter that requires one, or parameters that are DTensors.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
 
     Warns:

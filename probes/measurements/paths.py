@@ -58,7 +58,7 @@ def path_gradients(
 
     Raises:
         ValueError: ``max_length`` is out of range, the junctions are no chain (a route leads around one, or one lies
-            inside another), or nothing was recorded.
+            inside another), nothing was recorded, or the gradient is of parameters that are DTensors.
         RuntimeError: The graph was freed: call ``loss.backward(retain_graph=True)``.
 
     Example::

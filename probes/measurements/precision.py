@@ -56,7 +56,7 @@ def precision(
 
     Raises:
         ValueError: The model is in float64 already or has no floating parameters, there are no junctions, other
-            junctions are found in float64, or the loss gives no gradient.
+            junctions are found in float64, the loss gives no gradient, or parameters are DTensors.
         TypeError: The output is no tensor and there is no ``loss``.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
 

@@ -73,8 +73,8 @@ def tangent_kernel(
 
     Raises:
         ValueError: The biased model has other parameters, or gives other outputs; the outputs are no tensor with a
-            gradient; no parameter requires one; there are no junctions; an option is unknown; or the model runs under
-            ``limit_paths``.
+            gradient; no parameter requires one, or they are DTensors; there are no junctions; an option is unknown; or
+            the model runs under ``limit_paths``.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
 
     Warns:

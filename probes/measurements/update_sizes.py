@@ -56,7 +56,7 @@ def update_sizes(
 
     Raises:
         ValueError: ``before`` holds what the model does not, or of another shape; a block is no part of the model or
-            was not called; there is no junction, and no block is named.
+            was not called; there is no junction, and no block is named; parameters are DTensors.
         TypeError: A block gives no tensor.
 
     Example::

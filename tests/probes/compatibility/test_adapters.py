@@ -204,6 +204,50 @@ def test_lora_s_adapters_leave_frozen_bases_their_junctions(name: str, part: str
     pd.testing.assert_frame_equal(numbers(recording), wanted, rtol=1e-5, atol=1e-7)  # float32
 
 
+def reached(model: nn.Module, call: Callable[[], Tensor], where: str) -> tuple[set[str], set[str]]:
+    """Of which of the model's parameters gradients are not zero: without a gate, and where one closes a junction."""
+    found: list[set[str]] = []
+    for weight in (1.0, 0.0):
+        with gate(model, shortcut_gradient=weight, branch_gradient=weight, where=where):
+            call().backward()
+        found.append({name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()})
+        model.zero_grad()
+    return found[0], found[1]
+
+
+@each_model
+def test_the_gate_acts_on_adapted_models_and_on_forwards_with_a_cache(name: str) -> None:
+    """The last junction's fork gets nothing: what is left are the parameters of its branch and behind it."""
+    peft: Any = pytest.importorskip("peft", exc_type=ImportError)
+    model, ids = language_model(name), tokens()
+    last, of_last = JUNCTIONS[name][-1], {"gpt2": "transformer.h.1.", "llama": "model.layers.1."}[name]
+    inside = (
+        f"{of_last}mlp",
+        f"{of_last}ln_2",
+        f"{of_last}post_attention",
+        "transformer.ln_f",
+        "model.norm",
+        "lm_head",
+    )
+    embeddings = {"transformer.wte.weight"} if name == "gpt2" else set[str]()  # GPT-2's is the head's weight, too
+
+    def after_a_cache() -> Tensor:
+        with torch.no_grad():
+            cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
+        return model(input_ids=ids[:, 5:], past_key_values=cache).logits.square().mean()
+
+    ungated, gated = reached(model, after_a_cache, last)
+    assert gated == {p for p in ungated if p.startswith(inside)} | embeddings
+    assert gated < ungated
+    layers = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "up_proj"]}[name]
+    settings = peft.LoraConfig(target_modules=layers, r=2, fan_in_fan_out=name == "gpt2", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings)
+    ungated, gated = reached(adapted, lambda: adapted(input_ids=ids, labels=ids).loss, f"base_model.model.{last}")
+    assert len(ungated) == 8
+    assert gated == {p for p in ungated if p.startswith(f"base_model.model.{of_last}mlp")}
+    assert len(gated) == 2
+
+
 def test_lora_on_weights_of_4_bits() -> None:
     """QLoRA: the branches of the MLP hold a frozen norm and weights of 4 bits."""
     peft: Any = pytest.importorskip("peft", exc_type=ImportError)

@@ -184,7 +184,7 @@ def fsdp(rank: int, folder: str) -> dict[str, Any]:
         "alignment": refusal(lambda: gradient_alignment(gradients, gradients)),
     }
     with record(network) as recording:
-        network(x).square().mean().backward()
+        network(x).square().mean().backward(retain_graph=True)
     whole_parameters: dict[str, Callable[[], object]] = {
         "path lengths of parameters": lambda: path_gradients(recording, of="parameters"),
         "gradient_noise": lambda: gradient_noise(network, lambda model, x: model(x).sum(), [x, x]),
