@@ -165,9 +165,10 @@ class _Tables:
     def write(self, step: int, scaler: GradScaler | None) -> None:
         """Measure what was recorded for a step, and give its table to all places."""
         try:
-            table = self._table(step, scaler)
-            for sink in self.sinks:
-                sink(step, table)
+            if _is_first_process():  # a trainer may have formed the group after the step began
+                table = self._table(step, scaler)
+                for sink in self.sinks:
+                    sink(step, table)
         finally:
             self.close()
 

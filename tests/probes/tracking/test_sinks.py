@@ -300,3 +300,15 @@ def test_other_processes_of_a_group_write_nothing(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         train(chain(1), batches(2), tmp_path / f"{rank}.csv")
     assert [file.name for file in tmp_path.iterdir()] == ["0.csv"]
+
+
+def test_a_group_that_a_trainer_forms_when_the_first_step_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (1, 0):
+        model, kept = chain(1), Kept()
+        with track(model, every=1, to=kept.__setitem__), monkeypatch.context() as group:
+            group.setattr(torch.distributed, "is_initialized", lambda: True)
+            group.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            for x in batches(2):
+                squares(model(x)).backward()
+                SGD(model.parameters(), lr=0.05).step()
+        assert list(kept) == ([] if rank else [0, 1])
