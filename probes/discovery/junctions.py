@@ -23,7 +23,7 @@ from .adds import Add, AddMode, call_name, intercept_adds
 from .classify import JunctionMatch, classify_add, extend_match
 from .graph import LAYOUT, hidden_by, made_of_inputs
 from .origins import ModuleCalls, Origin, tensors
-from .refusals import refusal
+from .refusals import refusal, refuse_sharded_activation
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,10 @@ def find_junctions(
         rows.append((name, None, "none", reason))
 
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    # Parameters that require gradients, so that a frozen model has a graph too.
-    state |= {name: nn.Parameter(p.detach()) for name, p in model.named_parameters() if p.is_floating_point()}
+    # Parameters that require gradients, so that a frozen model has a graph too; quantised weights have a type of their
+    # own, and none.
+    own = {name: p for name, p in model.named_parameters() if p.is_floating_point() and type(p.data) is Tensor}
+    state |= {name: nn.Parameter(p.detach()) for name, p in own.items()}
     with (
         torch.random.fork_rng(devices=gpus_of(state)),
         torch.inference_mode(False),
@@ -281,6 +283,7 @@ class _Detector(AddMode):
         self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
     ) -> None:
         """operand: which one is the branch. part: the junction of which this extends the sum."""
+        refuse_sharded_activation(detected.sum, detected.junction.name)
         self.last = (add.call, detected)
         if self.module_calls is not None:
             detected.fork = self.module_calls.value(detected.match.fork)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..discovery.adds import call_name
 from ..discovery.junctions import find_junctions, gpus_of
+from ..discovery.refusals import refuse_sharded_parameters
 from ..norms import scaled_norm
 from ..tables import table
 
@@ -54,7 +55,7 @@ def update_sizes(
 
     Raises:
         ValueError: ``before`` holds what the model does not, or of another shape; a block is no part of the model or
-            was not called; there is no junction, and no block is named.
+            was not called; there is no junction, and no block is named; parameters are DTensors.
         TypeError: A block gives no tensor.
 
     Example::
@@ -64,6 +65,7 @@ def update_sizes(
         torch.optim.SGD(model.parameters(), lr=0.1).step()
         update_sizes(model, before, images)
     """
+    refuse_sharded_parameters(model.parameters(), "update_sizes")
     after: State = {name: x.detach().clone() for name, x in (*model.named_parameters(), *model.named_buffers())}
     _check_state(before, after, model)
     first = {**after, **{name: before[name].detach().clone() for name in after if name in before}}
