@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .discovery.junctions import Junction
 from .files import read_zip
 from .recording import FORMAT, Recording, measurement_name
 from .sites import JunctionSite, Site
@@ -75,9 +76,9 @@ def _measured_site(
     as_tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in norms.items()}
     if kind is None:
         return Site(name, depth, as_tensors)
-    place = cast(Any, _NoGraph(kind))
+    place, junction = cast(Any, _NoGraph(kind)), Junction(name, depth, cast(Any, kind))
     sizes_as_tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in sizes.items()}
-    return JunctionSite(name, depth, as_tensors, add=place, match=place, sizes=sizes_as_tensors)
+    return JunctionSite(name, depth, as_tensors, junction=junction, add=place, match=place, sizes=sizes_as_tensors)
 
 
 def load(file: str | os.PathLike[str]) -> MeasuredRecording:
