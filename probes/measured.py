@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .discovery.graph import Edge
 from .discovery.junctions import Junction
 from .files import read_zip
 from .recording import FORMAT, Recording, measurement_name
@@ -43,6 +44,9 @@ class MeasuredRecording(Recording):
 
     def kept_sites(self, wanted_by: str) -> list[Site]:
         raise self._missing(wanted_by, "the tensors")
+
+    def loss_gradients(self) -> dict[Edge, Tensor]:
+        raise self._missing("what the loss sends into the model", "the tensors")
 
     def chain(self) -> list[JunctionSite]:
         raise self._missing("what follows paths", "the graph")

@@ -23,6 +23,7 @@ NO_CHAIN = (
 )
 
 K = TypeVar("K")
+Addend = Literal["shortcut", "branch"]
 
 
 class NoChain(ValueError):
@@ -98,9 +99,7 @@ def through_junction(name: str, add: Node, match: JunctionMatch, lengths: Sequen
     return at_fork
 
 
-def through_addend(
-    name: str, add: Node, match: JunctionMatch, gradient: Tensor, addend: Literal["shortcut", "branch"]
-) -> Tensor:
+def through_addend(name: str, add: Node, match: JunctionMatch, gradient: Tensor, addend: Addend) -> Tensor:
     """What of the gradient at a junction's sum arrives at its fork through one addend."""
     start = add.next_functions[match.shortcut_operand]
     alone = not match.shared and not is_marked(add, GATED) and getattr(add, "_saved_alpha", 1) == 1
@@ -154,7 +153,7 @@ def accumulate(parts: dict[K, Tensor], name: K, gradient: Tensor) -> None:
 
 
 @contextmanager
-def parts_hooked(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+def parts_hooked(match: JunctionMatch, keep: Callable[[Addend, Tensor], None]) -> Iterator[None]:
     """`hook_parts`, whose hooks leave with this context."""
     handles = hook_parts(match, keep)
     try:
@@ -164,10 +163,10 @@ def parts_hooked(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> I
             handle.remove()
 
 
-def hook_parts(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+def hook_parts(match: JunctionMatch, keep: Callable[[Addend, Tensor], None]) -> list[RemovableHandle]:
     """Call `keep("shortcut" | "branch", gradient)` for all that a backward passes into the fork by either addend."""
 
-    def listen(name: str, node: Node, index: int) -> RemovableHandle:
+    def listen(name: Addend, node: Node, index: int) -> RemovableHandle:
         def hook(passed: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
             gradient = passed[index]
             if gradient is not None:

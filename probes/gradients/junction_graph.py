@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from graphlib import TopologicalSorter
-from typing import Any, Literal, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +18,10 @@ from torch.autograd.graph import GradientEdge, Node
 
 from ..discovery.graph import Edge, Entry
 from ..sites import JunctionSite
-from .chain import accumulate, differentiate, parts_hooked
+from .chain import Addend, accumulate, differentiate, parts_hooked
 
 Counts = tuple[int, ...]
 """How many branches of each kind a path has passed."""
-Addend = Literal["shortcut", "branch"]
 BOTH: tuple[Addend, ...] = ("shortcut", "branch")
 
 
@@ -41,9 +40,13 @@ class _Segment:
     inside: set[Edge] = field(default_factory=set)
     """The places between the branch and the fork, where junctions lie inside the branch."""
 
+    @cached_property
+    def targets(self) -> list[Any]:
+        """The ends, and the parameters, as autograd takes them."""
+        return [*(GradientEdge(*end) for end in _all_ends(self)), *self.leaves]
 
-@dataclass(frozen=True)
-class _Walked:
+
+class _Walked(NamedTuple):
     """What a path has passed so far."""
 
     counts: Counts
@@ -99,7 +102,9 @@ class JunctionGraph:
         }
         ends, leaves = dict[Addend, dict[Edge, None]](), dict[Tensor, None]()
         for addend in BOTH:
-            ends[addend], found = next_places((u.next_functions[index] for u, index in entries[addend]), self.places)
+            ends[addend], passed = next_places((u.next_functions[index] for u, index in entries[addend]), self.places)
+            accumulating = [node for node in passed if node.name() == "torch::autograd::AccumulateGrad"]
+            found = [cast(Any, node).variable for node in accumulating]
             leaves.update({leaf: None for leaf in found if leaf in self.leaves})
         return _Segment(site, operands, ends, list(leaves))
 
@@ -123,7 +128,7 @@ class JunctionGraph:
 
     def carry_back(
         self,
-        given: Callable[[Edge, Tensor | None], Tensor | None],
+        given: Callable[[Edge, list[Tensor]], Tensor | None],
         *,
         kinds: Sequence[int] | None = None,
         most: int | None = None,
@@ -131,7 +136,8 @@ class JunctionGraph:
     ) -> dict[Counts, Tensor]:
         """The gradients at the target by the branches that their paths have passed.
 
-        given: what the loss itself sends into a place, asked for with the sum of what has arrived there from others.
+        given: what the loss itself sends into a place, asked for with what has arrived there from others, which is one
+        gradient where nothing is counted.
         kinds: which of the counts each junction's branch adds to; without it nothing is counted. most: leave out paths
         of more branches. keep: is called with each parameter, the counts (without branches that hold the parameter),
         and the gradient.
@@ -151,21 +157,21 @@ class _Carrier:
     ) -> None:
         self.graph, self.kinds, self.most, self.keep = graph, kinds, most, keep
         self.at: dict[Edge, dict[_Walked, Tensor]] = defaultdict(dict)
-        self.start: Edge | None = None
+        self.parts: dict[Addend, Tensor] = {}
         self.zeros = False
 
-    def run(self, given: Callable[[Edge, Tensor | None], Tensor | None]) -> dict[Counts, Tensor]:
+    def run(self, given: Callable[[Edge, list[Tensor]], Tensor | None]) -> dict[Counts, Tensor]:
         nothing_passed = _Walked((0,) * (max(self.kinds) + 1) if self.kinds else ())
-        with self.ending_at_places():
-            for place in self.graph.order:
-                arrived = self.at.pop(place, {})
-                terms = list(arrived.values())
-                own = given(place, sum(terms[1:], terms[0]) if terms else None)
-                if own is not None:
-                    accumulate(arrived, nothing_passed, own)
-                if place == self.graph.target:
-                    return {walked.counts: gradient for walked, gradient in arrived.items()}
-                if arrived and (segment := self.graph.segments.get(place)):
+        for place in self.graph.order:
+            arrived = self.at.pop(place, {})
+            own = given(place, list(arrived.values()))
+            if own is not None:
+                accumulate(arrived, nothing_passed, own)
+            if place == self.graph.target:
+                return {walked.counts: gradient for walked, gradient in arrived.items()}
+            segment = self.graph.segments.get(place)
+            if arrived and segment is not None and segment.targets:
+                with self.ending_at_places(place, segment):
                     self.pass_on(place, segment, arrived)
         return {}
 
@@ -173,82 +179,76 @@ class _Carrier:
         """Carry what has arrived at a place back to the next ones."""
         if segment.site is None or self.kinds is None:
             for walked, gradient in arrived.items():
-                found, of_leaves = self.differentiate(place, segment, gradient)
-                for end, at_end in found.items():
-                    self.arrive(end, walked, at_end)
-                self.keep_all(segment, walked, of_leaves)
+                self.carry(place, segment, walked, gradient, ())
             return
-        match, parts, through = segment.site.match, dict[Addend, Tensor](), set[Addend]()
+        match = segment.site.match
         mixed = (segment.ends["shortcut"].keys() & segment.ends["branch"].keys()) - {match.fork}
         needs_branch = bool(segment.leaves) or match.shared
-        with _passing_only(segment.operands, through), parts_hooked(match, partial(accumulate, parts)):
+        with parts_hooked(match, partial(accumulate, self.parts)):
             for walked, gradient in arrived.items():
-                is_longest = walked.length() == self.most and not needs_branch
-                runs: list[tuple[Addend, ...]] = [BOTH] if not mixed else [("shortcut",), ("branch",)]
-                parts.clear()
-                for addends in [("shortcut",)] if is_longest else runs:
-                    through.clear()
-                    through.update(addends)
-                    found, of_leaves = self.differentiate(place, segment, gradient)
-                    for end, at_end in found.items():
-                        if end != match.fork:
-                            is_branch = "branch" in addends and end in segment.ends["branch"]
-                            self.arrive(end, walked, at_end, segment if is_branch else None)
-                    self.keep_all(segment, walked, of_leaves)
-                for addend, part in parts.items():
+                self.parts.clear()
+                if walked.length() == self.most and not needs_branch:  # a path of more branches is left out
+                    with _closed(segment.operands["branch"]):
+                        self.carry(place, segment, walked, gradient, ())
+                elif mixed:  # where a place is reached by both addends, one at a time
+                    with _closed(segment.operands["branch"]):
+                        self.carry(place, segment, walked, gradient, ())
+                    with _closed(segment.operands["shortcut"]):
+                        self.carry(place, segment, walked, gradient, segment.ends["branch"])
+                else:
+                    self.carry(place, segment, walked, gradient, segment.ends["branch"])
+                for addend, part in self.parts.items():
                     self.arrive(match.fork, walked, part, segment if addend == "branch" else None)
 
-    def arrive(self, end: Edge, walked: _Walked, gradient: Tensor, branch: _Segment | None = None) -> None:
-        """Add to what is at a place. branch: the junction whose branch the path has just passed."""
-        within = walked.inside | {branch} if branch else walked.inside
-        left = [segment for segment in within if end not in segment.inside]
-        if left and self.kinds is not None:
-            counts = list(walked.counts)
-            for segment in left:
-                counts[self.kinds[self.graph.depths[cast(JunctionSite, segment.site)]]] += 1
-            walked = _Walked(tuple(counts), within.difference(left))
-        elif branch:
-            walked = _Walked(walked.counts, within)
-        if self.most is None or walked.length() <= self.most:
-            accumulate(self.at[end], walked, gradient)
-
-    def keep_all(self, segment: _Segment, walked: _Walked, gradients: Sequence[Tensor | None]) -> None:
-        for leaf, gradient in zip(segment.leaves, gradients, strict=True):
-            self.keep(leaf, walked.counts, gradient)
-
-    def differentiate(
-        self, place: Edge, segment: _Segment, gradient: Tensor
-    ) -> tuple[dict[Edge, Tensor], list[Tensor | None]]:
-        """The gradients at the next places, as far as any arrives, and at the parameters on the way."""
-        ends = _all_ends(segment)
-        if not ends and not segment.leaves:
-            return {}, []
-        self.start = place
-        targets = [*(GradientEdge(*end) for end in ends), *segment.leaves]
+    def carry(
+        self, place: Edge, segment: _Segment, walked: _Walked, gradient: Tensor, by_branch: Collection[Edge]
+    ) -> None:
+        """One backward from a place. by_branch: which of the next places it reaches by a branch; what reaches the
+        junction's own fork is in `parts`, where branches are counted."""
+        fork = segment.site.match.fork if segment.site and self.kinds is not None else None
+        before = dict(self.parts)
         try:
-            found = differentiate(place, targets, gradient)
+            found = differentiate(place, segment.targets, gradient)
         except (AttributeError, TypeError):  # a hook of the user's, which expects a gradient where nothing passes
             if self.zeros:
                 raise
             self.zeros = True
-            found = differentiate(place, targets, gradient)
-        at_ends = {end: at_end for end, at_end in zip(ends, found, strict=False) if at_end is not None}
-        return at_ends, found[len(ends) :]
+            self.parts.clear()
+            self.parts.update(before)
+            found = differentiate(place, segment.targets, gradient)
+        for target, at_target in zip(segment.targets, found, strict=True):
+            if isinstance(target, Tensor):
+                self.keep(target, walked.counts, at_target)
+            elif at_target is not None and (end := (target.node, target.output_nr)) != fork:
+                self.arrive(end, walked, at_target, segment if end in by_branch else None)
+
+    def arrive(self, end: Edge, walked: _Walked, gradient: Tensor, branch: _Segment | None = None) -> None:
+        """Add to what is at a place. branch: the junction whose branch the path has just passed."""
+        within = walked.inside | {branch} if branch else walked.inside
+        if within and self.kinds is not None:
+            left = [segment for segment in within if end not in segment.inside]
+            counts = list(walked.counts)
+            for segment in left:
+                counts[self.kinds[self.graph.depths[cast(JunctionSite, segment.site)]]] += 1
+            walked = _Walked(tuple(counts), within.difference(left))
+        if self.most is None or walked.length() <= self.most:
+            accumulate(self.at[end], walked, gradient)
 
     @contextmanager
-    def ending_at_places(self) -> Iterator[None]:
-        """Let nothing pass a place but where a backward starts: what is behind it, its own backward will carry."""
+    def ending_at_places(self, start: Edge, segment: _Segment) -> Iterator[None]:
+        """Let a backward pass no other place than its start: what is behind, that place's own backward will carry."""
         outputs: dict[Node, list[int]] = defaultdict(list)
-        for node, output in self.graph.order:
-            outputs[node].append(output)
+        if len(segment.targets) > 1:  # else autograd does not go on behind the one end
+            for node, output in self.graph.order:
+                if (node, output) != start:
+                    outputs[node].append(output)
 
         def stop(node: Node, arriving: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
             passed = list(arriving)
             for output in outputs[node]:
                 gradient = arriving[output]
-                if gradient is not None and (node, output) != self.start:
-                    # Nothing is faster than zeros, which most operations would compute with.
-                    passed[output] = torch.zeros_like(gradient) if self.zeros else None
+                # Nothing is faster than zeros, which most operations would compute with.
+                passed[output] = torch.zeros_like(gradient) if self.zeros and gradient is not None else None
             return tuple(passed)
 
         with ExitStack() as hooks:
@@ -258,37 +258,32 @@ class _Carrier:
 
 
 @contextmanager
-def _passing_only(operands: dict[Addend, list[Entry]], through: set[Addend]) -> Iterator[None]:
-    """Let a sum pass its gradient to those addends alone that are in `through` as the backward runs."""
+def _closed(entries: Sequence[Entry]) -> Iterator[None]:
+    """Let a sum pass nothing to some of its addends."""
 
-    def hook(
-        index: int, addend: Addend, passed: Sequence[Tensor | None], _: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, ...] | None:
-        return None if addend in through else (*passed[:index], None, *passed[index + 1 :])
+    def hook(index: int, passed: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        return (*passed[:index], None, *passed[index + 1 :])
 
     with ExitStack() as hooks:
-        for addend, entries in operands.items():
-            for node, index in entries:
-                hooks.callback(node.register_hook(partial(hook, index, addend)).remove)
+        for node, index in entries:
+            hooks.callback(node.register_hook(partial(hook, index)).remove)
         yield
 
 
 def next_places(
     edges: Iterable[tuple[Node | None, int]], places: set[Edge]
-) -> tuple[dict[Edge, None], dict[Tensor, None]]:
-    """The next of some places behind edges of autograd's graph, and the leaves on the way."""
-    ends, leaves, seen = dict[Edge, None](), dict[Tensor, None](), set[Node]()
+) -> tuple[dict[Edge, None], dict[Node, None]]:
+    """The next of some places behind edges of autograd's graph, and the nodes on the way."""
+    ends, passed = dict[Edge, None](), dict[Node, None]()
     waiting = list(edges)
     while waiting:
         node, output = waiting.pop()
         if node is not None and (node, output) in places:
             ends[node, output] = None
-        elif node is not None and node not in seen:
-            seen.add(node)
-            if node.name() == "torch::autograd::AccumulateGrad":
-                leaves[cast(Any, node).variable] = None
+        elif node is not None and node not in passed:
+            passed[node] = None
             waiting += node.next_functions
-    return ends, leaves
+    return ends, passed
 
 
 def _operands(site: JunctionSite) -> dict[Addend, list[Entry]]:

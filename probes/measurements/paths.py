@@ -63,11 +63,11 @@ def path_gradients(
         the first fork.
 
         For ``"parameters"`` the same by parameter name. A path's length is there the number of branches between the
-        loss and the parameter; branches that hold the parameter (all between a fork and its sum) are not counted. In a
-        chain that makes (L - l, \*parameter's shape) in block l, counted from 0, and (L + 1, ...) before the first
-        fork. A parameter that is used in several places has the sum. In a chain, what is used behind the last junction
-        alone is left out: all of it is of length 0, autograd's own gradient; of a parameter that is used on both sides
-        (tied weights), that share is missing. In other graphs, what is used by a way around junctions is there.
+        loss and the parameter; a branch that holds the parameter (all between a sum and the next forks and sums) is not
+        counted. In a chain that makes (L - l, \*parameter's shape) in block l, counted from 0, and (L + 1, ...) before
+        the first fork. A parameter that is used in several places has the sum. In a chain, what is used behind the last
+        junction alone is left out: all of it is of length 0, autograd's own gradient; of a parameter that is used on
+        both sides (tied weights), that share is missing. In other graphs, what ways around junctions use is there, too.
 
     Raises:
         ValueError: ``max_length`` is out of range, nothing was recorded, or a gradient came from elsewhere than from
@@ -83,8 +83,8 @@ def path_gradients(
     most = _checked(recording, max_length, of)
     by_counts, parameters = _by_counts(recording, [0] * len(recording.junctions), max_length, of)
     if of == "parameters":
-        return {name: torch.stack(_lengths(lengths, max(lengths)[0])) for name, lengths in parameters.items()}
-    return torch.stack(_lengths(by_counts, most))
+        return {name: _stack(lengths, max(lengths)[0]) for name, lengths in parameters.items()}
+    return _stack(by_counts or {(0,): torch.zeros_like(recording.gradient(recording.first, "total"))}, most)
 
 
 def _checked(recording: Recording, max_length: int | None, of: str) -> int:
@@ -99,9 +99,9 @@ def _checked(recording: Recording, max_length: int | None, of: str) -> int:
     return junctions if max_length is None else max_length
 
 
-def _lengths(gradients: dict[Counts, Tensor], most: int) -> list[Tensor]:
+def _stack(gradients: dict[Counts, Tensor], most: int) -> Tensor:
     nothing = torch.zeros_like(next(iter(gradients.values())))
-    return [gradients.get((length,), nothing) for length in range(most + 1)]
+    return torch.stack([gradients.get((length,), nothing) for length in range(most + 1)])
 
 
 def _by_counts(
@@ -118,8 +118,9 @@ def _by_counts(
         elif counts not in of_leaf:
             of_leaf[counts] = torch.zeros_like(leaf)
 
+    is_chain = recording.is_chain() and not (names and recording.is_bypassed)
     sites, target = recording.junctions, None if names else recording.first.match.fork
-    if recording.is_chain() and not (names and recording.is_bypassed):
+    if is_chain:
         given = {(sites[-1].add, 0): recording.gradient(sites[-1], "junction")}
     else:
         given = _given(recording, JunctionGraph(sites, list(recording.loss_gradients()), target=target))
@@ -133,7 +134,8 @@ def _given(recording: Recording, graph: JunctionGraph) -> dict[Edge, Tensor]:
     recorded, given = recording.loss_gradients(), dict[Edge, Tensor]()
     first, forks = recording.first, {site.match.fork: site for site in reversed(recording.junctions)}
 
-    def own(place: Edge, arrived: Tensor | None) -> Tensor | None:
+    def own(place: Edge, others: list[Tensor]) -> Tensor | None:
+        arrived = others[0] if others else None
         if (total := recorded.get(place)) is not None:
             rest = total if arrived is None else total - arrived
             if arrived is None or not is_rounding(scaled_norm(rest), scaled_norm(total), total):
@@ -209,11 +211,8 @@ def path_contributions(
         return _by_block(recording, max_length, of) if by == "block" else _by_kind(recording, by, max_length, of)
     if of == "parameters":
         by_name = path_gradients(recording, max_length=max_length, of="parameters")
-        return table(
-            {"block": name} | row
-            for name, lengths in by_name.items()
-            for row in _rows(_by_length(lengths), lengths.sum(0))
-        )
+        found = ((name, row) for name, g in by_name.items() for row in _rows(_by_length(g), g.sum(0)))
+        return table({"block": name, **row} for name, row in found)
     lengths = path_gradients(recording, max_length=max_length)
     rows = list(_rows(_by_length(lengths), recording.gradient(recording.first, "total")))
     if samples:
@@ -277,8 +276,9 @@ def _by_kind(
             rows += _rows(terms, sum(of_name.values(), torch.zeros_like(terms[0][1])))
     counted = [row.pop("counts") for row in rows]
     frame = table(rows)
+    before = list(frame.columns).index("path_length") + 1
     for number, kind in enumerate(kinds):
-        frame.insert(frame.columns.get_loc("path_length") + 1 + number, kind, [counts[number] for counts in counted])
+        frame.insert(before + number, kind, [counts[number] for counts in counted])
     return frame
 
 
