@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from .discovery.graph import Edge, ancestors, is_parameter
+from .discovery.graph import Edge, ancestors
 from .discovery.junctions import DetectedJunction, Junction, detect_junctions
-from .discovery.untracked import differentiable, is_input
+from .discovery.untracked import differentiable
 from .files import write_zip
 from .gradients.chain import (
     LIMITED,
@@ -331,7 +331,7 @@ class Recording:
         outer = [(node, output) for node in self._roots if node not in used for output in _outputs(node)]
         ends, passed = next_places(outer, places)
         before = self.first.match.fork[0]._sequence_nr()
-        bypassed = any(n._sequence_nr() < before and not is_input(n) and not is_parameter(n) for n in passed)
+        bypassed = any(node._sequence_nr() < before for node in passed)
         self._loss_meets_last = list(ends) == [(junctions[-1].add, 0)] and not bypassed
         for index, node in enumerate(self._roots):
             # Other gradients are not held: those of a language model's logits, or of its keys and values, are large.

@@ -72,10 +72,9 @@ class JunctionGraph:
         self.depths = {site: depth for depth, site in enumerate(sites)}
         sums = {(site.add, 0): site for site in sites}
         operands = {site: _operands(site) for site in sites}
-        partial_sums = {(add, 0) for of_site in operands.values() for add, _ in of_site["branch"]} - sums.keys()
-        self.places = {*sums, *(site.match.fork for site in sites), *starts} - partial_sums
+        self.places = {*sums, *(site.match.fork for site in sites), *starts}
         self.segments: dict[Edge, _Segment] = {}
-        waiting = [place for place in starts if place in self.places]
+        waiting = list(starts)
         while waiting:
             place = waiting.pop()
             if place not in self.segments and place != target:

@@ -36,10 +36,14 @@ class Block(nn.Module):
         self.branch, self.is_open = branch, True
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        y = self.branch(torch.cat([x, *others], -1))
-        if not self.is_open:
-            y.register_hook(torch.zeros_like)
-        return x + y
+        return added(self, x, self.branch(torch.cat([x, *others], -1)))
+
+
+def added(block: Block, x: Tensor, y: Tensor) -> Tensor:
+    """x + y, where nothing passes into y if the block's branch is closed."""
+    if not block.is_open:
+        y.register_hook(torch.zeros_like)
+    return x + y
 
 
 def block(inputs: int = 1) -> Block:
@@ -123,13 +127,7 @@ def value_residual(m: Any, x: Tensor) -> Tensor:
     """What the first branch computes is read by the last."""
     x = m.a(m.stem(x))
     hidden = m.b.branch[0](x)
-    y = x + m.b.branch[2](hidden.tanh()) if m.b.is_open else _closed(x, m.b.branch[2](hidden.tanh()))
-    return m.two(m.c(y), hidden)
-
-
-def _closed(x: Tensor, y: Tensor) -> Tensor:
-    y.register_hook(torch.zeros_like)
-    return x + y
+    return m.two(m.c(added(m.b, x, m.b.branch[2](hidden.tanh()))), hidden)
 
 
 def mixing_from_the_stream(m: Any, x: Tensor) -> Tensor:
@@ -139,13 +137,28 @@ def mixing_from_the_stream(m: Any, x: Tensor) -> Tensor:
 
 
 def both_addends_elsewhere(m: Any, x: Tensor) -> Tensor:
-    """Shortcut and branch of one junction are weighed by an earlier state."""
+    """Shortcut and branch of one junction read an earlier state."""
     first = m.stem(x)
     second = m.b(m.a(first))
-    third = m.c.branch(second) * first.sigmoid()
-    if not m.c.is_open:
-        third.register_hook(torch.zeros_like)
-    return m.d(second * first.sin() + third)
+    return m.d(added(m.two, second * first.sin(), m.two.branch(torch.cat([second, first], -1))))
+
+
+def highway(m: Any, x: Tensor) -> Tensor:
+    """Both addends of a junction have a gate, which counts as the shortcut's."""
+    first = m.stem(x)
+    second = m.a(first)
+    gate = m.head(second).sigmoid()
+    branch = m.b.branch(second)
+    if not m.b.is_open:
+        branch.register_hook(torch.zeros_like)
+    return mixed(WEIGHTS, m.d(second * (1 - gate) + branch * gate), first)
+
+
+def two_branches(m: Any, x: Tensor) -> Tensor:
+    """x + f(x) + g(x) is one junction."""
+    first = m.a(m.stem(x))
+    second = added(m.b, first, m.b.branch(first))
+    return mixed(WEIGHTS, m.d(added(m.b, second, m.c.branch(first))), first)
 
 
 class Nest(nn.Module):
@@ -162,7 +175,8 @@ class Nest(nn.Module):
 
 GRAPHS = [
     long_skip, dense_sums, u_net, two_streams, side_by_side, cross_attention, auxiliary_head, hidden_state, nested,
-    nested_first, nested_tapped, value_residual, mixing_from_the_stream, both_addends_elsewhere,
+    nested_first, nested_tapped, value_residual, mixing_from_the_stream, both_addends_elsewhere, highway,
+    two_branches,
 ]  # fmt: skip
 graphs = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
 
@@ -182,9 +196,8 @@ def blocks_of(model: nn.Module, recording: Recording) -> list[tuple[str, Block]]
     used = {site.name: site for site in recording.junctions}
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]
     ordered = [(name, dict(found).get(name)) for name in used]
-    # Where a graph adds by itself, the block of the same turn is the one that no module call has named.
-    rest = [(name, module) for name, module in found if name in ("b", "c") and name not in used]
-    return [(name, module) if module is not None else rest.pop(0) for name, module in ordered]
+    by_hand = {both_addends_elsewhere: "two"}.get(getattr(model, "function", None), "b")  # where the graph itself adds
+    return [(name, module) if module is not None else (by_hand, dict(found)[by_hand]) for name, module in ordered]
 
 
 def by_branches(
@@ -231,7 +244,9 @@ def test_lengths_kinds_and_blocks_are_sums_over_every_set_of_branches(graph: Cal
     assert sum(gradient.norm() > 1e-3 for gradient in lengths) > 1
     assert relative_error(lengths.sum(0), total) < CLOSE
     assert relative_error(lengths.sum(0), recording.gradient(recording.first, "total")) < CLOSE
-    assert torch.equal(path_gradients(recording, max_length=0)[0], lengths[0])
+    for most in range(len(lengths)):
+        short = path_gradients(recording, max_length=most)
+        assert all(close(a, b, total) for a, b in zip(short, lengths[: most + 1], strict=True))
 
     def share(gradient: Tensor) -> float:
         return ((gradient * total).sum() / total.square().sum()).item()
@@ -263,16 +278,19 @@ def test_lengths_at_parameters_leave_out_the_branches_that_hold_them(graph: Call
     lengths = path_gradients(recording, of="parameters")
     before = {"head.weight", "head.bias"} if graph is hidden_state else set[str]()  # is behind the last junction
     assert lengths.keys() == parameters.keys() - before
-    for number, (name, parameter) in enumerate(parameters.items()):
+    for place, (name, parameter) in enumerate(parameters.items()):
         if name in before:
             continue
         assert parameter.grad is not None
         assert close(lengths[name].sum(0), parameter.grad, parameter.grad), name
         if graph in (two_streams, value_residual):  # what another branch reads is held by that branch, too
             continue
-        holding = {b for b, (block_name, _) in enumerate(blocks) if name.startswith(f"{block_name}.branch.")}
+        within = name.replace("c.branch.", "b.branch.") if graph is two_branches else name  # one junction, of both
+        holding = {
+            number for number, (block_name, _) in enumerate(blocks) if within.startswith(f"{block_name}.branch.")
+        }
         for length, gradient in enumerate(lengths[name]):
-            terms = [g[number] for taken, g in wanted.items() if len(taken - holding) == length]
+            terms = [g[place] for taken, g in wanted.items() if len(taken - holding) == length]
             assert close(gradient, sum(terms, torch.zeros_like(parameter)), parameter.grad), (name, length)
 
 
@@ -451,14 +469,40 @@ def test_hooks_of_the_user_that_expect_a_gradient_get_one() -> None:
     seen: list[float] = []
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        y = m.b(m.a(x := m.stem(x)))
-        y = y.tanh()
+        y = m.a(x := m.stem(x)).tanh()
         y.register_hook(lambda gradient: seen.append(gradient.norm().item()))
-        return mixed(WEIGHTS, x, m.d(m.c(y)))
+        return m.two(m.b(y), x)
 
     recording = recorded(network(forward), torch.randn(2, 3, dtype=FLOAT64), loss)
     assert relative_error(path_gradients(recording).sum(0), recording.gradient(recording.first, "total")) < CLOSE
     assert len(seen) > 1
+
+
+class Unlearned(torch.autograd.Function):
+    """x * w, of which w gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0], None
+
+
+def test_a_parameter_that_gets_no_gradient_has_zeros() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, dtype=FLOAT64))
+
+        def forward(self, x: Tensor) -> Any:
+            return Unlearned.apply(x, self.weight)
+
+    lengths = path_gradients(recorded(nn.Sequential(Scale(), *scalars(2.0, 3.0)), one()), of="parameters")
+    assert lengths["0.weight"].tolist() == [[0], [0], [0]]
+    assert lengths["1.branch.weight"].tolist() == [[[1]], [[3]]]
 
 
 def test_gradients_and_recording_stay_as_they_were() -> None:
