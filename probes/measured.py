@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .discovery.graph import Edge
+from .discovery.junctions import Junction
 from .files import read_zip
 from .recording import FORMAT, Recording, measurement_name
 from .sites import JunctionSite, Site
@@ -43,6 +45,9 @@ class MeasuredRecording(Recording):
     def kept_sites(self, wanted_by: str) -> list[Site]:
         raise self._missing(wanted_by, "the tensors")
 
+    def loss_gradients(self) -> dict[Edge, Tensor]:
+        raise self._missing("what the loss sends into the model", "the tensors")
+
     def chain(self) -> list[JunctionSite]:
         raise self._missing("what follows paths", "the graph")
 
@@ -75,9 +80,9 @@ def _measured_site(
     as_tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in norms.items()}
     if kind is None:
         return Site(name, depth, as_tensors)
-    place = cast(Any, _NoGraph(kind))
+    place, junction = cast(Any, _NoGraph(kind)), Junction(name, depth, cast(Any, kind))
     sizes_as_tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in sizes.items()}
-    return JunctionSite(name, depth, as_tensors, add=place, match=place, sizes=sizes_as_tensors)
+    return JunctionSite(name, depth, as_tensors, junction=junction, add=place, match=place, sizes=sizes_as_tensors)
 
 
 def load(file: str | os.PathLike[str]) -> MeasuredRecording:

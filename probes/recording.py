@@ -5,9 +5,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import pandas as pd
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from .discovery.graph import Edge
+from .discovery.graph import Edge, ancestors
 from .discovery.junctions import DetectedJunction, Junction, detect_junctions
 from .discovery.refusals import refuse_sharded_activation
 from .discovery.untracked import differentiable
@@ -24,15 +25,17 @@ from .files import write_zip
 from .gradients.chain import (
     LIMITED,
     NO_CHAIN,
+    NoChain,
     accumulate,
     backpropagate,
     hook_parts,
     inside_probe_backward,
     is_bypassed,
     is_marked,
-    tolerance,
+    is_rounding,
     without_graph,
 )
+from .gradients.junction_graph import next_places
 from .norms import norm, scaled_norm
 from .notebook import recording_html
 from .sites import JunctionSite, Site
@@ -59,6 +62,10 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         self._backward: int | None = None
         self._roots: list[Node] = []
+        self._outputs: dict[Edge, Tensor] = {}
+        """The gradients that arrived at what the model returned, as far as they are kept."""
+        self._loss_meets_last = False
+        """Whether what the model returned leads to the junctions through the last one's sum alone."""
 
     def __repr__(self) -> str:
         if not self._sites:
@@ -165,6 +172,15 @@ class Recording:
         return found
 
     @property
+    def first(self) -> JunctionSite:
+        """The junction whose fork was made first: of nested junctions the outermost, although it adds last.
+
+        Raises:
+            ValueError: There is none.
+        """
+        return min(self.junctions, key=lambda site: site.match.fork[0]._sequence_nr())
+
+    @property
     def is_bypassed(self) -> bool:
         """Whether what the first fork was made from is used behind it too, other than through it (a long skip)."""
         return is_bypassed(self.junctions[0].match.fork[0], self._roots)
@@ -261,32 +277,68 @@ class Recording:
             norms = {name: value.item() for name, value in self.norms(site).items()}
             # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
             if norms["other"] > 1e-4 * norms["total"]:
-                raise ValueError(NO_CHAIN.format(site.name, norms["other"], norms["total"]))
+                raise NoChain(NO_CHAIN.format(site.name, norms["other"], norms["total"]))
         self._check_gaps()
         return self.junctions
+
+    def is_chain(self) -> bool:
+        """Whether the junctions are a chain.
+
+        Raises:
+            ValueError: There are no junctions, or no gradient was recorded.
+        """
+        try:
+            return bool(self.chain())
+        except NoChain:
+            return False
+
+    def loss_gradients(self) -> dict[Edge, Tensor]:
+        """The gradients that the loss sends into the model, by the place in autograd's graph at which they arrive.
+
+        These are the tensors that the model returns or, where all these lead there, the last junction's sum. At a
+        returned tensor that the model uses itself it is the gradient by all ways, and it is there only if the tensor is
+        a junction's sum or fork, or with ``keep``.
+        """
+        last = self.junctions[-1]
+        return self._outputs | ({(last.add, 0): self.gradient(last, "junction")} if self._loss_meets_last else {})
 
     def _check_gaps(self) -> None:
         """What left the last junction must be all that arrived at the first fork: nothing came in between junctions."""
         chain = self.junctions
         carried = self.gradient(chain[-1], "junction")
         for site, before in zip(reversed(chain), [*chain[-2::-1], None], strict=True):
-            carried, _ = backpropagate(carried, (site.add, 0), site.match.fork, site.name)
+            carried = backpropagate(carried, (site.add, 0), site.match.fork, site.name)
             if before is not None:
                 where = f"{before.name!r} to {site.name!r}"
-                carried, _ = backpropagate(carried, site.match.fork, (before.add, 0), where)
-        total = self.gradient(chain[0], "total")
+                carried = backpropagate(carried, site.match.fork, (before.add, 0), where)
+        total = self.gradient(self.first, "total")
         whole, missing = scaled_norm(total), scaled_norm(carried - total)
-        smallest = torch.finfo(total.dtype).tiny / torch.finfo(total.dtype).eps
-        if math.isfinite(whole) and missing > tolerance(total) * max(whole, scaled_norm(carried)) + smallest:
-            raise ValueError(NO_CHAIN.format(chain[0].name, missing, whole))
+        if math.isfinite(whole) and not is_rounding(missing, max(whole, scaled_norm(carried)), total):
+            raise NoChain(NO_CHAIN.format(chain[0].name, missing, whole))
 
     def _on_start(self) -> None:
         self._release()
         self._sites.clear()
         self._roots.clear()
+        self._outputs.clear()
 
     def _on_end(self, roots: list[Node]) -> None:
-        self._roots = roots
+        self._roots = list(dict.fromkeys(roots))
+        junctions = [site for site in self._sites if isinstance(site, JunctionSite)]
+        if not junctions:
+            return
+        places: set[Edge] = {place for site in junctions for place in ((site.add, 0), site.match.fork)}
+        used = {n for node in ancestors(roots) for n, _ in node.next_functions} if len(self._roots) > 1 else set()
+        outer = [(node, output) for node in self._roots if node not in used for output in _outputs(node)]
+        ends, passed = next_places(outer, places)
+        before = self.first.match.fork[0]._sequence_nr()
+        bypassed = any(node._sequence_nr() < before for node in passed)
+        self._loss_meets_last = list(ends) == [(junctions[-1].add, 0)] and not bypassed
+        for index, node in enumerate(self._roots):
+            # Other gradients are not held: those of a language model's logits, or of its keys and values, are large.
+            outermost = node not in used and not self._loss_meets_last
+            if self._keep or outermost or any((node, output) in places for output in _outputs(node)):
+                self._handles.append(node.register_prehook(partial(_keep_output, ref(self), index)))
 
     def _release(self) -> None:
         for handle in self._handles:
@@ -299,7 +351,7 @@ class Recording:
             self._sites.pop()
             for handle in (self._handles.pop(), self._handles.pop()):
                 handle.remove()
-        site = JunctionSite(junction.name, junction.depth, add=detected.add, match=detected.match)
+        site = JunctionSite(junction.name, junction.depth, junction=junction, add=detected.add, match=detected.match)
         site.measure_addends(detected.shortcut_value, detected.branch_value)
         if self._keep:
             _keep_values(site, detected)
@@ -337,11 +389,7 @@ class Recording:
     def _on_gradient(self, site: Site, name: str, gradient: Tensor) -> None:
         if inside_probe_backward():
             return
-        if self._backward != (backward := _running_backward()):  # another backward: forget the one before
-            self._backward = backward
-            for recorded in self._sites:
-                recorded.gradients.clear()
-                recorded.norms.clear()
+        self._on_backward()
         site.gradients[name] = without_graph(gradient)
         if name == "total":
             self._finish(site)
@@ -356,6 +404,14 @@ class Recording:
 
             self._handles += hook_parts(site.match, keep)
 
+    def _on_backward(self) -> None:
+        if self._backward != (backward := _running_backward()):  # another backward: forget the one before
+            self._backward = backward
+            self._outputs.clear()
+            for recorded in self._sites:
+                recorded.gradients.clear()
+                recorded.norms.clear()
+
     def _finish(self, site: Site) -> None:
         """All of a site's gradient has come: take the norms, and release what nobody will ask for."""
         if isinstance(site, JunctionSite):
@@ -363,7 +419,8 @@ class Recording:
         else:
             site.norms["total"] = norm(site.gradients["total"])
         if not self._keep:  # the path functions begin at the last junction's sum, and end at the first fork
-            first, last = site is self._sites[0], site is self._sites[-1]
+            first = site is (self.first if isinstance(site, JunctionSite) else self._sites[0])
+            last = site is self._sites[-1]
             ends = {"total": first, "junction": last}
             site.gradients = {name: gradient for name, gradient in site.gradients.items() if ends.get(name)}
 
@@ -396,6 +453,21 @@ def _keep_values(site: JunctionSite, detected: DetectedJunction) -> None:
         site.fork = detected.fork.clone()
     if detected.origin is not None:
         site.module, site.factor = detected.origin.module, detected.origin.factor
+
+
+def _outputs(node: Node) -> range:
+    return range(len(cast(Any, node)._input_metadata))
+
+
+def _keep_output(this: "ref[Recording]", index: int, arriving: Sequence[Tensor | None]) -> None:
+    """Keep what arrives at a tensor that the model returned. Hooks must not own the recording, nor the hooked node."""
+    recording = this()
+    if recording is None or inside_probe_backward():
+        return
+    recording._on_backward()
+    for output, gradient in enumerate(arriving):
+        if gradient is not None:
+            recording._outputs[recording._roots[index], output] = without_graph(gradient)
 
 
 def _running_backward() -> int:

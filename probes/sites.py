@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from .discovery.classify import JunctionMatch
+from .discovery.junctions import Junction
 from .norms import norms_and_cosine, norms_and_rest
 
 
@@ -40,6 +41,7 @@ class JunctionSite(Site):
     """A recorded junction, beside the gradients at its fork."""
 
     quantities: ClassVar[tuple[str, ...]] = ("total", "shortcut", "branch", "other")
+    junction: Junction = field(kw_only=True)
     add: Node = field(kw_only=True)
     match: JunctionMatch = field(kw_only=True)
     """Its place in autograd's graph."""

@@ -1,9 +1,9 @@
 """Gradients followed back through a chain of junctions, those through shortcuts apart from those through branches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,17 @@ from ..discovery.untracked import is_input
 GATED, LIMITED = "residual-probes: gated", "residual-probes: limited"
 NO_CHAIN = (
     "the junctions are no chain: at the fork of {!r} a gradient of norm {:.3g} (of {:.3g}) came by a route around the "
-    "junctions (a long skip, an auxiliary head, a nested junction), where path lengths are not defined; or gradient "
-    "weights have changed since the recorded backward"
+    "junctions (a long skip, an auxiliary head, a nested junction), and paths are sampled and limited in a chain alone "
+    "(path_gradients and path_contributions take any graph); or gradient weights have changed since the recorded "
+    "backward"
 )
+
+K = TypeVar("K")
+Addend = Literal["shortcut", "branch"]
+
+
+class NoChain(ValueError):
+    """The junctions are no chain: a route leads around one, or one lies inside another."""
 
 
 def mark(node: Node, label: str) -> None:
@@ -41,6 +49,12 @@ def tolerance(tensor: Tensor, *, rounded: bool = False) -> float:
     if rounded or tensor.dtype not in (torch.float32, torch.float64) or tensor.device.type != "cpu":  # TF32 there
         return 2e-2
     return 1e-6 if tensor.dtype == torch.float64 else 1e-4
+
+
+def is_rounding(difference: float, norm: float, tensor: Tensor) -> bool:
+    """Whether rounding explains a difference of that norm between two sums of the same gradients, of such tensors."""
+    smallest = torch.finfo(tensor.dtype).tiny / torch.finfo(tensor.dtype).eps
+    return difference <= tolerance(tensor) * norm + smallest
 
 
 def is_bypassed(fork: Node, roots: Sequence[Node]) -> bool:
@@ -69,84 +83,49 @@ def probe_backward() -> Iterator[None]:
         torch._C._stash_obj_in_tls(PROBE_BACKWARD, before)
 
 
-def through_junction(
-    name: str,
-    add: Node,
-    match: JunctionMatch,
-    lengths: Sequence[Tensor],
-    leaves: Sequence[Tensor] = (),
-    keep: Callable[[int, Sequence[Tensor | None]], None] = lambda length, gradients: None,
-) -> list[Tensor]:
+def through_junction(name: str, add: Node, match: JunctionMatch, lengths: Sequence[Tensor]) -> list[Tensor]:
     """The K + 1 gradients at a junction's fork, by path length, from K gradients at its sum.
 
-    The shortcut keeps a length, the branch adds one. leaves: parameters within the junction; `keep` is called with each
-    length and its gradients of them.
+    The shortcut keeps a length, the branch adds one.
     """
     parts: dict[str, Tensor] = {}
     at_fork: list[Tensor] = []
     with parts_hooked(match, partial(accumulate, parts)):
         for length, gradient in enumerate(lengths):
             parts.clear()
-            total, of_leaves = backpropagate(gradient, (add, 0), match.fork, name, leaves)
-            keep(length, of_leaves)
+            total = backpropagate(gradient, (add, 0), match.fork, name)
             shortcut, branch = (parts[k] if k in parts else torch.zeros_like(total) for k in ("shortcut", "branch"))
             at_fork[length:] = [at_fork[length] + shortcut if length else shortcut, branch]
     return at_fork
 
 
-def through_addend(
-    name: str, add: Node, match: JunctionMatch, gradient: Tensor, addend: Literal["shortcut", "branch"]
-) -> Tensor:
+def through_addend(name: str, add: Node, match: JunctionMatch, gradient: Tensor, addend: Addend) -> Tensor:
     """What of the gradient at a junction's sum arrives at its fork through one addend."""
     start = add.next_functions[match.shortcut_operand]
     alone = not match.shared and not is_marked(add, GATED) and getattr(add, "_saved_alpha", 1) == 1
     if addend == "shortcut" and alone and start[0] is not None:  # the branch need not be computed
-        return backpropagate(gradient, (start[0], start[1]), match.fork, name)[0]
+        return backpropagate(gradient, (start[0], start[1]), match.fork, name)
     parts: dict[str, Tensor] = {}
     with parts_hooked(match, partial(accumulate, parts)):
-        total, _ = backpropagate(gradient, (add, 0), match.fork, name)
+        total = backpropagate(gradient, (add, 0), match.fork, name)
     return parts[addend] if addend in parts else torch.zeros_like(total)
 
 
-def backpropagate(
-    gradient: Tensor, start: Edge, end: Edge, where: str, leaves: Sequence[Tensor] = ()
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The gradient at `end`, and at parameters on the way (None where none arrives), from the gradient at `start`."""
+def backpropagate(gradient: Tensor, start: Edge, end: Edge, where: str) -> Tensor:
+    """The gradient at `end`, from the gradient at `start`."""
     if start == end:
-        return gradient, [None] * len(leaves)
-    with _dead_end(end) if leaves else nullcontext():
-        at_end, *of_leaves = _differentiate(start, [GradientEdge(*end), *leaves], gradient)
+        return gradient
+    (at_end,) = differentiate(start, [GradientEdge(*end)], gradient)
     if at_end is None:
-        raise ValueError(
-            f"the junctions are no chain ({where}: no way back): path lengths are defined where each junction's "
-            "fork is made from the junction before it; gradient_norms and residual_magnitudes work on any model"
+        raise NoChain(
+            f"the junctions are no chain ({where}: no way back); path_gradients and path_contributions take any graph "
+            "of junctions, gradient_norms and residual_magnitudes any model"
         )
-    return at_end, of_leaves
+    return at_end
 
 
-@contextmanager
-def _dead_end(end: Edge) -> Iterator[None]:
-    """Let nothing pass a place: parameters may be met again behind it (tied weights), and count there another time."""
-    node, output = end
-
-    def hook(arriving: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        gradient = arriving[output]
-        zeros = None if gradient is None else torch.zeros_like(gradient)
-        return (*arriving[:output], zeros, *arriving[output + 1 :])
-
-    handle = node.register_prehook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def backpropagate_to_leaves(gradient: Tensor, start: Edge, leaves: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradients at parameters, from the gradient at `start`."""
-    return _differentiate(start, leaves, gradient) if leaves else []
-
-
-def _differentiate(start: Edge, ends: Sequence[Any], gradient: Tensor) -> list[Tensor | None]:
+def differentiate(start: Edge, ends: Sequence[Any], gradient: Tensor) -> list[Tensor | None]:
+    """The gradients at some edges or leaves, None where none arrives, from the gradient at `start`."""
     try:
         with probe_backward():
             found = torch.autograd.grad(
@@ -168,13 +147,13 @@ def leaves_between(starts: Sequence[Node], end: Node | None) -> list[Tensor]:
     return [cast(Any, node).variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"]
 
 
-def accumulate(parts: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+def accumulate(parts: dict[K, Tensor], name: K, gradient: Tensor) -> None:
     """Add a gradient to the part of that name."""
     parts[name] = parts[name] + gradient if name in parts else gradient
 
 
 @contextmanager
-def parts_hooked(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+def parts_hooked(match: JunctionMatch, keep: Callable[[Addend, Tensor], None]) -> Iterator[None]:
     """`hook_parts`, whose hooks leave with this context."""
     handles = hook_parts(match, keep)
     try:
@@ -184,10 +163,10 @@ def parts_hooked(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> I
             handle.remove()
 
 
-def hook_parts(match: JunctionMatch, keep: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+def hook_parts(match: JunctionMatch, keep: Callable[[Addend, Tensor], None]) -> list[RemovableHandle]:
     """Call `keep("shortcut" | "branch", gradient)` for all that a backward passes into the fork by either addend."""
 
-    def listen(name: str, node: Node, index: int) -> RemovableHandle:
+    def listen(name: Addend, node: Node, index: int) -> RemovableHandle:
         def hook(passed: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
             gradient = passed[index]
             if gradient is not None:

@@ -38,7 +38,7 @@ class Jacobian:
         """
         carried, exponent = vector.to(self.device, self.dtype).reshape(self.shape_out), 0
         for start, end, name in self._steps:
-            carried, _ = backpropagate(carried, start, end, name)
+            carried = backpropagate(carried, start, end, name)
             carried, shift = _near_one(carried)
             exponent += shift
         return carried.flatten(), exponent

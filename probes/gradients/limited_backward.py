@@ -74,7 +74,7 @@ class LimitedBackward:
         if index:
             before, add, _ = self.chain[index - 1]
             where = f"{before!r} to {name!r}"
-            self.lengths = [backpropagate(length, match.fork, (add, 0), where)[0] for length in self.lengths]
+            self.lengths = [backpropagate(length, match.fork, (add, 0), where) for length in self.lengths]
         else:
             self.lengths = []
         return admitted

@@ -141,7 +141,8 @@ def _check_chain(
     if is_bypassed(chain[0][2].fork[0], roots):
         raise ValueError(
             f"limit_paths: the junctions are no chain: what is before {chain[0][0]!r} is also used by a route around "
-            "them (a long skip), where path lengths are not defined"
+            "them (a long skip): gradients are limited at the junctions' sums, which what comes by that route does not "
+            "pass"
         )
 
 

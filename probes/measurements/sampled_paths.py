@@ -110,7 +110,7 @@ def _along(recording: Recording, branches: set[int]) -> Tensor:
             return torch.zeros_like(recording.gradient(chain[0], "total"))
         if index:
             before = chain[index - 1]
-            gradient, _ = backpropagate(gradient, site.match.fork, (before.add, 0), f"{before.name!r} to {site.name!r}")
+            gradient = backpropagate(gradient, site.match.fork, (before.add, 0), f"{before.name!r} to {site.name!r}")
     return gradient
 
 

@@ -185,7 +185,7 @@ def test_a_loaded_recording_says_what_it_lacks(tmp_path: Path) -> None:
             ValueError, match=r"needs the (graph|tensors) .* holds numbers alone \(loaded from 'a.zip'\)"
         ):
             probe(loaded)
-    for ask in (lambda: loaded.is_bypassed, lambda: loaded.gradient(loaded.sites[0], "total")):
+    for ask in (lambda: loaded.is_bypassed, lambda: loaded.gradient(loaded.sites[0], "total"), loaded.loss_gradients):
         with pytest.raises(ValueError, match="holds numbers alone"):
             ask()
     with pytest.raises(ValueError, match="holds numbers alone, not the graph"):
