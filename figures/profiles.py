@@ -6,7 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .parts.lines import finish, handle, log_axis, whole_numbers
-from .parts.style import GREY, Axes2D, note, panels, style
+from .parts.sheet import drawing, panels
+from .parts.style import GREY, Axes2D, Looks, note
+from .parts.table import check_columns
 
 GRADIENT = {
     "total": ("#000000", "-"),
@@ -19,21 +21,24 @@ SHARE = {"share": ("#000000", "-")}
 MARKERS = {"total": "o", "shortcut": "s", "branch": "^", "other": "D", "ratio": "o", "share": "o"}
 
 
-@style()
-def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2D:
+@drawing
+def profiles(
+    table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True, title: str = ""
+) -> Axes2D:
     """Three panels of one network: gradient norms and branch / shortcut ratio against depth, share of path lengths.
 
     What the table lacks is named in its panel; zeros are left out of the logarithmic axes.
 
     Table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio"; "share"),
     value, as the probes give them, one under the other.
-    title: The legend's title.
+    title: The caption.
     """
     known = {*GRADIENT, *RATIO, *SHARE}
     present = set(table["quantity"]) & known if "quantity" in table else set()
     if not present:
         raise ValueError(f"profiles: the table has no quantity of {', '.join(sorted(known))}.")
-    grid = panels(axes, 1, 3, figure="profiles", height=1.6)
+    check_columns(table, ["value"], figure="profiles")
+    grid = panels(axes, 1, 3, figure="profiles", height=1.15)
     gradient, ratio, share = grid.flat
     drawn = _draw(gradient, table, GRADIENT, x="depth", log=True)
     gradient.set(xlabel="junction depth", ylabel="gradient norm at the fork")
@@ -42,7 +47,7 @@ def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2
     _draw(share, table, SHARE, x="path_length", log=False)
     share.set(xlabel="path length (branches)", ylabel="signed share\nof the gradient")
     entries = [handle(part, GRADIENT[part][0], linestyle=GRADIENT[part][1], marker=MARKERS[part]) for part in drawn]
-    finish(grid, entries, title=title)
+    finish(grid, entries, legend=legend, caption=title)
     return grid
 
 
