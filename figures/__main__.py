@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draw one figure and write it; a mistake of the user's ends with one line and the exit code 2."""
     figures = import_module(__package__ or "figures")
     names = [name for name in figures.__all__ if name not in NO_FIGURES]
-    parser = _parser(names)
+    parser = parser_of(names)
     given = parser.parse_args(arguments)
     try:
         file, words = _draw(given, figures, names)
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(words)
 
 
-def _parser(names: Sequence[str]) -> ArgumentParser:
+def parser_of(names: Sequence[str]) -> ArgumentParser:
+    """The arguments of the command."""
     parser = _Parser(
         prog=f"python -m {__package__}",
         description="Redraw a figure from its table (CSV), fitted to a venue's page; its caption goes to the terminal.",
@@ -78,7 +79,8 @@ def _draw(given: Namespace, figures: Any, names: Sequence[str]) -> tuple[Path, s
         )
     elif given.arms or given.depth:
         raise ValueError(f"--arms and --depth choose rows of a table, and {ARRAYS} is drawn from arrays.")
-    with venue(given.venue, column=given.column or 1.0) if given.venue else nullcontext():
+    column = 1.0 if given.column is None else given.column
+    with venue(given.venue, column=column) if given.venue else nullcontext():
         axes = getattr(figures, given.figure)(data, legend=not given.no_legend)
         write(axes, out)
     return out, caption(axes)
@@ -90,7 +92,7 @@ def _read(file: Path, *, arrays: bool) -> pd.DataFrame | Mapping[str, np.ndarray
         raise ValueError(f"{file}: this figure is drawn from a {kind} file, which lies beside it.")
     try:
         if arrays:
-            with np.load(file) as opened:
+            with file.open("rb") as raw, np.load(raw) as opened:  # numpy leaves a broken file open
                 return dict(opened)
         return pd.read_csv(file, dtype=TEXT)
     except (OSError, ValueError, BadZipFile) as error:  # pandas' errors are ValueErrors

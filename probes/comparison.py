@@ -76,7 +76,8 @@ def _tables(source: Source, side: str) -> dict[str, pd.DataFrame]:
         tables = {name: table for name, table in tables.items() if not _lacking(table)}
         if not tables:
             raise ValueError(
-                f"compare: {side} is {str(path)!r}, a folder without a CSV of the columns quantity and value"
+                f"compare: {side} is a folder without a CSV of the columns quantity and value: {path}; name one with "
+                "the tables themselves, such as results/EXPERIMENT"
             )
     elif path.suffix == ".csv":
         tables = {path.stem: read_csv(path)}

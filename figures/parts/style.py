@@ -59,7 +59,15 @@ def looks_of(names: Iterable[Any], own: Looks = None, *, known: Mapping[str, Loo
 
     Returns:
         The known names in the order of `own` and `known`, then all others as they appear, each with a look of its own.
+
+    Raises:
+        ValueError: What `own` has for a name is no Look.
     """
+    for name, look in (own or {}).items():
+        if not isinstance(look, Look):
+            raise ValueError(
+                f"looks: {name} has {look!r}; give a Look(label, colour), if need be with marker and line."
+            )
     known = {**(own or {}), **{name: look for name, look in known.items() if name not in (own or {})}}
     known |= {UNNAMED: ONE} if UNNAMED not in known else {}
     found = dict.fromkeys(name for name in names if pd.notna(name))

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 import figures
 from figures.parts.style import page
@@ -102,12 +101,13 @@ def test_axes_of_the_caller_keep_their_fonts_and_their_figure_its_legends(name: 
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9}):
         figure = Figure(figsize=(3.25 * columns, 2.5 * rows), layout="constrained")
         own = figure.subplots(rows, columns, squeeze=False)
-        before = {text: (text.get_fontsize(), text.get_fontname()) for text in figure.findobj(Text)}
         axes = getattr(figures, name)(EXAMPLES[name], axes=own)
     assert list(axes.flat) == list(own.flat)
     figure.draw_without_rendering()
     assert not figure.legends
-    assert before.items() <= {text: (text.get_fontsize(), text.get_fontname()) for text in figure.findobj(Text)}.items()
+    for axis in own.flat:
+        ticks = [*axis.get_xticklabels(), *axis.get_yticklabels()]
+        assert {text.get_fontsize() for text in (axis.title, axis.xaxis.label, axis.yaxis.label, *ticks)} == {9}
     assert {text.get_fontname() for text in shown_texts(figure)} == {"DejaVu Sans"}
     legend = own[0, 0].get_legend()
     assert legend.get_window_extent().y1 < own[0, 0].get_window_extent().y1 + 1  # not over the title
@@ -158,6 +158,8 @@ def test_errors_of_venues_and_captions_say_what_to_do() -> None:
         figures.venue("cvpr")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^venue: column is 1\.5; it is a share of the text's width, above 0"):
         figures.venue("icml", column=1.5)
+    with pytest.raises(ValueError, match=r"^looks: plain has 'red'; give a Look\(label, colour\), if need be with"):
+        figures.interaction(MAIN["outcomes"], looks={"plain": "red"})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"^caption: no figure of this package was drawn on these axes; give"):
         figures.caption(Figure().subplots())
 

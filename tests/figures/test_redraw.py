@@ -1,9 +1,10 @@
 """`python -m figures`: a figure from its table, and one line for every mistake."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def test_conditions_are_chosen_by_name_and_rows_without_one_stay(tmp_path: Path)
 
 
 def test_maps_are_redrawn_from_their_arrays(tmp_path: Path) -> None:
-    np.savez(tmp_path / "maps.npz", **arrays())
+    np.savez(tmp_path / "maps.npz", **cast(Any, arrays()))
     main(["saliency_maps", str(tmp_path / "maps.npz"), "--out", str(tmp_path / "maps.svg")])
     assert "<svg" in (tmp_path / "maps.svg").read_text()
 
@@ -68,7 +69,7 @@ ERRORS: list[tuple[str, str]] = [
     ("path_lengths TABLE --arms mine plain", "--arms: the table has no mine; it has residual, stop-gradient, gra"),
     ("path_lengths TABLE --depth 9", "--depth: the table has no 9; it has 20, 56."),
     ("ensemble BARE --depth 9", "--depth: the table has no column depth_total."),
-    ("accuracy_by_depth BARE", "accuracy_by_depth: the table lacks split, value; its columns are arm, depth"),
+    ("accuracy_by_depth BARE", "accuracy_by_depth: the table lacks depth_total, seed, split, value; its "),
     ("path_lengths gone.csv", "gone.csv: cannot be read (No such file or directory)."),
     ("path_lengths EMPTY", "EMPTY: cannot be read (No columns to parse from file)."),
     ("path_lengths BINARY", "BINARY: cannot be read ('utf-8' codec can't decode byte"),
@@ -78,7 +79,7 @@ ERRORS: list[tuple[str, str]] = [
     ("saliency_maps MAPS --depth 8", "--arms and --depth choose rows of a table, and saliency_maps is drawn from arr"),
     ("path_lengths TABLE --out fig.docx", "--out fig.docx: a figure is written as .pdf, .png, .svg; end the file's"),
     ("path_lengths TABLE --out GONE/fig.pdf", "[Errno 2] No such file or directory: "),
-    ("path_lengths", "the following arguments are required: TABLE"),
+    ("path_lengths", "the following arguments are required: "),
     ("path_lengths TABLE --depth deep", "argument --depth: invalid int value: 'deep'"),
 ]
 
@@ -93,7 +94,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         files[name].write_bytes(content)
     files["BROKEN"], files["MAPS"] = tmp_path / "broken.npz", tmp_path / "maps.npz"
     files["BROKEN"].write_bytes(b"PK\x03\x04 no zip file")
-    np.savez(files["MAPS"], **arrays())
+    np.savez(files["MAPS"], **cast(Any, arrays()))
 
     def put(text: str) -> str:
         for name, file in files.items():
@@ -106,6 +107,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     said = capsys.readouterr().err
     assert said.startswith(f"python -m figures: {put(message)}")
     assert said.count("\n") == 1
+
+
+def test_the_commands_of_the_page_draw(tmp_path: Path) -> None:
+    page = Path(figures.__file__).parents[1] / "docs" / "redraw_a_figure.md"
+    commands = [line for line in page.read_text().splitlines() if line.startswith("python -m figures ")]
+    assert commands
+    for command in commands:
+        words = shlex.split(command)[3:]
+        words[words.index("--out") + 1] = str(tmp_path / "fig.pdf")
+        words[1] = str(page.parents[1] / words[1])
+        main(words)
+        assert (tmp_path / "fig.pdf").stat().st_size > 1000
 
 
 def test_every_name_is_a_figure() -> None:

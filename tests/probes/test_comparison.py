@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from probes import Recording, compare, load, record
 COLUMNS = ["block", "depth", "quantity", "value"]
 
 
-def rows(*values: tuple[str, int, str, float], **more: object) -> pd.DataFrame:
+def rows(*values: tuple[str, int, str, float], **more: Any) -> pd.DataFrame:
     return pd.DataFrame(values, columns=COLUMNS).assign(**more)
 
 
