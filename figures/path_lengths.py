@@ -20,7 +20,7 @@ from .parts.lines import (
 )
 from .parts.points import percent_axis
 from .parts.sheet import drawing, panels
-from .parts.style import GREY, Axes2D, Look, Looks, column_titles, depth_title, epoch_title, row_title
+from .parts.style import GREY, UNSAID, Axes2D, Look, Looks, column_titles, depth_title, epoch_title, row_title
 from .parts.table import arms_of, depths_of, moments, of_networks, select
 
 KEYS = ["arm", "depth_total", "seed", "epoch", "path_length"]
@@ -215,9 +215,10 @@ def _sampled_title(
     samples = everything[everything["quantity"] == "samples"]["value"].max()
     counted = f"{samples:.0f} paths a length" if samples == samples else ""
     lines = seeds_title(rows, mean="mean (geometric but for shares)")
-    title = "; ".join(filter(None, (depth_title(deepest), counted, lines)))
+    title = "; ".join(filter(None, (", ".join(filter(None, (depth_title(deepest), counted))), lines)))
     if set(ENDS) <= set(everything["quantity"]):
-        title += "\nshade: 95 % interval of a seed's mean"
+        of = "the" if set(rows["seed"]) == {UNSAID} else "a seed's"
+        title += f"\nshade: 95 % interval of {of} mean"
     ratios = rows[(rows["quantity"] == "cancellation") & rows["arm"].isin(list(curves))]["value"]
     if ratios.max() > 1.05:
         title += "; a ratio above 1: too few paths for their spread"

@@ -159,15 +159,13 @@ def fit(axes: Axes2D) -> None:
     sheet = axes.flat[0].get_figure(root=True)
     if not isinstance(sheet, Sheet):
         return
-    shown = [axis for axis in axes.flat if axis is not None]
+    shown, growth = list(axes.flat), 1.0
     _legend(sheet)
-    growth = 1.0
     for _ in range(ROUNDS):
         _lay_out(sheet)
         changed = _labels(sheet, shown)
         changed |= sum(_ticks(axis, panel) for panel in shown for axis in (panel.xaxis, panel.yaxis)) > 0
-        wanted = _growth(shown)
-        growth *= wanted
+        growth *= _growth(shown)
         if not (_height(sheet, shown, growth) | changed):
             break
 
@@ -207,8 +205,7 @@ def _labels(sheet: Sheet, shown: Sequence[Axes]) -> bool:
 
 
 def _texts(line: Sequence[Axes], along: int) -> Iterator[list[Text]]:
-    """The texts that may meet: titles, notes and labels of x in a row of panels; labels of y and titles of rows in a
-    column."""
+    """The texts that may meet: titles and labels of x in a row of panels, labels of y and rows' titles in a column."""
     if along == 0:
         yield [axis.title for axis in line]
         yield [axis.xaxis.label for axis in line]
@@ -277,7 +274,11 @@ def _break(text: Text, room: float, size: float | None = None) -> bool:
 def _wrapped(line: str, letters: int) -> str:
     """Behind hyphens only where words alone are too long."""
     whole = fill(line, letters, break_long_words=False, break_on_hyphens=False)
-    return whole if max(map(len, whole.splitlines())) <= letters else fill(line, letters, break_long_words=False)
+    return (
+        whole
+        if max(map(len, whole.splitlines()), default=0) <= letters
+        else fill(line, letters, break_long_words=False)
+    )
 
 
 def _shrink(text: Text) -> bool:
@@ -300,9 +301,8 @@ def _ticks(axis: Axis, panel: Axes) -> bool:
             return False  # rows grow instead
         axis.set_tick_params(rotation=90)
         return True
-    places = [float(place) for place in axis.get_majorticklocs()]
     low, high = sorted(axis.get_view_interval())
-    places = [place for place in places if low <= place <= high]
+    places = [place for place in sorted(map(float, axis.get_majorticklocs())) if low <= place <= high]
     if len(places) < 3:
         return False
     axis.set_major_locator(FixedLocator(places[::2]))
@@ -311,8 +311,8 @@ def _ticks(axis: Axis, panel: Axes) -> bool:
 
 
 def _is_name(label: Text) -> bool:
-    """Whether a tick's label has letters that are not mathematics."""
-    return bool(re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", label.get_text())))
+    """Whether a tick's label has letters that are neither mathematics nor of a number such as 1e-05."""
+    return bool(re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+|(?<=\d)e(?=[-+\d])", "", label.get_text())))
 
 
 def _collide(panel: Axes, labels: Sequence[Text], along: int) -> bool:

@@ -99,7 +99,7 @@ def test_it_suits_a_venue(name: str, venue: Any, column: float, width: float) ->
 def test_axes_of_the_caller_keep_their_fonts_and_their_figure_its_legends(name: str) -> None:
     rows, columns = example(name).shape
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9}):
-        figure = Figure(figsize=(3.25 * columns, 2.5 * rows), layout="constrained")
+        figure = Figure(figsize=(3.25 * columns, 2.5 * rows))
         own = figure.subplots(rows, columns, squeeze=False)
         axes = getattr(figures, name)(EXAMPLES[name], axes=own)
     assert list(axes.flat) == list(own.flat)
@@ -111,7 +111,12 @@ def test_axes_of_the_caller_keep_their_fonts_and_their_figure_its_legends(name: 
     assert {text.get_fontname() for text in shown_texts(figure)} == {"DejaVu Sans"}
     legend = own[0, 0].get_legend()
     assert legend.get_window_extent().y1 < own[0, 0].get_window_extent().y1 + 1  # not over the title
-    assert getattr(figures, name)(EXAMPLES[name], axes=own, legend=False)[0, 0].get_legend() in (None, legend)
+
+
+def test_the_caller_s_axes_have_no_legend_if_none_is_wanted() -> None:
+    own = Figure().subplots(1, 2)
+    assert figures.interaction(MAIN["outcomes"], axes=own, legend=False)[0, 0].get_legend() is None
+    assert "small: each of 3 seeds" in figures.caption(own)
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -126,7 +131,7 @@ def test_the_table_of_a_probe_is_drawn_as_it_is(name: str) -> None:
     for axis, twin in zip(axes.flat, named.flat, strict=True):
         for line, its in zip(axis.lines, twin.lines, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), its.get_xydata())
-    said = texts(axes.flat[0].figure)
+    said = " ".join(words(axes))
     assert "1 network" in said
     assert not [word for word in ("-1", "depth -", "epoch", "residual", "seed", "initialisation") if word in said]
     assert all(legend.get_texts() for legend in axes.flat[0].figure.legends)  # none without an entry
@@ -144,6 +149,13 @@ def test_looks_of_the_caller_rename_recolour_and_come_first(name: str) -> None:
     if name in ("learning_curves", "training_speed"):
         assert labels[0] == "my own arm"
     assert any(line.get_color() == "#123456" for axis in figure.axes for line in axis.lines)
+
+
+def test_a_long_label_is_broken_so_that_the_legend_fits() -> None:
+    looks = {"plain": figures.Look(f"plain, {'and so on, ' * 9}", "#123456")}
+    with figures.venue("icml", column=0.5):
+        axes = figures.interaction(MAIN["outcomes"], looks=looks)
+    suits_a_paper(axes, width=3.25, least=6)
 
 
 @pytest.mark.parametrize("name", ["learning_curves", "answer", "profiles", "depth_centres"])

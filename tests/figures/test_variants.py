@@ -20,7 +20,7 @@ def test_a_row_for_each_network_with_every_seed() -> None:
             assert sorted(dots_of(axis, arm, horizontal=True)) == pytest.approx(sorted(rows["value"]))
             means = rows.groupby("network")["value"].mean()  # also on a log axis
             assert means_of(axis, arm, horizontal=True) == pytest.approx(means[list(NETWORKS)].tolist())
-    assert caption_of(axes) == "depth 8, or as in brackets; large: mean; small: each of 3 seeds"
+    assert caption_of(axes) == "depth 8, or as in brackets; large: mean; small: each of 3 seeds."
 
 
 def test_what_stands_at_the_edges_is_said() -> None:

@@ -371,7 +371,7 @@ def texts(drawn: Any) -> str:
 
 def caption_of(axes: Any) -> str:
     """The caption with small letters at the beginning of sentences, as figures write them."""
-    return re.sub(r"(^|\. )([A-Z])(?=[a-z])", lambda found: found[1] + found[2].lower(), caption(axes))
+    return re.sub(r"(^|\. )([A-Z])(?=[a-z ])", lambda found: found[1] + found[2].lower(), caption(axes))
 
 
 def close(drawn: "pd.Series[float]", expected: "pd.Series[float]") -> None:
