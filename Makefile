@@ -5,6 +5,7 @@
 # make docs        the documentation, to docs/_build/html
 # make answer      the answer's grid (resumes where it was interrupted); CIFAR10=DIR adds CIFAR-10 from a folder of images
 # make answer-more the same question in other settings
+# make costs       the tables of what measurements cost, and of the same by other libraries (a quiet machine, half an hour)
 PYTHON ?= python3
 OLDEST ?= 3.11
 BIN := .venv/bin
@@ -14,7 +15,7 @@ CIFAR10 ?=
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow test-floors lint docs answer answer-more gallery
+.PHONY: run test test-slow test-floors lint docs answer answer-more gallery costs
 run: .venv/with-experiments
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
@@ -50,6 +51,10 @@ gallery: run answer
 	for figure in stopgrad_shortcut/figures/accuracy_by_depth stopgrad_shortcut/figures/path_lengths \
 	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 answer/figures/answer; do \
 	    cp results/$$figure.png results/$$figure.csv figures/gallery/ || exit 1; done
+
+costs: .venv/with-experiments
+	$(BIN)/python benchmarks/measurements.py --to docs/tables/costs_measurements.csv
+	$(BIN)/python benchmarks/peers.py --to docs/tables
 
 # The checkout in .venv, with the packages of one extra of pyproject.toml.
 .venv/with-%: pyproject.toml

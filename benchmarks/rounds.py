@@ -4,14 +4,18 @@ Each round takes every kind once, in a random order. What is compared is compare
 the machine for a while slows both sides.
 """
 
+import csv
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 from scipy import stats
 
 from experiments.engine.running.provenance import hardware
@@ -63,6 +67,21 @@ def judged(bound: str, found: Interval, *, least: float = -np.inf, most: float =
     inside = [least <= end <= most for end in (found.low, found.high)]
     word = "holds" if all(inside) else "undecided" if any(inside) else "does not hold"
     return f"bound: {bound}: {word}"
+
+
+def show_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, title: str, to: Path | None
+) -> None:
+    """Print a table, and write it to a CSV file if one is given, with its title above the rows' names."""
+    shown, listed = Table(title=title), list(rows)
+    for column in ("", *head):
+        shown.add_column(column, no_wrap=True)
+    for row in listed:
+        shown.add_row(*row)
+    console.print(shown)
+    if to is not None:
+        with to.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([[title, *head], *listed])
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

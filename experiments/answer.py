@@ -250,9 +250,9 @@ def write(found: Tables, families: Sequence[Family], output: Output) -> None:
         "conditions": results.summary(found["replicates"]),
         "shares": pd.concat([family.table for family in families], ignore_index=True),
         "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
-        "text_outcomes": as_table(outcome_rows(found["replicates"])),
-        "text_shares": as_table(share_rows(families)),
-        "text_jacobians": as_table(jacobian_rows(found["jacobians"])),
+        "text_outcomes": show.text_table(outcome_rows(found["replicates"])),
+        "text_shares": show.text_table(share_rows(families)),
+        "text_jacobians": show.text_table(jacobian_rows(found["jacobians"])),
     }
     for name, rows in tables.items():
         if len(rows):
@@ -268,11 +268,6 @@ def write(found: Tables, families: Sequence[Family], output: Output) -> None:
         losses = losses[losses["control"].isin(DRAWN)]
     if len(losses):
         show.save_figure(output, figures.answer_losses(losses), losses, "answer_losses")
-
-
-def as_table(rows: show.Rows) -> pd.DataFrame:
-    """Rows of text as a table, for a page."""
-    return pd.DataFrame([{"where": heading, "": name, **row} for (heading, name), row in rows.items()]).fillna("")
 
 
 def report(found: Tables, families: Sequence[Family], output: Output) -> None:
@@ -302,27 +297,29 @@ def report(found: Tables, families: Sequence[Family], output: Output) -> None:
 def outcome_rows(found: pd.DataFrame) -> show.Rows:
     """By data set and steps, then condition. found: as `results.replicates` gives it."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for (data, steps, name), of in found.groupby(["data", "step", "control"], sort=False):
-        n, values = of["seed"].nunique(), {outcome: group["value"] for outcome, group in of.groupby("outcome")}
-        row = {"n": str(n), "rate": f"{of['learning_rate'].iloc[0]:g}"}
-        row |= {outcome: show.mean_sd(values[outcome]) for outcome in ("test error", "training error")}
-        row["log loss"] = f"{values['log training loss'].mean():.2f}"
-        for target in results.TARGETS:
-            row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], n)
-        rows[f"{data}, {steps} steps", str(name)] = row
+    for (data, steps), part in found.groupby(["data", "step"], sort=False):
+        for name, of in part.groupby("control", sort=False):
+            n, values = of["seed"].nunique(), {outcome: group["value"] for outcome, group in of.groupby("outcome")}
+            row = {"n": str(n), "rate": f"{of['learning_rate'].iloc[0]:g}"}
+            row |= {outcome: show.mean_sd(values[outcome]) for outcome in ("test error", "training error")}
+            row["log loss"] = f"{values['log training loss'].mean():.2f}"
+            for target in results.TARGETS:
+                row[f"to {target:g}"] = show.steps(values[f"steps to loss {target:g}"], n)
+            rows[f"{data}, {steps} steps", str(name)] = row
     return rows
 
 
 def jacobian_rows(table: pd.DataFrame) -> show.Rows:
     """By data set, then condition."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for (data, name), of in table.groupby(["data", "control"], sort=False):
-        numbers = of.set_index(["outcome", "quantity"])["mean"]
-        rows[str(data), str(name)] = {
-            f"{word}, {kind}": f"{numbers[kind, quantity]:.3g}"
-            for kind in ("stream", "blocks")
-            for word, quantity in (("spread", "spread"), ("size", "mean_square"))
-        }
+    for data, part in table.groupby("data", sort=False):
+        for name, of in part.groupby("control", sort=False):
+            numbers = of.set_index(["outcome", "quantity"])["mean"]
+            rows[str(data), str(name)] = {
+                f"{word}, {kind}": f"{numbers[kind, quantity]:.3g}"
+                for kind in ("stream", "blocks")
+                for word, quantity in (("spread", "spread"), ("size", "mean_square"))
+            }
     return rows
 
 
@@ -336,7 +333,8 @@ def share_rows(families: Sequence[Family]) -> show.Rows:
         for found in family.estimates:
             row = {"share [95 %]": show.interval(found.value, found.low, found.high)}
             if family.is_judged:
-                row |= {"[read from]": f"[{found.family_low:.2f}, {found.family_high:.2f}]"}
+                known = found.value == found.value
+                row |= {"[read from]": f"[{found.family_low:.2f}, {found.family_high:.2f}]" if known else "-"}
                 reading = family.primary_reading(found) if family is primary else family.reading(found)
                 row |= {"reading": reading, "power": results.power_text(family.power, found.name)}
             rows[heading, found.name] = row

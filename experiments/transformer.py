@@ -3,18 +3,19 @@
 Trains small GPTs (Radford et al. 2019) to predict the next character of Python's own help texts, with shortcuts around
 attention and MLPs, without, and with shortcuts that carry no gradient: at both, at attention alone, at MLPs alone.
 Beside them: paths of at most two branches; a gradient that keeps its size although no shortcut carries it; no
-shortcuts, and blocks that begin near the identity; and branches that begin smaller by the root of their number.
+shortcuts, and blocks that begin near the identity; branches that begin smaller by the root of their number; gradients
+that reach the last blocks alone; and training in float64, whose optimiser sees gradients however small.
 
-Each arm takes the learning rate that is best on the validation text. Writes tables, figures and every run's run.json to
-OUT/transformer; finished runs are not repeated.
+Each arm takes the learning rate that is best on the validation text, on seeds that are not reported. Writes tables,
+figures and every run's run.json to OUT/transformer; finished runs are not repeated.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,72 +27,137 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import figures
+from experiments.engine.conditions.controls import NO_CONTROL, Control
+from experiments.engine.conditions.gap_closed import HALF, GapClosed, gap_closed
+from experiments.engine.conditions.gradient_alignment import alignment
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_at_least, check_choice, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Outcome, Run, Tables
-from experiments.engine.running.workers import Execution
 from experiments.engine.statistics.estimates import Estimate, estimate
 from experiments.engine.statistics.long_tables import select
-from experiments.engine.training.data import Batches
-from experiments.engine.training.loop import Diverged, train
-from experiments.engine.training.optimisation import Training
-from experiments.engine.training.settings import check_seeds
-from experiments.engine.training.train_run import evaluations
+from experiments.engine.training.compute import AS_WRITTEN, Computing
+from experiments.engine.training.data import Arrays, Batches, Dataset
+from experiments.engine.training.loop import Moment, context_of
+from experiments.engine.training.optimisation import Training, make_optimiser
+from experiments.engine.training.settings import RunSettings, check_tuning_seeds
+from experiments.engine.training.train_run import probing_batch, train_run
 from models import GPT, PLAIN, RESIDUAL, STOP_GRADIENT, Flow, gpt
 from models.transformer import TransformerWeights
-from probes import gradient_norms, limit_paths, path_contributions, record
+from probes import gradient_norms, path_contributions, read_out, record, stream_statistics, update_sizes
 from probes.tables import table
 
 EXPERIMENT = "transformer"
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
+MEASURED = ("gradients", "paths", "alignment", "updates", "stream", "read_out")
 PROBED = 8
-"""Sequences of the training text on which gradients are measured."""
+"""Sequences of the training text on which a network is measured."""
+STEP = math.sqrt(10)
+"""From a learning rate at an end of those that are tried first to the next one."""
+FURTHER = 2
+"""So many more rates are tried at most."""
+MARGIN = 0.1
+"""Nats a character: a smaller difference counts as none."""
 
-HALF = math.sqrt(1 / 2)
-KEPT = Flow(HALF, HALF, shortcut_gradient=0.0, branch_gradient=HALF / (1 - HALF))
+ROOT = math.sqrt(1 / 2)
+KEPT = Flow(ROOT, ROOT, shortcut_gradient=0.0, branch_gradient=ROOT / (1 - ROOT))
 """x + F(x), both times root 1/2. A branch that passes its normalised input on leads the stream to the size r = root 1/2
 (r + 1), and divides its gradient by r: times r, it keeps its size without the shortcut's."""
+LAST = Flow(shortcut_gradient=0.0, branch_gradient=0.0)
+"""Nothing before this junction learns by it; its own branch does."""
+UNSEEN = 1e-100
+"""In place of Adam's 1e-8, in float64, where squares reach down to 1e-308: no gradient above 1e-99 is too small."""
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """What an arm is: flows, first weights, and the paths that its gradient may take."""
+    """What an arm is: flows, first weights, the paths that its gradient takes, and how exactly it is computed."""
 
     attention: Flow = RESIDUAL
     mlp: Flow = RESIDUAL
     first_weights: TransformerWeights = "ordinary"
-    at_most: int | None = None
-    """Branches of the longest path that carries gradient; None: all paths do."""
+    control: Control = NO_CONTROL
+    learning: int | None = None
+    """Blocks, from the last, that the gradient reaches. All others get zeros; the token embedding, which is the
+    read-out, too, learns as that alone: as with stop-gradient, where what comes through the blocks has vanished."""
+    precision: Literal["float32", "float64"] = "float32"
+    epsilon: float = 1e-8
+    """What Adam adds to the gradient's size before it divides by it."""
 
-    def context(self) -> "partial[AbstractContextManager[object]] | None":
-        """Of a network, the context that its training needs; None if it needs none."""
-        return None if self.at_most is None else partial(limit_paths, at_most=self.at_most)
+    def attention_flows(self, layers: int) -> list[Flow]:
+        """Of each block."""
+        flows = [self.attention] * layers
+        if self.learning is not None:
+            flows[layers - self.learning] = LAST
+        return flows
 
 
+def in_float64(wiring: Wiring) -> Wiring:
+    """The same wiring, trained where the optimiser sees gradients of any size."""
+    return replace(wiring, precision="float64", epsilon=UNSEEN)
+
+
+STOPPED = Wiring(STOP_GRADIENT, STOP_GRADIENT)
+STOPPED_ATTENTION, STOPPED_MLP = Wiring(attention=STOP_GRADIENT), Wiring(mlp=STOP_GRADIENT)
+SCALED_STOPPED = Wiring(STOP_GRADIENT, STOP_GRADIENT, "depth-scaled")
 WIRINGS = {
     "residual": Wiring(),
-    "stop-gradient": Wiring(STOP_GRADIENT, STOP_GRADIENT),
-    "stop-gradient-attention": Wiring(attention=STOP_GRADIENT),
-    "stop-gradient-mlp": Wiring(mlp=STOP_GRADIENT),
+    "stop-gradient": STOPPED,
+    "stop-gradient-attention": STOPPED_ATTENTION,
+    "stop-gradient-mlp": STOPPED_MLP,
     "kept-size": Wiring(KEPT, KEPT, "near-identity"),
     "plain": Wiring(PLAIN, PLAIN),
     "near-identity": Wiring(PLAIN, PLAIN, "near-identity"),
-    "at-most-2": Wiring(at_most=2),
+    "at-most-2": Wiring(control=Control(at_most=2)),
     "depth-scaled": Wiring(first_weights="depth-scaled"),
-    "depth-scaled-stop-gradient": Wiring(STOP_GRADIENT, STOP_GRADIENT, "depth-scaled"),
+    "depth-scaled-stop-gradient": SCALED_STOPPED,
+    "only-last-2": Wiring(learning=2),
+    "only-last-4": Wiring(learning=4),
+    "residual-float64": in_float64(Wiring()),
+    "stop-gradient-float64": in_float64(STOPPED),
+    "stop-gradient-attention-float64": in_float64(STOPPED_ATTENTION),
+    "stop-gradient-mlp-float64": in_float64(STOPPED_MLP),
+    "depth-scaled-stop-gradient-float64": in_float64(SCALED_STOPPED),
 }
+DIFFERENCES = {
+    "depth-scaled-stop-gradient": "stop-gradient",
+    "only-last-2": "stop-gradient",
+    "only-last-4": "stop-gradient",
+    "stop-gradient-float64": "residual-float64",
+    "stop-gradient-attention-float64": "residual-float64",
+    "stop-gradient-mlp-float64": "residual-float64",
+    "depth-scaled-stop-gradient-float64": "residual-float64",
+}
+"""What arms are compared with, beside `residual`."""
+GAPS = {
+    "stop-gradient-attention": "stop-gradient",
+    "stop-gradient-mlp": "stop-gradient",
+    "kept-size": "stop-gradient",
+    "at-most-2": "stop-gradient",
+    "only-last-2": "stop-gradient",
+    "only-last-4": "stop-gradient",
+    "stop-gradient-float64": "stop-gradient",
+    "stop-gradient-attention-float64": "stop-gradient-attention",
+    "stop-gradient-mlp-float64": "stop-gradient-mlp",
+    "depth-scaled-stop-gradient-float64": "depth-scaled-stop-gradient",
+    "near-identity": "plain",
+}
+"""Of the gap between which arm and `residual` each arm closes a part."""
+DRAWN = ("residual", "stop-gradient", "kept-size", "plain", "near-identity", "at-most-2", "only-last-2")
+"""The arms of the figures over depth; the tables have all."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """Every setting of the experiment."""
 
     arms: tuple[str, ...] = tuple(WIRINGS)
     """Any of residual, stop-gradient, stop-gradient-attention, stop-gradient-mlp, kept-size, plain, near-identity,
-    at-most-2, depth-scaled, depth-scaled-stop-gradient."""
+    at-most-2, depth-scaled, depth-scaled-stop-gradient, only-last-2, only-last-4, residual-float64,
+    stop-gradient-float64, stop-gradient-attention-float64, stop-gradient-mlp-float64,
+    depth-scaled-stop-gradient-float64."""
     layers: int = 12
     """Blocks of attention and an MLP; each has two junctions."""
     width: int = 64
@@ -105,94 +171,89 @@ class Settings:
     characters: int | None = None
     """Use only so many characters, from the beginning."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Highest learning rates, instead of --learning-rate: each arm takes the best on the validation text."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
+    """Highest learning rates that are tried, instead of --learning-rate: each arm takes the best on the validation
+    text, and an arm whose best is at an end is tried at up to two more beyond it. One alone is taken untried."""
+    seeds: tuple[int, ...] = (40, 41, 42, 43, 44)
+    """Reported seeds; one decides the first weights and the order of the data, alike in all arms."""
+    tuning_seeds: tuple[int, ...] = (100,)
+    """Seeds whose runs choose learning rates, by validation, and are never reported, nor evaluated on the test text."""
+    budgets: tuple[int, ...] = (1,)
+    """How many times --epochs; beyond 1 with the longer arms, rates and seeds, in a folder of its own."""
+    longer_arms: tuple[str, ...] = ("residual", "stop-gradient", "near-identity", "kept-size")
+    """Arms of budgets beyond 1."""
+    longer_rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Rates that are tried first at budgets beyond 1."""
+    longer_seeds: int = 3
+    """How many of the reported seeds, from the first, at budgets beyond 1."""
     training: Training = field(
         default_factory=lambda: Training(epochs=2, batch_size=32, optimiser="adamw", weight_decay=0.1)
     )
-    device: str = "cpu"
-    """cpu, cuda, cuda:1."""
-    execution: Execution = field(default_factory=Execution)
-    out: Path = Path("results")
-    """The folder of all results."""
-    quick: bool = False
-    """A first look: defaults that take less than a minute."""
-    log_level: Literal["debug", "info", "warning"] = "info"
-    """Verbosity: warnings alone; progress as well; every run that is already finished, too."""
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
-        check_unique("--arms", self.arms)
-        for arm in self.arms:
-            check_choice("--arms", arm, tuple(WIRINGS))
+        super().check()
         for flag, given in (("--layers", self.layers), ("--heads", self.heads), ("--context", self.context)):
             check_at_least(flag, given, 1)
         if self.width < 1 or self.width % self.heads:
             raise BadInput(f"--width {self.width}: give a multiple of --heads, {self.heads}")
-        check_unique("--rates", self.rates)
-        for rate in self.rates:
-            if not 0 < rate < math.inf:
-                raise BadInput(f"--rates {rate}: give finite numbers above 0")
-        check_seeds("--seeds", self.seeds)
-        self.training.check()
-        self.execution.check(self.device)
+        for flag, arms in (("--arms", self.arms), ("--longer-arms", self.longer_arms)):
+            check_unique(flag, arms)
+            for arm in arms:
+                check_choice(flag, arm, tuple(WIRINGS))
+                if (WIRINGS[arm].learning or 0) > self.layers:
+                    raise BadInput(f"--layers {self.layers}: {arm} needs more; leave that arm out ({flag})")
+        for flag, rates in (("--rates", self.rates), ("--longer-rates", self.longer_rates)):
+            check_unique(flag, rates)
+            for rate in rates:
+                if not 0 < rate < math.inf:
+                    raise BadInput(f"{flag} {rate}: give finite numbers above 0")
+        check_unique("--budgets", self.budgets)
+        for budget in self.budgets:
+            check_at_least("--budgets", budget, 1)
+        check_at_least("--longer-seeds", self.longer_seeds, 1)
+        check_tuning_seeds(self.tuning_seeds, self.seeds)
+
+    def at(self, budget: int) -> "Settings":
+        """The settings of one budget, with its arms, rates and seeds."""
+        if budget == 1:
+            return self
+        training = replace(self.training, epochs=budget * self.training.epochs)
+        seeds = self.seeds[: self.longer_seeds]
+        return replace(self, arms=self.longer_arms, rates=self.longer_rates, seeds=seeds, training=training)
 
 
 QUICK = Settings(
+    arms=DRAWN,
     layers=4,
     width=32,
     characters=60_000,
     rates=(3e-3,),
-    seeds=(0,),
+    seeds=(40,),
     training=Training(epochs=1, batch_size=32, optimiser="adamw", weight_decay=0.1),
 )
 
 
 def main(settings: Settings) -> None:
-    """Run the grid and report it."""
+    """Run the grid of each budget and report it."""
     settings.check()
     text = read_text(settings.text, context=settings.context, characters=settings.characters)
-    output = Output(settings.out / EXPERIMENT, dry_run=settings.execution.dry_run)
-    runs = make_runs(settings, text)
-    tables, diverged = run_grid(runs, partial(train_gpt, text=text), output, execution=settings.execution)
-    report(tables, diverged, text, settings, output)
+    for budget in settings.budgets:
+        grid = Grid(settings.at(budget), text, budget)
+        rates = grid.best_rates()
+        output = grid.output()
+        tables, diverged = grid.run(grid.runs(rates), output)
+        report(tables, diverged, rates, grid, output)
 
 
 # The text
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text in parts, each cut into sequences that follow one another."""
+def read_text(file: Path | None, *, context: int, characters: int | None = None) -> Dataset:
+    """A text file, or Python's own help texts, in sequences: a data set whose "images" are (N, context) numbers of
+    characters, and whose labels are those of the characters that follow; its classes are the characters that occur.
 
-    title: str
-    """As the report names it."""
-    alphabet: bytes
-    """The bytes that occur, in order; a character's number is its place in it."""
-    parts: Mapping[str, np.ndarray]
-    """train, validation, test: numbers of characters, one part behind the other in the text."""
-    context: int
-    """Characters of a sequence."""
-
-    @cached_property
-    def digest(self) -> str:
-        """A fingerprint of the text and of how it is cut."""
-        digest = hashlib.sha256(repr((self.alphabet, self.context)).encode())
-        for part in self.parts.values():
-            digest.update(part.tobytes())
-        return digest.hexdigest()[:16]
-
-    def sequences(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """(N, context) characters, and the one that follows each."""
-        numbers = self.parts[part]
-        end = (len(numbers) - 1) // self.context * self.context
-        first, following = numbers[:end], numbers[1 : end + 1]
-        return first.reshape(-1, self.context), following.reshape(-1, self.context)
-
-
-def read_text(file: Path | None, *, context: int, characters: int | None = None) -> Text:
-    """A text file, or Python's own help texts; BadInput where it is not there or too short."""
+    Training, validation and test text stand one behind the other in it. BadInput where it is not there or too short.
+    """
     if file is None:
         from pydoc_data.topics import topics
 
@@ -212,28 +273,17 @@ def read_text(file: Path | None, *, context: int, characters: int | None = None)
     alphabet = bytes(sorted(set(content)))
     numbers = np.searchsorted(np.frombuffer(alphabet, np.uint8), np.frombuffer(content, np.uint8)).astype(np.int64)
     ends = np.round(np.cumsum(list(SHARES.values()))[:-1] * len(numbers)).astype(int)
+    splits = dict(zip(SHARES, (cut(part, context) for part in np.split(numbers, ends)), strict=True))
     digest = hashlib.sha256(content).hexdigest()[:16]
-    parts = dict(zip(SHARES, np.split(numbers, ends), strict=True))
-    return Text(f"{title} ({len(content):,} characters, SHA-256 {digest})", alphabet, parts, context)
+    title = f"{title} ({len(content):,} characters, SHA-256 {digest})"
+    return Dataset(title, tuple(map(chr, alphabet)), splits, augment="none", normalise="none")
 
 
-class TextBatches(Batches):
-    """A text's sequences on a device."""
-
-    def __init__(self, text: Text, device: torch.device) -> None:
-        self.device, self.augment = device, "none"
-        cut = {part: text.sequences(part) for part in text.parts}
-        self.splits = {
-            part: (torch.tensor(given, device=device), torch.tensor(following, device=device))
-            for part, (given, following) in cut.items()
-        }
-
-    def get(self, split: str, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Characters (N, T), and those that follow (N, T)."""
-        given, following = self.splits[split]
-        assert isinstance(given, Tensor)  # no images in files
-        indices = indices.to(self.device) if isinstance(indices, Tensor) else indices
-        return given[indices], following[indices]
+def cut(numbers: np.ndarray, context: int) -> Arrays:
+    """(N, context) characters, and the one that follows each."""
+    end = (len(numbers) - 1) // context * context
+    first, following = numbers[:end], numbers[1 : end + 1]
+    return first.reshape(-1, context), following.reshape(-1, context)
 
 
 # A run
@@ -251,39 +301,15 @@ class TextRecipe:
     """The text's digest; another text is refused."""
     training: Training
     device: str
+    evaluated: tuple[str, ...]
+    computing: Computing = AS_WRITTEN
+    processes: int = 1
     flush_denormal: bool = True
-    """Numbers below float32's normal range become 0: vanished gradients would slow a CPU down sixfold."""
+    """Numbers below float32's normal range become 0: vanished gradients would slow a CPU down sixfold. In float64
+    nothing is as small."""
 
 
-def make_runs(settings: Settings, text: Text) -> list[Run]:
-    """A run for each arm, rate and seed; its depth is the number of layers."""
-    sizes: dict[str, Any] = {"width": settings.width, "heads": settings.heads, "context": settings.context}
-    return [
-        Run(
-            EXPERIMENT,
-            arm,
-            settings.layers,
-            seed,
-            TextRecipe(
-                WIRINGS[arm],
-                **sizes,
-                data=text.digest,
-                training=replace(settings.training, learning_rate=rate),
-                device=settings.device,
-            ),
-            outputs=("outcomes", "curves", "losses", "gradients", "paths"),
-            labels={"learning_rate": rate},
-            about={"title": text.title},
-            work=settings.layers * settings.training.epochs,
-            pace=f"{sizes}, batch {settings.training.batch_size}, {settings.device}, {text.digest}",
-        )
-        for arm in settings.arms
-        for rate in settings.rates
-        for seed in settings.seeds
-    ]
-
-
-def make_network(run: Run, text: Text) -> GPT:
+def make_network(run: Run, text: Dataset) -> GPT:
     """The run's network at its first weights."""
     recipe: TextRecipe = run.recipe
     torch.manual_seed(run.seed)
@@ -291,13 +317,21 @@ def make_network(run: Run, text: Text) -> GPT:
         run.depth,
         width=recipe.width,
         heads=recipe.heads,
-        vocabulary=len(text.alphabet),
+        vocabulary=len(text.classes),
         context=recipe.context,
-        attention=recipe.wiring.attention,
+        attention=recipe.wiring.attention_flows(run.depth),
         mlp=recipe.wiring.mlp,
         first_weights=recipe.wiring.first_weights,
     )
-    return model.to(recipe.device)
+    return model.to(recipe.device, getattr(torch, recipe.wiring.precision))
+
+
+def optimiser_of(model: nn.Module, training: Training, *, epsilon: float) -> torch.optim.Optimizer:
+    """The training's optimiser with another constant beside the gradient's size."""
+    optimiser = make_optimiser(model, training)
+    for group in optimiser.param_groups:
+        group["eps"] = epsilon
+    return optimiser
 
 
 def next_character(outputs: Tensor, given: Tensor, following: Tensor) -> Tensor:
@@ -315,42 +349,23 @@ def denormals(*, flushed: bool) -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def train_gpt(run: Run, checkpoint_file: Path | None = None, *, text: Text) -> Outcome:
-    """Train a run's network: curves, each step's loss, final losses, and gradients first and last.
-
-    A run that is killed starts over: it takes minutes. Raises ValueError for another text than the recipe's.
-    """
+def train_gpt(run: Run, checkpoint_file: Path | None = None, *, text: Dataset) -> Outcome:
+    """Train a run's network; a reported one is measured before its first step and in the end."""
     recipe: TextRecipe = run.recipe
-    if recipe.data != text.digest:
-        raise ValueError(f"{run.name}: its recipe says data {recipe.data!r}, and here it is {text.digest!r}")
+    model = make_network(run, text)
+    measures: dict[str, Any] = {"measure": partial(measure, run=run)} if run.outputs else {}
     with denormals(flushed=recipe.flush_denormal):
-        return _trained(run, text)
-
-
-def _trained(run: Run, text: Text) -> Outcome:
-    recipe: TextRecipe = run.recipe
-    model, batches = make_network(run, text), TextBatches(text, torch.device(recipe.device))
-    gradients = [measure(model, batches, epoch=0)]
-    losses: list[float] = []
-    curves: list[dict[str, object]] = []
-    outcome = Outcome()
-    context = recipe.wiring.context()
-    epochs = train(model, batches, recipe.training, seed=run.seed, loss=next_character, gradient_context=context)
-    try:
-        for epoch, of_epoch in enumerate(epochs, 1):
-            losses += of_epoch.tolist()
-            found = {"train": of_epoch.mean().item(), "validation": evaluate(model, batches, "validation")["loss"]}
-            curves += [{"epoch": epoch, "split": split, "quantity": "loss", "value": found[split]} for split in found]
-        gradients.append(measure(model, batches, epoch=recipe.training.epochs))
-        outcome.tables["outcomes"] = evaluations(model, batches, evaluate, splits=("validation", "test"))
-    except Diverged as end:
-        outcome.diverged_at = end.step
-    if curves:
-        by_step = pd.DataFrame({"step": range(1, len(losses) + 1), "value": losses})
-        outcome.tables |= {"curves": table(curves), "losses": by_step.assign(split="train", quantity="loss")}
-    for name in ("gradients", "paths"):
-        outcome.tables[name] = pd.concat([of_moment[name] for of_moment in gradients], ignore_index=True)
-    return outcome
+        return train_run(
+            run,
+            checkpoint_file,
+            dataset=text,
+            model=model,
+            backward=recipe.wiring.control.prepare(model, seed=run.seed),
+            loss=next_character,
+            make_optimiser=partial(optimiser_of, epsilon=recipe.wiring.epsilon),
+            evaluate=evaluate,
+            **measures,
+        )
 
 
 @torch.no_grad()
@@ -363,36 +378,122 @@ def evaluate(model: nn.Module, batches: Batches, split: str) -> dict[str, float]
     return {"loss": total / size}
 
 
-def measure(model: nn.Module, batches: Batches, *, epoch: int) -> Tables:
-    """Gradient norms at every fork, and the gradient by path length, of the first training sequences; of all paths,
-    also where the training's gradient takes short ones alone."""
-    given, following = batches.get("train", slice(0, PROBED))
-    with record(model) as recording:
-        next_character(model(given), given, following).backward(retain_graph=True)
-    found = {"gradients": gradient_norms(recording), "paths": path_contributions(recording)}
-    model.zero_grad()
-    return {name: of_moment.assign(epoch=epoch) for name, of_moment in found.items()}
+def measure(model: nn.Module, batches: Batches, epoch: int, last: bool, *, run: Run) -> Tables:
+    """Before the first step and in the end, on a few training sequences: gradient norms and the gradient by path length
+    (of all paths, also where the arm's gradient takes short ones alone), the cosine of the arm's gradient with the true
+    one, what a step changes, and the stream and what the head reads out of it."""
+    if epoch and not last:
+        return {}
+    network, given, following = probing_batch(model, batches, most=PROBED)
+    assert isinstance(network, GPT)
+    with record(network, keep=True) as recording:
+        next_character(network(given), given, following).backward(retain_graph=True)
+    return {
+        "gradients": gradient_norms(recording),
+        "paths": path_contributions(recording),
+        "stream": stream_statistics(recording),
+        "read_out": read_out(recording, lambda stream: network.head(network.norm(stream)), following),
+        "alignment": alignment(
+            network, run.recipe.wiring.control, given, following,
+            seed=run.seed, moment=Moment(step=0, epoch=0), loss=next_character,
+        ),
+        "updates": updates(network, given, following, run=run),
+    }  # fmt: skip
 
 
-# The report
+def updates(model: GPT, given: Tensor, following: Tensor, *, run: Run) -> pd.DataFrame:
+    """What the first step of a new optimiser, at the run's highest learning rate, changes in each block's weights and
+    function; the step is taken."""
+    wiring: Wiring = run.recipe.wiring
+    before = {name: x.detach().clone() for name, x in model.state_dict().items()}
+    optimiser = optimiser_of(model, run.recipe.training, epsilon=wiring.epsilon)
+    backward = wiring.control.prepare(model, seed=run.seed)
+    optimiser.zero_grad()
+    with context_of(backward, model):
+        backward(model, next_character(model(given), given, following), Moment(step=0, epoch=0))
+    optimiser.step()
+    return update_sizes(model, before, given)
 
 
-def report(tables: Tables, diverged: list[Run], text: Text, settings: Settings, output: Output) -> None:
-    """Choose each arm's rate, draw the figures, and print the results."""
-    console = show.terminal()
-    if show.all_diverged(console, tables, output):
-        return
-    rates = best_rates(tables["outcomes"], seeds=len(settings.seeds))
-    changes = against_residual(tables["outcomes"], rates)
-    output.table("scores", score_table(tables["outcomes"], rates, changes, settings.layers))
-    for draw, name in ((figures.gradient_norms, "gradients"), (figures.path_lengths, "paths")):
-        drawn = at_best(tables[name], rates)
-        if len(drawn):
-            show.save_figure(output, draw(drawn), drawn, draw.__name__)
-    show_losses(console, tables["outcomes"], rates, changes)
-    show.diverged(console, diverged)
-    show.files(console, output)
-    console.print(f"{text.title}, {settings.layers} layers. One text, one budget, each arm's best learning rate.")
+# The grid
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of one budget."""
+
+    settings: Settings
+    """With the arms, rates, seeds and epochs of the budget."""
+    text: Dataset
+    budget: int
+
+    def output(self, *below: str) -> Output:
+        """The budget's folder of tables and figures, or one below it."""
+        parts = (EXPERIMENT, *([] if self.budget == 1 else [f"budget{self.budget}"]), *below)
+        return self.settings.output("/".join(parts))
+
+    def run(self, runs: Sequence[Run], output: Output, *, then: str = "") -> tuple[Tables, list[Run]]:
+        """Train what the store of all budgets lacks; all tables, and the runs that diverged."""
+        store = self.settings.out / EXPERIMENT / "runs"
+        task, execution = partial(train_gpt, text=self.text), self.settings.execution
+        return run_grid(runs, task, output, execution=execution, store=store, then=then)
+
+    def run_of(self, arm: str, rate: float, seed: int, *, tuning: bool = False) -> Run:
+        """One run; its depth is the number of layers. One that tunes is neither measured nor evaluated on test."""
+        settings, wiring = self.settings, WIRINGS[arm]
+        sizes: dict[str, Any] = {"width": settings.width, "heads": settings.heads, "context": settings.context}
+        recipe = TextRecipe(
+            wiring,
+            **sizes,
+            data=self.text.digest,
+            training=replace(settings.training, learning_rate=rate),
+            device=settings.device,
+            evaluated=("validation",) if tuning else ("validation", "test"),
+        )
+        batch = f"batch {settings.training.batch_size}, {settings.device}, {wiring.precision}"
+        return Run(
+            EXPERIMENT,
+            arm,
+            settings.layers,
+            seed,
+            recipe,
+            outputs=() if tuning else MEASURED,
+            labels={"learning_rate": rate, "budget": self.budget},
+            about={"title": self.text.title},
+            work=settings.layers * settings.training.epochs,
+            pace=f"{sizes}, {batch}, {self.text.digest}",
+        )
+
+    def runs(self, rates: Mapping[str, float]) -> list[Run]:
+        """A run for each arm at its rate and each reported seed."""
+        return [self.run_of(arm, rate, seed) for arm, rate in rates.items() for seed in self.settings.seeds]
+
+    def best_rates(self) -> dict[str, float]:
+        """By arm, the learning rate that is best on the tuning seeds' validation text; the search goes to tuning/.
+
+        An arm whose best rate is at an end of those tried is tried beyond it, at two more at most. An arm without a
+        rate at which no seed diverged takes the lowest.
+        """
+        settings = self.settings
+        if len(settings.rates) == 1:
+            return dict.fromkeys(settings.arms, settings.rates[0])
+        tried = {arm: set(settings.rates) for arm in settings.arms}
+        output = self.output("tuning")
+        while True:
+            runs = [
+                self.run_of(arm, rate, seed, tuning=True)
+                for arm, rates in tried.items()
+                for rate in sorted(rates)
+                for seed in settings.tuning_seeds
+            ]
+            tables, _ = self.run(runs, output, then="further rates if need be, and runs at the best")
+            found = best_rates(tables["outcomes"], seeds=len(settings.tuning_seeds)) if "outcomes" in tables else {}
+            best = {arm: found.get(arm, min(rates)) for arm, rates in tried.items()}
+            further = {arm: next_rate(tried[arm], best[arm], first=len(settings.rates)) for arm in tried}
+            if not any(further.values()):
+                return best
+            for arm, rate in further.items():
+                tried[arm] |= {rate} if rate else set()
 
 
 def best_rates(outcomes: pd.DataFrame, *, seeds: int) -> dict[str, float]:
@@ -405,58 +506,128 @@ def best_rates(outcomes: pd.DataFrame, *, seeds: int) -> dict[str, float]:
     return dict(zip(best["arm"], best["learning_rate"], strict=True))
 
 
-def at_best(rows: pd.DataFrame, rates: Mapping[str, float]) -> pd.DataFrame:
-    """The rows of each arm at its own rate."""
-    return rows[rows["learning_rate"] == rows["arm"].map(rates)].reset_index(drop=True)
+def next_rate(tried: set[float], best: float, *, first: int) -> float | None:
+    """The rate to try next, to three digits: beyond the end at which the best is, unless enough have been added to the
+    first ones."""
+    if best not in (min(tried), max(tried)) or len(tried) - first >= FURTHER:
+        return None
+    return float(f"{best * STEP if best == max(tried) else best / STEP:.3g}")
 
 
-def final_losses(outcomes: pd.DataFrame, rates: Mapping[str, float]) -> pd.DataFrame:
-    """A row a seed, a column an arm at its own rate: nats a character."""
-    rows = select(at_best(outcomes, rates), split="test", quantity="loss")
-    return rows.pivot(index="seed", columns="arm", values="value").reindex(columns=list(rates))
+# The report
 
 
-def against_residual(outcomes: pd.DataFrame, rates: Mapping[str, float]) -> dict[str, Estimate]:
-    """Of each other arm, its test loss minus residual's, paired by seed; nothing without residual."""
-    losses = final_losses(outcomes, rates)
+def report(tables: Tables, diverged: list[Run], rates: Mapping[str, float], grid: Grid, output: Output) -> None:
+    """Draw the figures, and print the results."""
+    console = show.terminal()
+    if show.all_diverged(console, tables, output, advice="Lower --rates may help."):
+        return
+    losses = final_losses(tables["outcomes"])
+    changes, gaps = differences(losses), gaps_closed(losses)
+    output.table("scores", score_table(losses, changes, gaps, rates, grid))
+    drawings = {
+        "losses": (
+            partial(figures.conditions, quantity="loss"),
+            tables["outcomes"].assign(control=tables["outcomes"]["arm"]),
+        ),
+        "gradient_norms": (figures.gradient_norms, among_drawn(tables["gradients"])),
+        "path_lengths": (figures.path_lengths, among_drawn(tables["paths"])),
+        "alignment": (figures.alignment, among_drawn(tables["alignment"])),
+        "stream": (figures.stream, among_drawn(pd.concat([tables["stream"], tables["read_out"]], ignore_index=True))),
+    }
+    for name, (draw, rows) in drawings.items():
+        show.save_figure(output, draw(rows), rows, name)
+    show_losses(console, losses, rates, changes, gaps)
+    show.diverged(console, diverged)
+    readings = {"above": "worse", "below": "better", "within": "none"}
+    made = {f"{arm} - {other}": show.decision(found, MARGIN, readings) for (arm, other), found in changes.items()}
+    made |= {
+        f"{arm}: of the gap from {GAPS[arm]}": (show.interval(gap.mean, gap.low, gap.high), f"{HALF}", gap.recovers)
+        for arm, gap in gaps.items()
+    }
+    show.files(console, output)
+    if made:
+        show.decisions(console, made, title="test loss, nats a character, paired by seed")
+    size = f"{grid.settings.layers} layers, {grid.settings.training.epochs} epochs"
+    console.print(f"{grid.text.title}, {size}. One text, one size of network, each arm's best learning rate.")
+
+
+def among_drawn(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the arms that are drawn over depth; all where none of those is there."""
+    some = rows[rows["arm"].isin(DRAWN)]
+    return (some if len(some) else rows).reset_index(drop=True)
+
+
+def final_losses(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """A row a seed, a column an arm: nats a character of the test text."""
+    rows = select(outcomes, split="test", quantity="loss")
+    return rows.pivot(index="seed", columns="arm", values="value").reindex(columns=list(dict.fromkeys(rows["arm"])))
+
+
+def differences(losses: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
+    """Of each arm, its test loss minus residual's and minus that of the arm it is compared with, paired by seed."""
+    arms = list(map(str, losses))
+    pairs = [(arm, other) for arm in arms for other in ("residual", DIFFERENCES.get(arm, "residual")) if arm != other]
     return {
-        arm: estimate((losses[arm] - losses["residual"]).to_numpy())
-        for arm in rates
-        if "residual" in rates and arm != "residual"
+        (arm, other): estimate((losses[arm] - losses[other]).dropna().to_numpy())
+        for arm, other in pairs
+        if other in arms
     }
 
 
+def gaps_closed(losses: pd.DataFrame) -> dict[str, GapClosed]:
+    """Of each arm of `GAPS`, (worse - arm) / (worse - residual) of test losses."""
+    found = {}
+    for arm, worse in GAPS.items():
+        if {arm, worse, "residual"} <= set(losses):
+            three = losses[[worse, arm, "residual"]].dropna().to_numpy().T
+            found[arm] = gap_closed(*three)
+    return found
+
+
 def score_table(
-    outcomes: pd.DataFrame, rates: Mapping[str, float], changes: Mapping[str, Estimate], layers: int
+    losses: pd.DataFrame,
+    changes: Mapping[tuple[str, str], Estimate],
+    gaps: Mapping[str, GapClosed],
+    rates: Mapping[str, float],
+    grid: Grid,
 ) -> pd.DataFrame:
-    """A long table: arm, learning_rate, depth_total, outcome ("test loss", "test loss - residual"), quantity (mean,
-    low, high, n), value."""
-    losses, rows = final_losses(outcomes, rates), list[dict[str, object]]()
-    for arm, rate in rates.items():
-        about = {"arm": arm, "learning_rate": rate, "depth_total": layers}
-        rows += estimate(losses[arm].to_numpy()).rows(**about, outcome="test loss")
-        if arm in changes:
-            rows += changes[arm].rows(**about, outcome="test loss - residual")
+    """A long table: arm, learning_rate, budget, depth_total, outcome ("test loss", "test loss - " another arm's, "gap
+    closed from" another arm), quantity (mean, low, high, n; of gaps R, R low, R high and the gap), value."""
+    rows = list[dict[str, object]]()
+    for arm in map(str, losses):
+        about = {"arm": arm, "learning_rate": rates[arm], "budget": grid.budget, "depth_total": grid.settings.layers}
+        rows += estimate(losses[arm].dropna().to_numpy()).rows(**about, outcome="test loss")
+        for (one, other), found in changes.items():
+            rows += found.rows(**about, outcome=f"test loss - {other}") if one == arm else []
+        if arm in gaps:
+            numbers = gaps[arm].numbers.items()
+            outcome = f"gap closed from {GAPS[arm]}"
+            rows += [{**about, "outcome": outcome, "quantity": name, "value": value} for name, value in numbers]
     return table(rows)
 
 
 def show_losses(
-    console: Console, outcomes: pd.DataFrame, rates: Mapping[str, float], changes: Mapping[str, Estimate]
+    console: Console,
+    losses: pd.DataFrame,
+    rates: Mapping[str, float],
+    changes: Mapping[tuple[str, str], Estimate],
+    gaps: Mapping[str, GapClosed],
 ) -> None:
-    """Arm: its rate, its test loss, and that against residual."""
-    losses, names = final_losses(outcomes, rates), list[str](rates)
-    rows = {
-        ("", arm): {
-            "learning rate": f"{rates[arm]:g}",
-            "test loss": show.mean_sd(losses[arm]),
-            "- residual": show.estimate(changes.get(arm)),
-            "n": str(len(losses)),
+    """Arm: its rate, its test loss, that against residual, and the part of a gap that it closes."""
+    rows = {}
+    for arm in map(str, losses):
+        of_seeds = losses[arm].dropna()
+        rows["", arm] = {
+            "rate": f"{rates[arm]:g}",
+            "test loss": show.mean_sd(of_seeds),
+            "- residual": show.estimate(changes.get((arm, "residual"))),
+            "gap closed": show.interval(gaps[arm].mean, gaps[arm].low, gaps[arm].high) if arm in gaps else "",
+            "from": GAPS[arm] if arm in gaps else "",
+            "n": str(len(of_seeds)),
         }
-        for arm in names
-    }
-    show.table(
-        console, rows, title="Nats a character of the test text: mean ± sd over n seeds; difference [95 % t interval]"
-    )
+    title = "Nats a character of the test text: mean ± sd over n seeds; differences and gaps [95 % interval]"
+    show.table(console, rows, title=title)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from .profiles import profiles
 from .residual_magnitudes import residual_magnitudes
 from .saliency_maps import saliency_maps
 from .short_paths import short_path_changes, short_paths
+from .stream import stream
 from .training_speed import training_speed
 from .variants import variants
 
@@ -75,6 +76,7 @@ __all__ = [
     "save",
     "short_path_changes",
     "short_paths",
+    "stream",
     "training_speed",
     "variants",
     "venue",

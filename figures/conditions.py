@@ -1,7 +1,7 @@
 """How does each condition end, and how much of the gap between plain and residual networks does it close?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,24 +14,34 @@ from .parts.table import arms_of, counts_text, depths_of, select
 
 Groups = Mapping[str, Sequence[str]]  # conditions by the title of their group
 ROW = 0.16  # inches
+LABELS = {"accuracy": "test accuracy (%)", "loss": "test loss (nats)"}
 OUTCOMES = {"test error": "full", "log train loss": "none"}  # how a marker is filled
 RATIOS = ["R", "R low", "R high"]
 
 
 @drawing
 def conditions(
-    table: pd.DataFrame, *, groups: Groups | None = None, axes: Any = None, looks: Looks = None, legend: bool = True
+    table: pd.DataFrame,
+    *,
+    groups: Groups | None = None,
+    quantity: Literal["accuracy", "loss"] | None = None,
+    axes: Any = None,
+    looks: Looks = None,
+    legend: bool = True,
 ) -> Axes2D:
-    """Test accuracy (%) at the end: a row for each condition, a panel for each depth; a point for every seed, a marker
-    of the arm at their mean.
+    """Test accuracy (%) or loss (nats) at the end: a row for each condition, a panel for each depth; a point for every
+    seed, a marker of the arm at their mean.
 
     A condition without a value at some depth has a cross at the left.
 
-    Table: control (the condition), arm, depth_total, seed, split ("test"), quantity ("accuracy"), value (from 0 to 1).
+    Table: control (the condition), arm, depth_total, seed, split ("test"), quantity ("accuracy", "loss"), value
+    (accuracy from 0 to 1).
     groups: Which conditions stand together, in what order; None: all, as the table has them.
+    quantity: What is drawn; None: the accuracy, or the loss of a table of losses alone.
     """
     keys = ["control", "arm", "depth_total", "seed"]
-    rows = select(table, keys, figure="conditions", split=["test"], quantity=["accuracy"])
+    quantity = quantity or ("loss" if set(table.get("quantity", ())) == {"loss"} else "accuracy")
+    rows = select(table, keys, figure="conditions", split=["test"], quantity=[quantity])
     grid, places = _rows_of(rows, groups, axes, figure="conditions")
     looks, missing = arms_of(rows, looks), False
     for axis, depth in zip(grid[0], depths_of(rows), strict=True):
@@ -40,8 +50,9 @@ def conditions(
         for name in set(places) - set(part["control"]):
             axis.plot(0.02, places[name], "x", color=GREY, transform=axis.get_yaxis_transform())
             missing = True
-        percent_axis(axis, along="x")
-        axis.set_xlabel("test accuracy (%)")
+        if quantity == "accuracy":
+            percent_axis(axis, along="x")
+        axis.set_xlabel(LABELS[quantity])
     finish(
         grid,
         arm_handles(looks, line=False, marker=True),

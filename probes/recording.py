@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .discovery.graph import Edge
 from .discovery.junctions import DetectedJunction, Junction, detect_junctions
+from .discovery.refusals import refuse_sharded_activation
 from .discovery.untracked import differentiable
 from .files import write_zip
 from .gradients.chain import (
@@ -315,6 +316,7 @@ class Recording:
             site.output = output.clone()
 
     def _on_block(self, name: str, x: Tensor) -> None:
+        refuse_sharded_activation(x, name)
         site = Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None)
         self._sites.append(site)
         edge = get_gradient_edge(x)
@@ -420,7 +422,8 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
 
     Raises:
         ValueError: A block is no part of the model.
-        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
+        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing), is
+            quantised for inference, or keeps its stream as DTensors.
 
     Example::
 

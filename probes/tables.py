@@ -19,7 +19,9 @@ def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
 
 def ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """A table with its columns in the one fixed order; raises ValueError for a column that is not in it."""
-    unknown = sorted(set(frame.columns) - set(COLUMNS))
+    given = list(frame.columns)
+    unknown = sorted(set(given) - set(COLUMNS))
     if unknown:
         raise ValueError(f"unknown columns {unknown}: the tables' columns are {', '.join(COLUMNS)}")
-    return frame[[column for column in COLUMNS if column in frame.columns]]
+    wanted = sorted(given, key=COLUMNS.index)
+    return frame if given == wanted else frame[wanted]  # most are: a selection costs more than the table itself

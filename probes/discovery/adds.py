@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
-from .untracked import FrozenParameters, differentiable
+from .refusals import called_by_checkpoint, refusal, refuse_modules, refuse_transforms
+from .untracked import FrozenParameters, differentiable, is_quantised
 
 IN_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
 SUBTRACTIONS = {"sub", "__sub__", "subtract", "sub_", "__isub__"}
@@ -61,6 +61,7 @@ class AddMode(TorchFunctionMode):
         # One walk over the modules, where parameters() and buffers() would each take another.
         self.parameters = list({id(p): p for m in self.names for p in m._parameters.values() if p is not None}.values())
         self.buffers = [buffer for m in self.names for buffer in m._buffers.values() if buffer is not None]
+        self.quantised = {m for m in self.names if any(map(is_quantised, m._parameters.values()))}
         self.inert = self.inputs_have_nodes = False
         self.running: list[str] = []
         self.caller: FrameType | None = None
@@ -118,7 +119,7 @@ class AddMode(TorchFunctionMode):
 
     def _start(self) -> None:
         self.stop()
-        refuse_compiled(self.names)
+        refuse_modules(self.names)
         if not torch.is_grad_enabled() and called_by_checkpoint(sys._getframe(2)):
             raise refusal("reentrant activation checkpointing")
         self.caller, self.thread = sys._getframe(2), threading.get_ident()
@@ -131,6 +132,8 @@ class AddMode(TorchFunctionMode):
         if not self.running or threading.get_ident() != self.thread:
             return
         call = self.running.pop()
+        if module in self.quantised:
+            self.frozen.on_quantised_layer(output)
         self.on_module_end(call, output)
         if self.running:
             return
@@ -210,7 +213,7 @@ def intercept_adds(mode: AddMode) -> Iterator[None]:
     The hooks that say which module is running are the only thing put on the model; they leave with the context. Raises
     RuntimeError where adds would be missed.
     """
-    refuse_compiled(mode.names)
+    refuse_modules(mode.names)
     handles = [module.register_forward_pre_hook(mode.before_module, with_kwargs=True) for module in mode.names]
     handles += [module.register_forward_hook(mode.after_module, always_call=True) for module in mode.names]
     try:

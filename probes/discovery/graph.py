@@ -29,13 +29,15 @@ FACTOR = {"DivBackward0", "MulBackward0", "NativeDropoutBackward0", "NegBackward
 LINEAR = LAYOUT | {
     "AdaptiveAvgPool2DBackward0", "AddBackward0", "AddmmBackward0", "AmaxBackward0", "AvgPool2DBackward0",
     "AvgPool3DBackward0", "CatBackward0", "ConstantPadNdBackward0", "ConvolutionBackward0", "CudnnBatchNormBackward0",
-    "ExpandBackward0", "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0",
+    "ExpandBackward0", "MatMul4BitBackward", "MatMul8bitFpBackward", "MatMul8bitLtBackward",  # bitsandbytes
+    "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0",
     "MeanBackward1", "MiopenBatchNormBackward0", "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0",
     "NativeLayerNormBackward0", "PixelShuffleBackward0", "PixelUnshuffleBackward0", "SliceBackward0", "SubBackward0",
     "TBackward0", "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
 }  # fmt: skip
 INPUT = {  # which of their inputs these nodes act on; the others are weights
     "AddmmBackward0": 1, "ConvolutionBackward0": 0, "CudnnBatchNormBackward0": 0, "MiopenBatchNormBackward0": 0,
+    "MatMul4BitBackward": 0, "MatMul8bitFpBackward": 0, "MatMul8bitLtBackward": 0,
     "MmBackward0": 0, "NativeBatchNormBackward0": 0, "NativeGroupNormBackward0": 0, "NativeLayerNormBackward0": 0,
 }  # fmt: skip
 GATES = {"ExpBackward0", "HardsigmoidBackward0", "SigmoidBackward0", "SoftplusBackward0", "TanhBackward0"}

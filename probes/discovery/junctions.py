@@ -23,7 +23,7 @@ from .adds import Add, AddMode, call_name, intercept_adds
 from .classify import JunctionMatch, classify_add, extend_match
 from .graph import LAYOUT, hidden_by, made_of_inputs
 from .origins import ModuleCalls, Origin, tensors
-from .refusals import refusal
+from .refusals import refusal, refuse_sharded_activation
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,12 @@ def find_junctions(
         rows.append((name, None, "none", reason))
 
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    # Parameters that require gradients, so that a frozen model has a graph too.
-    state |= {name: nn.Parameter(p.detach()) for name, p in model.named_parameters() if p.is_floating_point()}
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    # Parameters that require gradients, so that a frozen model has a graph too; quantised weights have a type of their
+    # own, and none.
+    own = {name: p for name, p in model.named_parameters() if p.is_floating_point() and type(p.data) is Tensor}
+    state |= {name: nn.Parameter(p.detach()) for name, p in own.items()}
     with (
-        torch.random.fork_rng(devices=sorted(devices)),
+        torch.random.fork_rng(devices=gpus_of(state)),
         torch.inference_mode(False),
         torch.enable_grad(),
         detect_junctions(model, on_junction, on_other_add=on_other_add),
@@ -107,6 +108,11 @@ def find_junctions(
         return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"])
     adds = Counter(call_name(name) for name, *_ in rows)
     return [replace(junction, adds_of_call=adds[call_name(junction.name)]) for junction in found]
+
+
+def gpus_of(values: Any) -> list[int]:
+    """The GPUs that hold the tensors in `values`, nested or not: those whose random state a forward may move."""
+    return sorted({x.device.index for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_cuda})
 
 
 @dataclass(eq=False)
@@ -277,6 +283,7 @@ class _Detector(AddMode):
         self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
     ) -> None:
         """operand: which one is the branch. part: the junction of which this extends the sum."""
+        refuse_sharded_activation(detected.sum, detected.junction.name)
         self.last = (add.call, detected)
         if self.module_calls is not None:
             detected.fork = self.module_calls.value(detected.match.fork)

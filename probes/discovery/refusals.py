@@ -1,7 +1,9 @@
 """Models whose adds cannot be intercepted (compiled, traced, replicated ...): refused with an error, not missed."""
 
+import sys
 from collections.abc import Iterable
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +27,14 @@ def refusal(what: str) -> RuntimeError:
     return RuntimeError(REFUSED.format(what, CURES[what]))
 
 
-def refuse_compiled(modules: Iterable[nn.Module]) -> None:
-    """Raise where one of a model's modules is compiled, scripted or replicated."""
+def refuse_modules(modules: Iterable[nn.Module]) -> None:
+    """Raise where one of a model's modules is compiled, scripted, replicated or quantised for inference."""
     for module in modules:
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise RuntimeError(
+                f"torch.ao.nn.quantized's {type(module).__name__} passes no gradient back, so that junctions would be "
+                "missed: measure the model as it was before, or quantise its weights alone (torchao, bitsandbytes)"
+            )
         if isinstance(module, nn.DataParallel):
             raise refusal("DataParallel")
         if isinstance(module, torch.jit.ScriptModule):
@@ -54,3 +61,29 @@ def called_by_checkpoint(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def is_sharded(x: object) -> bool:
+    """Whether something is a DTensor, of which this process holds a part."""
+    loaded: Any = sys.modules.get("torch.distributed.tensor")  # importing it takes a second, and there would be none
+    return loaded is not None and isinstance(x, loaded.DTensor)
+
+
+def refuse_sharded_activation(x: object, name: str) -> None:
+    """Raise where what a model computes there is a DTensor: a norm of it would be of this process's part, or fail."""
+    if is_sharded(x):
+        raise RuntimeError(
+            f"tensor parallelism keeps {name!r} as a DTensor, of which this process holds a part: have the parallel "
+            "modules give local tensors there (use_local_output=True, their default), or measure the model before "
+            "parallelize_module"
+        )
+
+
+def refuse_sharded_parameters(parameters: Iterable[object], caller: str) -> None:
+    """Raise where a model's parameters are DTensors, and a measurement needs whole ones."""
+    if any(map(is_sharded, parameters)):
+        raise ValueError(
+            f"{caller}: the parameters are DTensors (FSDP2, tensor parallelism), of which this process holds a part: "
+            "measure an unsharded copy of the model, with the weights of torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+        )

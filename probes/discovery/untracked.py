@@ -60,6 +60,11 @@ def is_input(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) in (_Anchored, _Passed)
 
 
+def is_quantised(parameter: Tensor | None) -> bool:
+    """Whether a parameter holds whole numbers: a weight of 4 or 8 bits, which no gradient can reach."""
+    return parameter is not None and not (parameter.is_floating_point() or parameter.is_complex())
+
+
 class FrozenParameters:
     """Notes which nodes act with a model's frozen parameters, or with what was made of these alone (a cast, a norm)."""
 
@@ -84,3 +89,8 @@ class FrozenParameters:
                 self.nodes.add(tensor.grad_fn)
             elif all(known or id(x) in self._buffers for known, x in zip(frozen, given, strict=True)):
                 self._made_of_them[id(tensor)] = tensor
+
+    def on_quantised_layer(self, outputs: Any) -> None:
+        """Note the node of what a layer with quantised weights gives: its kernel is an autograd function of its own, in
+        which operations have no node yet."""
+        self.nodes.update(x.grad_fn for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.grad_fn is not None)

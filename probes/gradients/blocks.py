@@ -9,11 +9,10 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.utils._pytree import tree_leaves
 
 from ..discovery.adds import call_name
 from ..discovery.graph import Edge, ancestors
-from ..discovery.junctions import DetectedJunction, detect_junctions
+from ..discovery.junctions import DetectedJunction, detect_junctions, gpus_of
 from ..discovery.untracked import differentiable, is_input
 from .chain import LIMITED, is_marked, probe_backward
 
@@ -40,9 +39,8 @@ def unchanged(model: nn.Module, inputs: Any) -> Iterator[None]:
     """Gradients are enabled; the model acts on copies of its buffers, and random state is afterwards what it was."""
     # During the backward too, in which checkpointing runs parts of the forward again.
     before = [(module, dict(module._buffers)) for module in model.modules()]
-    tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
-    devices = {x.device.index for x in tensors if isinstance(x, Tensor) and x.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.inference_mode(False), torch.enable_grad():
+    gpus = gpus_of(([*model.parameters(), *model.buffers()], inputs))
+    with torch.random.fork_rng(devices=gpus), torch.inference_mode(False), torch.enable_grad():
         copies = {buffer: buffer.detach().clone() for buffer in model.buffers()}
         try:
             for module, buffers in before:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from torch import Tensor
 
+from ..discovery.refusals import is_sharded
 from ..norms import norms_and_cosine
 from ..tables import table
 
@@ -40,7 +41,7 @@ def gradient_alignment(
 
     Raises:
         ValueError: The names or shapes differ, a block holds no parameter, or there is none at all.
-        TypeError: A gradient is no tensor.
+        TypeError: A gradient is no tensor, or a DTensor.
 
     Example::
 
@@ -75,6 +76,11 @@ def _check(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
                 raise TypeError(
                     f"gradient_alignment: the gradient of {name!r} is a {type(gradient).__name__}: give a tensor, "
                     "torch.zeros_like(parameter) where there is no gradient"
+                )
+            if is_sharded(gradient):
+                raise TypeError(
+                    f"gradient_alignment: the gradient of {name!r} is a DTensor, of which this process holds a part: "
+                    "give p.grad.full_tensor(), in all processes"
                 )
         if a[name].shape != b[name].shape:
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..discovery.refusals import refuse_sharded_parameters
 from ..gradients.blocks import block_parameters, checked_loss, find_blocks, gradients, unchanged
 from ..norms import gram, times_power
 from ..tables import table
@@ -66,7 +67,7 @@ def gradient_noise(
 
     Raises:
         ValueError: Fewer than two batches, batches of different sizes or of unknown size, an unknown option, no
-            junctions, a loss that gives no gradient, or no parameter that requires one.
+            junctions, a loss that gives no gradient, no parameter that requires one, or parameters that are DTensors.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
 
     Warns:
@@ -84,6 +85,7 @@ def gradient_noise(
         raise ValueError(f'gradient_noise: of is {of!r}: give "blocks" or "model"')
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"gradient_noise: batch_size is {batch_size!r}: give a whole number of at least 1")
+    refuse_sharded_parameters(model.parameters(), "gradient_noise")
     listed = list(batches)
     size = _size(listed) if batch_size is None else batch_size
     if len(listed) < 2:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..recording import Recording
 from ..tables import table
-from .similarity import Value, addend
+from .similarity import Value
 
 Positions = Literal["mean", "features"]
 
@@ -82,8 +82,8 @@ def linear_probes(
             "linear_probes: the examples to be fitted have fewer than two classes: hold out fewer, or others"
         )
     rows: list[dict[str, object]] = []
-    for site in recording.junctions:
-        x = _features(addend(site, of, "linear_probes"), positions, len(classes), site.name)
+    for site in recording.kept_junctions("linear_probes"):
+        x = _features(getattr(site, of), positions, len(classes), site.name)
         accuracies = {"train": math.nan, "held-out": math.nan}
         if x.isfinite().all():
             x = _standardised(x, ~rest)

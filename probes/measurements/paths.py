@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from ..discovery.refusals import refuse_sharded_parameters
 from ..gradients.chain import backpropagate, backpropagate_to_leaves, leaves_between, through_junction
 from ..norms import inner, scaled_norm
 from ..recording import Recording
@@ -57,7 +58,7 @@ def path_gradients(
 
     Raises:
         ValueError: ``max_length`` is out of range, the junctions are no chain (a route leads around one, or one lies
-            inside another), or nothing was recorded.
+            inside another), nothing was recorded, or the gradient is of parameters that are DTensors.
         RuntimeError: The graph was freed: call ``loss.backward(retain_graph=True)``.
 
     Example::
@@ -73,6 +74,8 @@ def path_gradients(
         )
     if of not in ("inputs", "parameters"):
         raise ValueError(f'of is {of!r}: give "inputs" (the gradient at the first fork) or "parameters"')
+    if of == "parameters":
+        refuse_sharded_parameters(recording.names, "path lengths of parameters")
     if of == "parameters" and recording.is_bypassed:
         raise ValueError(
             f"the junctions are no chain: what is before {chain[0].name!r} is also used by a route around them (a long "

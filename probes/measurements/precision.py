@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from ..discovery.refusals import refuse_sharded_parameters
 from ..gradients.blocks import Block, block_parameters, find_blocks, fork_gradients, scalar, unchanged
 from ..norms import norms_and_cosine, scaled_norm
 from ..tables import table
@@ -55,7 +56,7 @@ def precision(
 
     Raises:
         ValueError: The model is in float64 already or has no floating parameters, there are no junctions, other
-            junctions are found in float64, or the loss gives no gradient.
+            junctions are found in float64, the loss gives no gradient, or parameters are DTensors.
         TypeError: The output is no tensor and there is no ``loss``.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
 
@@ -64,6 +65,7 @@ def precision(
         precision(model, images, loss=lambda output: F.cross_entropy(output, labels))
     """
     parameters = dict(model.named_parameters())
+    refuse_sharded_parameters(parameters.values(), "precision")
     floating = [p for p in parameters.values() if p.is_floating_point()]
     if not any(p.dtype != torch.float64 for p in floating):
         got = "all parameters are float64" if floating else "no parameter is a floating tensor"

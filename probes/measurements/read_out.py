@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..discovery.junctions import gpus_of
 from ..recording import Recording
 from ..sites import JunctionSite
 from ..tables import table
@@ -93,9 +94,8 @@ def _kept(recording: Recording, head: Head | Mapping[str, Head]) -> Iterator[Non
     buffers = {id(x): x for x in recording.buffers}
     buffers |= {id(x): x for h in heads if isinstance(h, nn.Module) for x in h.buffers()}
     before = [(x, x.clone()) for x in buffers.values()]
-    devices = sorted({site.sum.device.index for site in recording.junctions if site.sum.is_cuda})
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(gpus_of([site.sum for site in recording.junctions])):
             yield
     finally:
         for x, value in before:

@@ -57,7 +57,7 @@ def similarity(
     for name, value, known in (("of", of, get_args(Value)), ("per", per, get_args(Per))):
         if value not in known:
             raise ValueError(f"similarity: {name} is {value!r}: give {' or '.join(map(repr, known))}")
-    sides = [[(site, _rows(site, of, per)) for site in recording.junctions] for recording in (a, b)]
+    sides = [[(site, _rows(site, of, per)) for site in side.kept_junctions("similarity")] for side in (a, b)]
     counts = sorted({len(rows) for side in sides for _, (rows, _) in side})
     if len(counts) > 1 or counts[0] < (4 if debiased else 2):
         raise ValueError(
@@ -80,17 +80,9 @@ def similarity(
     return table(rows)
 
 
-def addend(site: JunctionSite, of: Value, caller: str) -> Tensor:
-    """A kept value of a junction, without its graph; raises ValueError where it was not kept."""
-    if not site.shortcut.numel():
-        raise ValueError(f"{caller}: the values of {site.name!r} were not kept: record(model, keep=True)")
-    values = {"shortcut": site.shortcut, "branch": site.branch}
-    return (site.shortcut.detach() + site.branch.detach()) if of == "sum" else values[of].detach()
-
-
 def _rows(site: JunctionSite, of: Value, per: Per) -> tuple[Tensor, float]:
     """A junction's values as rows, and the rounding of their precision."""
-    value = addend(site, of, "similarity")
+    value: Tensor = getattr(site, of)
     eps = torch.finfo(value.dtype).eps
     value = value.cpu().double()
     if per == "example" or value.dim() < 3:

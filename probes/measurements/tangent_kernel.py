@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..discovery.graph import ancestors
+from ..discovery.refusals import refuse_sharded_parameters
 from ..gradients.blocks import block_parameters, find_blocks, gradients, refuse_limited, unchanged
 from ..norms import gram, times_power
 from ..tables import table
@@ -72,8 +73,8 @@ def tangent_kernel(
 
     Raises:
         ValueError: The biased model has other parameters, or gives other outputs; the outputs are no tensor with a
-            gradient; no parameter requires one; there are no junctions; an option is unknown; or the model runs under
-            ``limit_paths``.
+            gradient; no parameter requires one, or they are DTensors; there are no junctions; an option is unknown; or
+            the model runs under ``limit_paths``.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing).
 
     Warns:
@@ -89,6 +90,7 @@ def tangent_kernel(
     """
     if of not in get_args(Of):
         raise ValueError(f'tangent_kernel: of is {of!r}: give "model" or "blocks"')
+    refuse_sharded_parameters(model.parameters(), "tangent_kernel")
     with unchanged(model, (inputs, kwargs)):
         values, found = _run(model, inputs, kwargs, of, outputs, blocks)
         names = {parameter: name for name, parameter in model.named_parameters()}

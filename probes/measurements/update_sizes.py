@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..discovery.adds import call_name
-from ..discovery.junctions import find_junctions
+from ..discovery.junctions import find_junctions, gpus_of
+from ..discovery.refusals import refuse_sharded_parameters
 from ..norms import scaled_norm
 from ..tables import table
 
@@ -55,7 +55,7 @@ def update_sizes(
 
     Raises:
         ValueError: ``before`` holds what the model does not, or of another shape; a block is no part of the model or
-            was not called; there is no junction, and no block is named.
+            was not called; there is no junction, and no block is named; parameters are DTensors.
         TypeError: A block gives no tensor.
 
     Example::
@@ -65,17 +65,19 @@ def update_sizes(
         torch.optim.SGD(model.parameters(), lr=0.1).step()
         update_sizes(model, before, images)
     """
+    refuse_sharded_parameters(model.parameters(), "update_sizes")
     after: State = {name: x.detach().clone() for name, x in (*model.named_parameters(), *model.named_buffers())}
     _check_state(before, after, model)
     first = {**after, **{name: before[name].detach().clone() for name in after if name in before}}
     names = _block_names(model, inputs, kwargs, blocks)
-    with torch.no_grad(), _random_state_kept(after) as rewind:
-        calls = _run(model, first, inputs, kwargs, names, rewind, keep_inputs=True)
-        rewind(None)
-        outputs = _run(model, after, inputs, kwargs, names, rewind, keep_inputs=False)
+    with torch.no_grad(), torch.random.fork_rng(devices=gpus_of(after)):
+        start = _random_state(after)
+        calls = _run(model, first, inputs, kwargs, names, keep_inputs=True)
+        _set_random_state(start, after)
+        outputs = _run(model, after, inputs, kwargs, names, keep_inputs=False)
         found: list[dict[str, object]] = []
         for depth, (name, call) in enumerate(calls.items()):
-            rewind(call.random_state)
+            _set_random_state(call.random_state, after)
             block = model.get_submodule(name) if name != "(model)" else model
             prefix = "" if name == "(model)" else f"{name}."
             own = {key.removeprefix(prefix): x.clone() for key, x in after.items() if key.startswith(prefix)}
@@ -144,7 +146,6 @@ def _run(
     inputs: tuple[Any, ...],
     kwargs: dict[str, Any],
     names: dict[nn.Module, str],
-    rewind: Callable[[list[Tensor] | None], None],
     *,
     keep_inputs: bool,
 ) -> dict[str, _Call]:
@@ -154,7 +155,7 @@ def _run(
     def before_block(block: nn.Module, args: Any, kwargs: Any) -> None:
         if names[block] not in calls:
             kept = tree_map(_copied, (args, kwargs)) if keep_inputs else ((), {})
-            calls[names[block]] = _Call(*kept, random_state=_random_state(state.values()))
+            calls[names[block]] = _Call(*kept, random_state=_random_state(state))
 
     def after_block(block: nn.Module, _: Any, output: Any) -> None:
         call = calls[names[block]]
@@ -202,25 +203,13 @@ def _change(first: Tensor | None, after: Tensor | None) -> float:
     return scaled_norm(after.double() - first.double()) / size if size else math.nan
 
 
-def _random_state(tensors: Any) -> list[Tensor]:
+def _random_state(state: State) -> list[Tensor]:
     """That of the processor, then of each GPU that holds a tensor."""
-    devices = sorted({x.device.index for x in tensors if x.is_cuda})
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, gpus_of(state))]
 
 
-@contextmanager
-def _random_state_kept(state: State) -> Iterator[Callable[[list[Tensor] | None], None]]:
-    """Yields a function that goes back to a random state, by default the one at the start, as the end does."""
-    start = _random_state(state.values())
-    devices = sorted({x.device.index for x in state.values() if x.is_cuda})
-
-    def rewind(to: list[Tensor] | None) -> None:
-        host, *others = to or start
-        torch.set_rng_state(host)
-        for device, of_device in zip(devices, others, strict=True):
-            torch.cuda.set_rng_state(of_device, device)
-
-    try:
-        yield rewind
-    finally:
-        rewind(None)
+def _set_random_state(to: list[Tensor], state: State) -> None:
+    host, *others = to
+    torch.set_rng_state(host)
+    for gpu, of_gpu in zip(gpus_of(state), others, strict=True):
+        torch.cuda.set_rng_state(of_gpu, gpu)

@@ -1,1 +1,4 @@
-"""Measuring a training while it runs: `track` chooses the steps, `sinks` are where its tables go."""
+"""Measuring a training while it runs: `track` measures and writes, `steps` counts, `forwards` listens to the model.
+
+`sinks` are where the tables go.
+"""

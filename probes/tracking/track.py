@@ -1,36 +1,30 @@
 """`track`: the probes' tables over a training, whoever writes its loop.
 
-torch calls a hook before and after each step of any optimizer. Between two steps, where the second is to be recorded,
-every forward of the model with gradients has a `Recording` of its own; before the step they are put together, measured,
-written and released. In all other steps nothing is on the model.
+`steps` counts the optimizer's steps. Between two of them, where the second is to be recorded, `forwards` listens to the
+model; here what it heard is put together, measured, written and released. In all other steps nothing is on the model.
 """
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
-from weakref import ref
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from ..discovery.junctions import DetectedJunction, Junction
-from ..measured import MeasuredRecording, reduce, together
+from ..discovery.refusals import is_sharded
+from ..measured import MeasuredRecording, together
 from ..measurements.gradient_norms import gradient_norms
 from ..measurements.paths import path_contributions
 from ..measurements.residual_magnitudes import residual_magnitudes
 from ..recording import Recording, listen, measurement_name
 from ..tables import ordered
+from .forwards import Forwards, Measurement, Part
 from .sinks import Sink, sinks
-
-Measurement = Callable[[Recording], pd.DataFrame]
+from .steps import Steps
 
 
 @contextmanager
@@ -78,7 +72,8 @@ def track(
     Raises:
         TypeError: ``to``, ``measure`` or ``loss_scale`` is none of these.
         ValueError: ``every`` or ``start`` is no such number, a file exists, nothing could be recorded in a step (no
-            junctions, no forward, no backward), or no optimizer of the model's stepped until the end.
+            junctions, no forward, no backward), no optimizer of the model's stepped until the end, or path lengths are
+            asked for of sharded weights.
         RuntimeError: The model hides its adds (see ``record``), or the optimizer steps inside the backward.
         ImportError: A Parquet file, without pyarrow.
 
@@ -95,15 +90,18 @@ def track(
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"track: {name} is {number!r}: give a whole number of steps, at least {least}")
     measurements = _checked_measurements(measure)
-    forwards = _Forwards(model, blocks, keep, _checked_scale(loss_scale))
-    steps = _Steps(model, forwards, measurements, sinks(to, start), every, start)
-    with ExitStack() as stack:
-        stack.callback(steps.release)
-        stack.callback(register_optimizer_step_pre_hook(steps.before).remove)
-        stack.callback(register_optimizer_step_post_hook(steps.after).remove)
-        steps.open()
+    paths = [m for m in measurements if _is_of_paths(m)]
+    if paths and any(map(is_sharded, model.parameters())):
+        raise ValueError(
+            "track: path_contributions runs backwards of its own, for which sharded weights (FSDP, tensor parallelism) "
+            "are gathered from all processes, and the first alone measures: it would wait for ever; record a step in "
+            "all processes instead"
+        )
+    forwards = Forwards(model, blocks, keep, _checked_scale(loss_scale), paths)
+    tables = _Tables(model, forwards, measurements, sinks(to, start), every)
+    steps = Steps(model, start, begin=tables.begin, complete=tables.write, skipped=forwards.drop)
+    with closing(tables), steps.count():
         yield
-        steps.check()
 
 
 def _checked_measurements(measure: Measurement | Sequence[Measurement]) -> list[Measurement]:
@@ -129,148 +127,31 @@ def _checked_scale(loss_scale: float | GradScaler | None) -> float | Callable[[]
     return float(loss_scale)
 
 
-class _Part:
-    """A forward whose backward has run."""
-
-    def __init__(self, recording: Recording, paths: Sequence[Measurement], loss_scale: float | None) -> None:
-        self.recording: Recording | None = recording
-        """Until it is reduced to numbers."""
-        self.paths = {measurement_name(m): m(recording) for m in paths}
-        """Tables of path lengths, which need the forward's own graph."""
-        self.loss_scale = loss_scale
-        """None where it is not known until the step."""
-        self._numbers: MeasuredRecording | None = None
-
-    @property
-    def numbers(self) -> MeasuredRecording:
-        """Its norms and sizes; the recording, and so the forward's graph, is let go."""
-        if self.recording is not None:
-            self._numbers, self.recording = reduce(self.recording), None
-        assert self._numbers is not None
-        return self._numbers
-
-
-class _Forwards(Recording):
-    """Stands where `record` has its one recording, and gives each forward with gradients one of its own."""
+class _Tables:
+    """Has some steps recorded, measures them, and writes their tables."""
 
     def __init__(
         self,
         model: nn.Module,
-        blocks: Sequence[nn.Module] | None,
-        keep: bool,
-        scale: float | Callable[[], float] | None,
-    ) -> None:
-        super().__init__(keep, {})
-        self.model, self.blocks, self.scale = model, blocks, scale
-        self.paths: list[Measurement] = []
-        self.count = 0
-        """Forwards with gradients, and how many sites the last had."""
-        self.most_sites = 0
-        self.parts: list[_Part] = []
-        self._pending: list[tuple[Recording, float | None]] = []
-        self._newest = Recording(keep, {})
-
-    def _on_start(self) -> None:
-        self._newest = Recording(self._keep, self.names, list(self.model.buffers()))
-        if torch.is_grad_enabled():
-            # An update of the scale lies between this forward and the one before, or it has not changed.
-            scale = self.scale() if callable(self.scale) else self.scale
-            self.collect(at_end=False)
-            self._drop_skipped(scale)
-            self.count += 1
-            self._pending.append((self._newest, scale))
-
-    def _on_end(self, roots: Any) -> None:
-        self._newest._on_end(roots)
-
-    def _on_junction(self, detected: DetectedJunction) -> None:
-        self._newest._on_junction(detected)
-
-    def _on_output(self, junction: Junction, output: Tensor) -> None:
-        self._newest._on_output(junction, output)
-
-    def _on_block(self, name: str, x: Tensor) -> None:
-        self._newest._on_block(name, x)
-
-    def collect(self, *, at_end: bool) -> None:
-        """Take the numbers of the forwards whose backward has run, and release them.
-
-        Others wait: a loss may be of several forwards. In eval mode (an evaluation with gradients) they do not, lest
-        the graphs of a whole data set are held.
-        """
-        waiting: list[tuple[Recording, float | None]] = []
-        for recording, scale in self._pending:
-            self.most_sites = max(self.most_sites, len(recording._sites))
-            if any(site.norms for site in recording._sites):
-                self.parts.append(_Part(recording, self.paths, scale))
-                recording._release()
-            elif not at_end and self.model.training:
-                waiting.append((recording, scale))
-            else:
-                recording._release()
-        self._pending = waiting
-        if not at_end:
-            for part in self.parts:
-                _ = part.numbers
-
-    def _drop_skipped(self, scale: float | None) -> None:
-        """A scaler lowers its scale when it has skipped a step: what was collected for that one is of no step."""
-        if scale is not None and any(part.loss_scale is not None and part.loss_scale > scale for part in self.parts):
-            self.parts.clear()
-
-    def settle_scales(self, scaler: GradScaler | None) -> None:
-        """Give the parts of which no scale is known that of the scaler that calls the step."""
-        if scaler is None or all(part.loss_scale is not None for part in self.parts):
-            return
-        self.scale = scaler.get_scale  # from now on, its skipped steps are seen
-        overflown = [i for i, part in enumerate(self.parts) if not _is_finite(part.recording or part.numbers)]
-        del self.parts[: overflown[-1] + 1 if overflown else 0]  # the scaler lets no such gradient pass
-        for part in self.parts:
-            part.loss_scale = scaler.get_scale()
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        for recording, _ in self._pending:
-            recording._release()
-        self._pending.clear()
-        self.parts.clear()
-        self._newest, self.count, self.most_sites = Recording(self._keep, {}), 0, 0
-
-
-def _is_finite(recording: Recording) -> bool:
-    return all(value.isfinite().item() for site in recording.sites for value in site.norms.values())
-
-
-class _Steps:
-    """Counts the steps of one optimizer, and has some of them recorded."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        forwards: _Forwards,
+        forwards: Forwards,
         measurements: Sequence[Measurement],
         to: Sequence[Sink],
         every: int,
-        step: int,
     ) -> None:
         self.model, self.forwards, self.sinks = model, forwards, to
-        self.measurements, self.every, self.step = measurements, every, step
-        forwards.paths = [m for m in measurements if _is_of_paths(m)]
-        self.counted = self.others = 0
-        self.optimizer: ref[Optimizer] | None = None
-        self.other: ref[Optimizer] | None = None
-        self.caller: FrameType | None = None
+        self.measurements, self.every = measurements, every
         self.listening: ExitStack | None = None
 
-    def open(self) -> None:
-        """Put the recording's hooks on the model, if the next step is one to record and this process writes."""
-        if self.step % self.every or not _is_first_process():
-            return
+    def begin(self, step: int) -> bool:
+        """Put the recording's hooks on the model, if this step is one to record and this process writes."""
+        if step % self.every or not _is_first_process():
+            return False
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         self.forwards.names = names
         listening = ExitStack()
         listening.enter_context(listen(self.model, self.forwards, self.forwards.blocks))
         self.listening = listening
+        return True
 
     def close(self) -> None:
         """Take them away, and let go of what was recorded."""
@@ -281,107 +162,23 @@ class _Steps:
         finally:
             self.forwards.clear()
 
-    def release(self) -> None:
-        """At the end, in whatever way it came."""
-        self.caller = None
-        self.close()
-
-    def check(self) -> None:
-        """Raise ValueError if there was no step to count."""
-        if self.counted == 0:
-            others = f"{self.others} steps of optimizers that do not hold its parameters" if self.others else "none"
-            raise ValueError(
-                f"track: no optimizer of this model's parameters has stepped inside of the context (seen: {others}): "
-                "give the very module that is trained, and run its training inside"
-            )
-
-    # The hooks
-
-    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """torch's hook before each step of every optimizer."""
-        caller = sys._getframe(1)
-        if self._is_inside(caller) or not self._is_counted(optimizer):
-            return None
-        self.caller = caller
-        if self.listening is None:
-            return None
-        if torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "track: the optimizer steps while the backward is running, when not all gradients are there: train "
-                "without optimizers in backward hooks"
-            )
-        scaler = _calling_scaler(caller)
-        if scaler is not None and _skips_by_itself(optimizer):
-            self.caller = None
-            self.forwards.collect(at_end=True)
-            self.forwards.parts.clear()
-            return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(closure):
-            self._write(scaler)
-            return None
-
-        def evaluated(*inner: Any, **options: Any) -> Any:
-            """The closure computes the gradient, perhaps several times: the first is the step's."""
-            loss = closure(*inner, **options)
-            if self.listening is not None and self.caller is caller:
-                self._write(scaler)
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": evaluated}
-        return (args[0], evaluated, *args[2:]), kwargs
-
-    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """torch's hook after each step of every optimizer."""
-        if self.caller is None or sys._getframe(1) is not self.caller:
-            return
-        self.caller = None
-        if self.listening is not None:  # the step did not call its closure
-            self._write(None)
-        self.step += 1
-        self.counted += 1
-        self.open()
-
-    def _is_inside(self, frame: FrameType | None) -> bool:
-        """Whether the counted step is still running: a subclass's step calls that of its base, which is hooked too."""
-        while frame is not None and self.caller is not None and frame.f_back is not self.caller:
-            frame = frame.f_back
-        return frame is not None and self.caller is not None
-
-    def _is_counted(self, optimizer: Optimizer) -> bool:
-        """Of several optimizers that hold the model's parameters the first, unless another steps twice without it."""
-        counted = self.optimizer() if self.optimizer is not None else None
-        if optimizer is not counted:
-            own = {id(parameter) for parameter in self.model.parameters()}
-            if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-                self.others += 1
-                return False
-            if counted is not None and (self.other is None or self.other() is not optimizer):
-                self.other = ref(optimizer)
-                return False
-            self.optimizer = ref(optimizer)
-        self.other = None
-        return True
-
-    # What is measured
-
-    def _write(self, scaler: GradScaler | None) -> None:
+    def write(self, step: int, scaler: GradScaler | None) -> None:
+        """Measure what was recorded for a step, and give its table to all places."""
         try:
-            if _is_first_process():
-                table = self._table(scaler)
+            if _is_first_process():  # a trainer may have formed the group after the step began
+                table = self._table(step, scaler)
                 for sink in self.sinks:
-                    sink(self.step, table)
+                    sink(step, table)
         finally:
             self.close()
 
-    def _table(self, scaler: GradScaler | None) -> pd.DataFrame:
+    def _table(self, step: int, scaler: GradScaler | None) -> pd.DataFrame:
         forwards = self.forwards
         forwards.collect(at_end=True)
         forwards.settle_scales(scaler)
         parts = forwards.parts
         if not parts:
-            raise ValueError(f"track: step {self.step}: {self._what_was_missing()}")
+            raise ValueError(f"track: step {step}: {self._what_was_missing()}")
         scales = [part.loss_scale or 1.0 for part in parts]
         recording = parts[0].recording if len(parts) == 1 and scales == [1.0] else None
         if recording is None:
@@ -394,7 +191,7 @@ class _Steps:
             of_paths = [part.paths[name] for part in parts] if m in forwards.paths else None
             found = m(recording) if of_paths is None else _paths_together(of_paths, parts, scales)
             tables.append(found.assign(probe=name))
-        table = pd.concat(tables, ignore_index=True).assign(step=self.step)
+        table = pd.concat(tables, ignore_index=True).assign(step=step)
         for column in table.columns.intersection(["depth", "path_length"]):  # where some measurements have none
             if pd.api.types.is_float_dtype(table[column]):
                 table[column] = table[column].astype("Int64")
@@ -418,23 +215,6 @@ def _is_first_process() -> bool:
     return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
 
 
-def _calling_scaler(frame: FrameType | None) -> GradScaler | None:
-    """The scaler whose step calls the optimizer's."""
-    while frame is not None:
-        if frame.f_code.co_filename.endswith("grad_scaler.py"):
-            found = frame.f_locals.get("self")
-            if isinstance(found, GradScaler):
-                return found
-        frame = frame.f_back
-    return None
-
-
-def _skips_by_itself(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer is called by a scaler for a step that it will skip."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
-
-
 def _fill_gaps(recording: Recording) -> None:
     """Let the norms be nan at sites that no gradient reached."""
     for site in recording.sites:
@@ -446,7 +226,7 @@ def _is_of_paths(measure: Measurement) -> bool:
     return (measure.func if isinstance(measure, functools.partial) else measure) is path_contributions
 
 
-def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[_Part], scales: Sequence[float]) -> pd.DataFrame:
+def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[Part], scales: Sequence[float]) -> pd.DataFrame:
     """The contributions of path lengths to a batch's gradient, from those to its parts.
 
     Norms add in squares; the share <g_k, g> / <g, g> of the whole is the sum of the parts' inner products over that of

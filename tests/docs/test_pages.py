@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import probes
 from experiments.engine.training.networks import NETWORKS
 from figures.__main__ import parser_of
 from tests.test_boundaries import MAY_IMPORT, ROOMS
@@ -141,6 +142,17 @@ def test_every_file_of_a_room_is_listed(folder: str) -> None:
     there = {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob("*.py")}
     listed = [row[0].strip("`| ") for row in table_under(f"### `{folder}/`")]
     assert sorted(listed) == sorted(file for file in there if not file.endswith("__init__.py"))
+
+
+def test_a_measurement_is_a_file_a_test_file_and_a_row() -> None:
+    calls = [line for line in (DOCS / "probes.md").read_text().splitlines() if line.startswith("| `")]
+    files = {path.stem for path in (ROOT / "probes/measurements").glob("*.py")} - {"__init__", "per"}
+    functions = {name: getattr(getattr(probes, name), "__module__", "") for name in probes.__all__}
+    measurements = {name: m.rpartition(".")[2] for name, m in functions.items() if m.startswith("probes.measurements.")}
+    assert set(measurements.values()) == files
+    for name, stem in measurements.items():
+        assert (ROOT / f"tests/probes/measurements/test_{stem}.py").is_file()
+        assert any(f"`{name}(" in line for line in calls), f"{name} has no row on the page of the probes"
 
 
 # Numbers

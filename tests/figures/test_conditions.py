@@ -31,6 +31,15 @@ def test_a_row_is_a_condition_in_its_arm_s_colour() -> None:
     assert "each of 3 seeds; ×: no value" in shown
 
 
+def test_losses_are_drawn_as_they_are() -> None:
+    table = EXAMPLES["conditions"].assign(quantity="loss")
+    axes = figures.conditions(table, quantity="loss")
+    assert axes[0, 0].get_xlabel() == "test loss (nats)"
+    assert axes[0, 0].xaxis.get_major_formatter()(0.25, 0) != "25"
+    values = pick(table, arm="plain", depth_total=8)["value"]
+    assert sorted(dots_of(axes[0, 0], "plain", horizontal=True)) == pytest.approx(sorted(values))
+
+
 def gap(name: str, values: dict[str, float], outcome: str = "test error") -> pd.DataFrame:
     rows = [{"control": name, "arm": "stop-gradient", "depth_total": 8, "outcome": outcome}] * len(values)
     return pd.DataFrame(rows).assign(quantity=list(values), value=list(values.values()))

@@ -19,6 +19,7 @@ WITHOUT_ARMS = {"compare", "profiles"}
 PROBES = {  # by figure, the columns that the probe of its name gives
     "gradient_norms": ["block", "depth"], "gradient_split": ["block", "depth"], "layer_responses": ["depth"],
     "path_lengths": ["path_length"], "residual_magnitudes": ["block", "depth"], "sampled_paths": ["path_length"],
+    "stream": ["depth"],
 }  # fmt: skip
 KIND = {
     "accuracy_by_depth": "outcomes", "gradient_norms": "gradients", "gradient_split": "gradients",

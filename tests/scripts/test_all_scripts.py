@@ -40,7 +40,8 @@ TOY = {  # the least that every script with a grid can be asked
     "short_paths": f"{NETWORK} --depth 8 --at-most 0",
     "stopgrad_shortcut": f"{NETWORK} --depths 8",
     "training_speed": f"{NETWORK} --depth 20 --networks resnet --arms residual plain",
-    "transformer": "--seeds 0 --epochs 1 --layers 1 --width 4 --heads 2 --context 8 --characters 1000 --rates 0.01",
+    "transformer": "--seeds 0 --epochs 1 --layers 1 --width 4 --heads 2 --context 8 --characters 1000 --rates 0.01 "
+    "--arms residual --longer-arms residual",
     "variants": f"{NETWORK} --depth 8 --networks resnet dirac",
 }
 NOT_WEIGHTS = f"--depth 8 --width 2 --weights {__file__}"
@@ -187,6 +188,10 @@ MISTAKES = {
         "--heads 3": "--width 64: give a multiple of --heads, 3",
         "--rates 0": "--rates 0.0: give finite numbers above 0",
         "--layers 0": "--layers 0: give at least 1",
+        "--layers 3": "--layers 3: only-last-4 needs more; leave that arm out (--arms)",
+        "--tuning-seeds 40": f"--tuning-seeds 40: {REPORTED}",
+        "--budgets 0": "--budgets 0: give at least 1",
+        "--longer-rates 0.1 0.1": "--longer-rates: got 0.1 0.1; give one or more, each once",
         "--text nowhere.txt": "--text nowhere.txt: there is no such file",
         "--characters 1000": "pydoc_data.topics has 1000 characters: sequences of 64 need 1300",
     },

@@ -275,6 +275,7 @@ ERRORS = {"split": ("validation",), "quantity": ("accuracy",)}
 EXAMPLES: dict[str, pd.DataFrame] = {
     "accuracy_by_depth": MAIN["outcomes"],
     "alignment": aligned("cosine", "norm ratio", epoch=(0, 1, 2), depth=(0, 1, 2, np.nan)),
+    "stream": aligned("effective_rank", "cosine", "loss", epoch=(0, 1, 2), depth=(0, 1, 2)),
     "alignment_over_epochs": aligned("cosine", "uphill share", epoch=(1, 2, 3)),
     "answer": answers(),
     "answer_losses": answer_losses(),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine.conditions.controls import NO_CONTROL, Control
-from experiments.engine.running.messages import BadInput, check_choice, check_unique
-from experiments.engine.training.settings import NetworkSettings, check_seeds
+from experiments.engine.running.messages import check_choice, check_unique
+from experiments.engine.training.settings import NetworkSettings, check_tuning_seeds
 from models import FirstWeights, Flow
 
 FAMILY = "answer"
@@ -49,9 +49,7 @@ class ConditionSettings(NetworkSettings):
         self.computing.refuse_compile()
         super().check()
         self.check_depths("--depths", *self.depths)
-        check_seeds("--tuning-seeds", self.tuning_seeds)
-        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
-            raise BadInput(f"--tuning-seeds {both[0]}: that seed is reported; choose learning rates on others")
+        check_tuning_seeds(self.tuning_seeds, self.seeds)
 
     @property
     def store(self) -> Path:

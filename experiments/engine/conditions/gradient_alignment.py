@@ -4,14 +4,13 @@ import copy
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.engine.conditions.block_gradients import Gradients, block_names, flat, gradients, groups
 from experiments.engine.conditions.controls import Control
 from experiments.engine.running.run import Tables
 from experiments.engine.training.data import Batches
-from experiments.engine.training.loop import Moment, context_of
+from experiments.engine.training.loop import Loss, Moment, context_of, cross_entropy
 from experiments.engine.training.train_run import probing_batch
 from models.feedback import FeedbackConv2d
 from models.residual_blocks import set_exact_flows
@@ -24,18 +23,26 @@ NETWORK = "network"  # the block that is all of it
 
 
 def alignment(
-    model: nn.Module, control: Control, images: Tensor, labels: Tensor, *, seed: int, moment: Moment
+    model: nn.Module,
+    control: Control,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    moment: Moment,
+    loss: Loss = cross_entropy,
 ) -> pd.DataFrame:
-    """Cosine and norm ratio of a control's update, before the optimiser, with the true gradient of cross-entropy at the
-    same weights, for each residual block's parameters: block, depth, quantity ("cosine", "norm ratio"), value. Likewise
-    for all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
+    """Cosine and norm ratio of a control's update, before the optimiser, with the true gradient of the loss at the same
+    weights, for each residual block's parameters: block, depth, quantity ("cosine", "norm ratio"), value. Likewise for
+    all parameters, as block "network" without a depth, there with the "true norm" (L2, of the mean over the batch).
 
     A cosine with zeros, and a ratio to zero, are nan. The network, its mode and the random state stay as they are.
     Coins and noise are those of the first step.
     """
     gpu = [images.device] if images.is_cuda else []  # with none named, each worker on a CPU would set up all GPUs
     with torch.random.fork_rng(gpu):
-        true, made = true_gradients(model, images, labels), updates(model, control, images, labels, seed, moment)
+        true = true_gradients(model, images, labels, loss=loss)
+        made = updates(model, control, images, labels, seed, moment, loss=loss)
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name, depths = groups(model), {name: depth for depth, name in enumerate(block_names(model))}
     blocks = {block: [names[parameter] for parameter in by_name[block]] for block in depths}
@@ -55,18 +62,27 @@ def alignment(
     return table([*rows, {"block": NETWORK, "quantity": "true norm", "value": whole.norm().item()}])
 
 
-def true_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
+def true_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss = cross_entropy) -> Gradients:
     """The gradient of what the network computes, by the model's own parameters, whatever its flows and feedback are."""
     twin = copy.deepcopy(model)
     set_exact_flows(twin)
     for module in twin.modules():
         if isinstance(module, FeedbackConv2d):
             module.feedback = module.weight.detach()
-    found = gradients(loss_of(twin, images, labels), list(twin.parameters()), retain_graph=False)
+    found = gradients(loss_of(twin, images, labels, loss=loss), list(twin.parameters()), retain_graph=False)
     return dict(zip(model.parameters(), found.values(), strict=True))
 
 
-def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, seed: int, moment: Moment) -> Gradients:
+def updates(
+    model: nn.Module,
+    control: Control,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    moment: Moment,
+    *,
+    loss: Loss = cross_entropy,
+) -> Gradients:
     """The gradient that a control writes into `.grad`, by the model's own parameters; zeros where it writes none.
 
     The network has the control's random feedback already, if there is any: it is not drawn again.
@@ -75,7 +91,7 @@ def updates(model: nn.Module, control: Control, images: Tensor, labels: Tensor, 
     twin.zero_grad()
     backward = control.without_feedback().prepare(twin, seed=seed)
     with context_of(backward, twin):
-        backward(twin, loss_of(twin, images, labels), moment)
+        backward(twin, loss_of(twin, images, labels, loss=loss), moment)
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in twin.parameters()]
     return dict(zip(model.parameters(), found, strict=True))
 
@@ -106,10 +122,10 @@ def path_part_cosines(model: nn.Module, images: Tensor, labels: Tensor, *, at_mo
     return table(rows)
 
 
-def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, with the same draws (of dropout, say) in every call."""
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss = cross_entropy) -> Tensor:
+    """Of a batch, with the same draws (of dropout, say) in every call."""
     torch.manual_seed(0)
-    return F.cross_entropy(model(images), labels)
+    return loss(model(images), images, labels)
 
 
 def measure_alignment(

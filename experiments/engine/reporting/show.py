@@ -33,6 +33,11 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=100)
 
 
+def text_table(rows: Rows, *, heading: str = "where") -> pd.DataFrame:
+    """Rows of text as a table, for a page: the heading, an unnamed column of names, and the columns of the rows."""
+    return pd.DataFrame([{heading: above, "": name, **row} for (above, name), row in rows.items()]).fillna("")
+
+
 def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
     """Print rows of text as a table.
 

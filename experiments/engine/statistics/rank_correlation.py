@@ -1,8 +1,9 @@
-"""How well a measurement orders networks: rank correlation with an outcome, over all, within and between families, and
-on families that did not choose it.
+"""How well a measurement orders networks: rank correlation with an outcome, over all, within and between families,
+among networks of one size, and on families that did not choose it.
 
-A table of networks has a row for each, the columns `family` and `outcome`, and a column for each measurement. Networks
-in which a measurement has no value (nan) are left out of its correlations, and counted; ranks take infinite values.
+A table of networks has a row for each, the columns `family`, `size` and `outcome`, and a column for each measurement.
+Networks in which a measurement has no value (nan) are left out of its correlations, and counted; ranks take infinite
+values.
 """
 
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def rank_correlations(
     - ``family low``, ``family high``: the same by drawing whole families, which lets go of the pretence that networks
       of a family are independent;
     - ``within``: of the ranks of both among the networks of one family, with each family's mean taken off;
+    - ``same size``: likewise among the networks of one size, which differ in family alone;
     - ``between``: of the families' mean ranks;
     - ``n``: networks with a value.
     """
@@ -66,15 +68,15 @@ def rank_correlations(
         ranks = pd.DataFrame(
             {
                 "family": networks["family"].to_numpy()[known],
+                "size": networks["size"].to_numpy()[known],
                 "value": stats.rankdata(values[known]),
                 "outcome": stats.rankdata(outcome[known]),
             }
         )
-        means = ranks.groupby("family")[["value", "outcome"]].mean()
-        numbers["between"] = spearman(*means.to_numpy().T)
-        numbers["within"] = pearson(
-            *((ranks[c] - ranks["family"].map(means[c])).to_numpy() for c in ("value", "outcome"))
-        )
+        numbers["between"] = spearman(*ranks.groupby("family")[["value", "outcome"]].mean().to_numpy().T)
+        for word, group in (("within", "family"), ("same size", "size")):
+            means = ranks.groupby(group)[["value", "outcome"]].transform("mean")
+            numbers[word] = pearson(*(ranks[["value", "outcome"]] - means).to_numpy().T)
         numbers["n"] = float(known.sum())
         rows += [{"measurement": name, "quantity": quantity, "value": value} for quantity, value in numbers.items()]
     return table(rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.engine.running.messages import BadInput, check_choice, first_line
 from experiments.engine.training.image_files import ImageFiles, list_image_folder, read_ahead
 
-Arrays = tuple[np.ndarray | ImageFiles, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
+Arrays = tuple[np.ndarray | ImageFiles, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,); or as a script's
 NORMALISATIONS = ("training", "imagenet")
 AUGMENTATIONS = ("auto", "none", "crop", "crop-flip")
 
@@ -59,6 +59,7 @@ class Dataset:
     """train, validation, test."""
     augment: str
     normalise: str = "training"
+    """training or imagenet, or none: for what are no pixels, such as the tokens of a text."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -185,17 +186,17 @@ class Batches:
             )
             for name, (images, labels) in dataset.splits.items()
         }
-        mean, std = dataset.channel_statistics
+        mean, std = (np.zeros(1), np.ones(1)) if dataset.normalise == "none" else dataset.channel_statistics
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1).clamp(min=1e-6)
-        self.augment = dataset.augment
+        self.augment, self.pixels = dataset.augment, dataset.normalise != "none"
 
     def size(self, split: str) -> int:
         """How many images the split has."""
         return len(self.splits[split][1])
 
     def get(self, split: str, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W), normalised float32, and their labels (N,)."""
+        """Images (N, C, H, W), normalised float32, and their labels (N,); what are no pixels, as they are."""
         images, labels = self.splits[split]
         there = to_device_async(indices, self.device) if isinstance(indices, Tensor) else indices
         if isinstance(images, ImageFiles):
@@ -236,7 +237,7 @@ class Batches:
         return images
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() - self.mean) / self.std
+        return (pixels.float() - self.mean) / self.std if self.pixels else pixels
 
 
 def to_device_async(drawn: Tensor, device: torch.device) -> Tensor:

@@ -16,6 +16,8 @@ from experiments.engine.training.optimisation import Training, make_optimiser, m
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of a batch's outputs, images and labels: the mean over the batch."""
+MakeOptimiser = Callable[[nn.Module, Training], torch.optim.Optimizer]
+"""Of a network, at a training's highest learning rate."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def train(
     seed: int,
     backward: Backward = backpropagation,
     loss: Loss = cross_entropy,
+    make_optimiser: MakeOptimiser = make_optimiser,
     computing: Computing = AS_WRITTEN,
     gradient_context: Callable[[nn.Module], AbstractContextManager[object]] | None = None,
     checkpoint: Checkpoint | None = None,

@@ -27,21 +27,12 @@ WIDEST = 2**16
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
-    """Which networks are trained, and how."""
+class RunSettings:
+    """How anything is trained, and where its results go."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds, by number; one decides the first weights and the order of the data, alike in all arms."""
-    network: str = "resnet"
-    """resnet (He et al. 2015, for CIFAR), or another network's name (docs/networks.md lists them)."""
-    width: int = 8
-    """Channels of the first stage (He et al.: 16)."""
-    first_weights: float | str = "he"
-    """Of branches: he, near-identity, delta-orthogonal (Xiao et al. 2018), looks-linear (Balduzzi et al. 2017),
-    mirrored-he, or a number t for (1 - t) delta + t He."""
     training: Training = field(default_factory=Training)
-    data: Data = field(default_factory=Data)
-    computing: Computing = field(default_factory=Computing)
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
     execution: Execution = field(default_factory=Execution)
@@ -55,13 +46,35 @@ class NetworkSettings:
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
         check_seeds("--seeds", self.seeds)
+        self.training.check()
+        self.execution.check(self.device)
+
+    def output(self, experiment: str) -> Output:
+        """The experiment's folder of tables and figures."""
+        return Output(self.out / experiment, dry_run=self.execution.dry_run)
+
+
+@dataclass(frozen=True)
+class NetworkSettings(RunSettings):
+    """Which networks are trained on images, and how."""
+
+    network: str = "resnet"
+    """resnet (He et al. 2015, for CIFAR), or another network's name (docs/networks.md lists them)."""
+    width: int = 8
+    """Channels of the first stage (He et al.: 16)."""
+    first_weights: float | str = "he"
+    """Of branches: he, near-identity, delta-orthogonal (Xiao et al. 2018), looks-linear (Balduzzi et al. 2017),
+    mirrored-he, or a number t for (1 - t) delta + t He."""
+    data: Data = field(default_factory=Data)
+    computing: Computing = field(default_factory=Computing)
+
+    def check(self) -> None:
+        super().check()
         check_choice("--network", self.network, tuple(NETWORKS))
         try:
             check_first_weights(cast(FirstWeights, self.first_weights))
         except ValueError as error:
             raise BadInput(f"--first-weights: {error}") from None
-        self.training.check()
-        self.execution.check(self.device)
         if self.execution.backend == "processes":  # a cluster's machines are others
             self.computing.check(torch.device(self.device))
         if not 2 <= self.width <= WIDEST or self.width % 2:
@@ -69,10 +82,6 @@ class NetworkSettings:
                 f"--width {self.width}: give an even number from 2 to {WIDEST}, since shortcuts pad channels on both "
                 "sides"
             )
-
-    def output(self, experiment: str) -> Output:
-        """The experiment's folder of tables and figures."""
-        return Output(self.out / experiment, dry_run=self.execution.dry_run)
 
     def on(self, network: str | None) -> Self:
         """The same settings for another network; None: for their own."""
@@ -163,6 +172,13 @@ def check_seeds(flag: str, seeds: Sequence[int]) -> None:
     check_unique(flag, seeds)
     if min(seeds) < 0 or max(seeds) >= 2**32:
         raise BadInput(f"{flag} {' '.join(map(str, seeds))}: give numbers from 0 to {2**32 - 1}")
+
+
+def check_tuning_seeds(tuning_seeds: Sequence[int], seeds: Sequence[int]) -> None:
+    """Raise BadInput unless there are seeds to choose learning rates on, and none of them is reported."""
+    check_seeds("--tuning-seeds", tuning_seeds)
+    if both := sorted(set(seeds) & set(tuning_seeds)):
+        raise BadInput(f"--tuning-seeds {both[0]}: that seed is reported; choose learning rates on others")
 
 
 def check_networks(networks: Sequence[str]) -> None:

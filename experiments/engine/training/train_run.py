@@ -17,6 +17,7 @@ from experiments.engine.training.loop import (
     Backward,
     Diverged,
     Loss,
+    MakeOptimiser,
     backpropagation,
     cross_entropy,
     evaluate,
@@ -24,6 +25,7 @@ from experiments.engine.training.loop import (
     train,
 )
 from experiments.engine.training.networks import make
+from experiments.engine.training.optimisation import make_optimiser
 
 Measure = Callable[[nn.Module, Batches, int, bool], Tables]
 Evaluate = Callable[[nn.Module, Batches, str], dict[str, float]]
@@ -52,6 +54,7 @@ def train_run(
     model: nn.Module | None = None,
     backward: Backward = backpropagation,
     loss: Loss = cross_entropy,
+    make_optimiser: MakeOptimiser = make_optimiser,
     evaluate: Evaluate = evaluate,
     validate: bool = True,
     measure: Measure = lambda model, batches, epoch, last: {},
@@ -67,6 +70,7 @@ def train_run(
         model: Another network than `make_network` gives; it is trained in place.
         backward: What fills the gradients in each step, prepared for this network.
         loss: Of a batch.
+        make_optimiser: Another than the training names, such as one with a constant of its own.
         evaluate: Quantities of a split by name; with `loss`, another task than classification.
         validate: After every epoch, which takes time, or at the end alone.
         measure: Called as (model, batches, epoch, last) before the first step and after every epoch. Its tables, all
@@ -110,6 +114,7 @@ def train_run(
         run.recipe.training,
         seed=run.seed,
         loss=loss,
+        make_optimiser=make_optimiser,
         backward=backward,
         computing=run.recipe.computing,
         gradient_context=gradient_context,

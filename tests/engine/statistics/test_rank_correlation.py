@@ -28,10 +28,12 @@ def test_spearman_is_scipy_s_with_ties_infinities_and_values_left_out() -> None:
 
 
 def test_within_and_between_families_on_paper() -> None:
-    """`between` orders families and, in each, networks the wrong way round; `within` the other way."""
+    """`between` orders families and, in each, networks the wrong way round; `within` the other way. Every family has a
+    network of each of three sizes; of one size, `between` orders the four as the outcome does."""
     networks = pd.DataFrame(
         {
             "family": np.repeat(list("abcd"), 3),
+            "size": np.tile(["8", "20", "56"], 4),
             "outcome": np.arange(12.0),
             "between": [2.0, 1, 0, 5, 4, 3, 8, 7, 6, 11, 10, 9],
             "within": [9.0, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2],
@@ -43,6 +45,8 @@ def test_within_and_between_families_on_paper() -> None:
     assert numbers(found, "between")["within"] == pytest.approx(-1)
     assert numbers(found, "within")["between"] == pytest.approx(-1)
     assert numbers(found, "within")["within"] == pytest.approx(1)
+    assert numbers(found, "between")["same size"] == pytest.approx(1)
+    assert numbers(found, "within")["same size"] == pytest.approx(-1)
     assert numbers(found, "gaps")["n"] == 11
     assert numbers(found, "gaps")["rho"] == pytest.approx(1)
     of = numbers(found, "between")
@@ -57,7 +61,7 @@ def test_families_that_are_alike_inside_widen_the_interval() -> None:
     values, outcomes = generator.normal(size=(2, 8)) + generator.normal(size=8)
     networks = pd.DataFrame(
         {"family": np.repeat(np.arange(8), 12), "outcome": np.repeat(outcomes, 12), "copied": np.repeat(values, 12)}
-    )
+    ).assign(size=8)
     of = numbers(rank_correlations(networks, ["copied"], draws=500), "copied")
     assert of["family high"] - of["family low"] > 2 * (of["high"] - of["low"])
 

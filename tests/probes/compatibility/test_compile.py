@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from probes import Junction, find_junctions, gate
+from probes import Junction, find_junctions, gate, track
 from tests.support.gated_by_hand import UNGATED, Gradients, assert_recorded, equal, inputs, model, not_silent, step
 
 
@@ -116,3 +117,36 @@ def test_a_recording_of_what_was_compiled_is_whole_or_refused(
 
 def assert_three(junctions: list[Junction]) -> None:
     assert len(junctions) == 3
+
+
+def tracked(network: nn.Module, loss: Callable[[Tensor], Tensor]) -> tuple[pd.DataFrame, list[nn.Parameter]]:
+    """The tables of every second step, and the weights afterwards."""
+    found, optimizer = dict[int, pd.DataFrame](), torch.optim.SGD(network.parameters(), lr=0.01)
+    with track(network, every=2, to=found.__setitem__):
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss(inputs()).backward()
+            optimizer.step()
+    assert list(found) == [0, 2, 4]
+    return pd.concat(found.values()), list(network.parameters())
+
+
+@pytest.mark.parametrize("outer", ["model", "step"])
+def test_a_compiled_training_is_tracked_as_it_was_written(compiler: Callable[[Any], Any], outer: str) -> None:
+    """Recorded steps run uncompiled, the others compiled."""
+    network, twin = model(), model()
+    table, weights = tracked(twin, lambda x: twin(x).square().sum())
+    if outer == "model":
+        call: Any = compiler(network)
+        compiled_table, compiled_weights = tracked(network, lambda x: call(x).square().sum())
+    else:
+        compiled_table, compiled_weights = tracked(network, compiler(lambda x: network(x).square().sum()))
+    # Float64: the compiled steps in between sum in another order.
+    pd.testing.assert_frame_equal(compiled_table, table, rtol=1e-10)
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-14) for a, b in zip(compiled_weights, weights, strict=True))
+
+
+def test_tracking_the_compiled_module_itself_is_refused(compiler: Callable[[Any], Any]) -> None:
+    message = r"use the module as it was before torch\.compile"
+    with pytest.raises(RuntimeError, match=message), track(compiler(model()), to=print):
+        pytest.fail("it must not begin")

@@ -1,8 +1,12 @@
 """Where a training's tables go: what is read back is what was measured, and files stay whole."""
 
+import json
 import math
 import os
-from collections.abc import Sequence
+import struct
+import time
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +98,79 @@ def test_tensorboard_s_event_file(tmp_path: Path) -> None:
     events.Reload()
     found = {(e.step, tag): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
     assert found == pytest.approx(numbers(pd.concat(kept.values())), rel=1e-6)
+
+
+@pytest.fixture
+def their_warnings() -> Iterator[None]:
+    """Those of wandb and trackio are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def records_of(file: Path) -> Iterator[bytes]:
+    """The records of an offline run's file, which is a LevelDB log: blocks of 32 KiB; each record, or fragment of one,
+    behind its checksum, its length and its kind (1 whole, 2 first, 3 middle, 4 last)."""
+    data, place, fragments = file.read_bytes(), 7, b""
+    while place + 7 < len(data):
+        if 2**15 - place % 2**15 < 7:
+            place += 2**15 - place % 2**15
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        fragments += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if place > len(data):
+            return
+        if kind in (1, 4):
+            yield fragments
+            fragments = b""
+
+
+@pytest.mark.usefixtures("their_warnings")
+def test_an_offline_run_of_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONFIG", "CACHE", "DATA"):  # else in the home folder
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    wandb: Any = pytest.importorskip("wandb", exc_type=ImportError)
+    messages: Any = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+
+    kept = Kept()
+    settings = wandb.Settings(console="off", silent=True)
+    run = wandb.init(mode="offline", project="probes", dir=str(tmp_path), settings=settings)
+    try:
+        train(chain(2), batches(3), [run, kept.__setitem__])
+    finally:
+        run.finish()
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    records: list[Any] = []
+    for _ in range(600):  # another process writes the file, also after `finish` has returned
+        records = [messages.Record.FromString(data) for data in records_of(file)]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
+    found: dict[tuple[int, str], float] = {}
+    for record in records:
+        logged = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        found |= {(logged["_step"], name): value for name, value in logged.items() if not name.startswith("_")}
+    assert found == numbers(pd.concat(kept.values()))
+
+
+@pytest.mark.usefixtures("their_warnings")
+def test_a_run_of_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads where its files go when it is imported."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    trackio: Any = pytest.importorskip("trackio", exc_type=ImportError)
+    storage: Any = pytest.importorskip("trackio.sqlite_storage")
+
+    kept = Kept()
+    run = trackio.init(project="probes", name="run", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+    try:
+        train(chain(2), batches(3), [run, kept.__setitem__])
+    finally:
+        run.finish()
+    wanted, found = numbers(pd.concat(kept.values())), dict[tuple[int, str], float]()
+    for logged in storage.SQLiteStorage.get_logs("probes", "run"):
+        found |= {(logged["step"], name): value for name, value in logged.items() if (logged["step"], name) in wanted}
+    assert found == wanted
 
 
 def test_a_place_may_change_its_table(tmp_path: Path) -> None:
@@ -223,3 +300,15 @@ def test_other_processes_of_a_group_write_nothing(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         train(chain(1), batches(2), tmp_path / f"{rank}.csv")
     assert [file.name for file in tmp_path.iterdir()] == ["0.csv"]
+
+
+def test_a_group_that_a_trainer_forms_when_the_first_step_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (1, 0):
+        model, kept = chain(1), Kept()
+        with track(model, every=1, to=kept.__setitem__), monkeypatch.context() as group:
+            group.setattr(torch.distributed, "is_initialized", lambda: True)
+            group.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            for x in batches(2):
+                squares(model(x)).backward()
+                SGD(model.parameters(), lr=0.05).step()
+        assert list(kept) == ([] if rank else [0, 1])

@@ -428,6 +428,24 @@ def test_steps_that_a_scaler_skips_are_no_steps(named: bool, fused: bool) -> Non
         assert_equal(found[step], by_hand(model, x), rtol=1e-6)
 
 
+def test_a_fused_step_that_is_skipped_for_a_weight_s_gradient_alone() -> None:
+    """No gradient of an activation has overflown: that the optimizer skips tells it."""
+    model, found = chain(2, dtype=torch.float32), Kept()
+    scaler, opt = torch.amp.GradScaler("cpu", init_scale=1024.0), SGD(model.parameters(), lr=0.0, fused=True)
+    batches = [batch().float() for _ in range(2)]
+    with track(model, every=1, to=found):
+        for index, x in enumerate(batches):
+            opt.zero_grad()
+            scaler.scale(squares(model(x))).backward()
+            weight = next(model.parameters())
+            if index == 0 and weight.grad is not None:
+                weight.grad.fill_(math.inf)
+            scaler.step(opt)
+            scaler.update()
+    assert list(found) == [0]
+    assert_equal(found[0], by_hand(model, batches[1]), rtol=1e-6)
+
+
 def test_all_micro_batches_of_a_skipped_step_go_with_it() -> None:
     model, found, x = chain(2, dtype=torch.float32), Kept(), batch().float()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
