@@ -1,13 +1,22 @@
 """Figures of the experiments: each a pure function from a long table (one value a row) to axes. No torch in here.
 
-All take a table, whose columns their docstrings name, and `axes`, the Axes to draw on, by default those of a new
-figure. They return the axes, rows by columns of panels, and raise ValueError where a column or every value is missing,
-a value is there twice, or `axes` are not as many as panels.
+All take a table, whose columns their docstrings name, and return the axes, rows by columns of panels. The table is an
+experiment's or, where a probe gives what a figure draws, the probe's own. They also take
+
+- `axes`: the Axes to draw on, whose fonts and figure stay as they are; by default those of a new figure, which is as
+  wide as the `venue` says and as high as its panels need;
+- `looks`: a `Look` (label, colour, marker, line) by the name of an arm (condition, treatment), for one's own names or
+  instead of those in `ARMS`; these come first, in their order;
+- `legend`: False leaves the legend out;
+
+and raise ValueError where a column or every value is missing, a value is there twice, or `axes` are not as many as
+panels. `caption` says in words what the lines and points of a figure are.
 """
 
 from .accuracy import accuracy_by_depth, budget, interaction, learning_rates
 from .alignment import alignment, alignment_over_epochs
 from .answer import answer, answer_losses
+from .compare import compare
 from .conditions import conditions, gap_closed
 from .degradation import degradation, layer_responses
 from .dose_and_timing import dose_and_timing
@@ -19,7 +28,8 @@ from .layer_use import depth_centres, layer_use
 from .learning_curves import learning_curves
 from .lesions import lesions_by_block, lesions_by_count
 from .parts.save import save
-from .parts.style import ARMS, Look
+from .parts.sheet import caption
+from .parts.style import ARMS, Look, venue
 from .path_lengths import path_lengths, sampled_paths
 from .profiles import profiles
 from .residual_magnitudes import residual_magnitudes
@@ -38,6 +48,8 @@ __all__ = [
     "answer",
     "answer_losses",
     "budget",
+    "caption",
+    "compare",
     "conditions",
     "copying",
     "degradation",
@@ -67,4 +79,5 @@ __all__ = [
     "stream",
     "training_speed",
     "variants",
+    "venue",
 ]

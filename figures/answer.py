@@ -1,6 +1,5 @@
 """Why do residual connections help: what do first weights do without shortcuts, what share has each explanation?"""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from .parts.lines import (
     THICK,
     finish,
     handle,
-    legend_columns,
     log_axis,
     marks,
     mean_over_seeds,
@@ -22,7 +20,8 @@ from .parts.lines import (
     seeds_title,
 )
 from .parts.points import percent_axis, points_title
-from .parts.style import ARMS, GREY, RC, SMALL, Axes2D, Look, column_titles, looks_of, panels, style
+from .parts.sheet import drawing, is_narrow, mosaic, panels
+from .parts.style import ARMS, GREY, Axes2D, Look, Looks, column_titles, looks_of, small
 from .parts.table import check_columns, check_values, select
 
 # Beside ARMS. A conditioned network has the colour of its arm, and a hollow marker; plain ones beyond the first have
@@ -43,13 +42,13 @@ OUTCOME = "test error"
 ENDS = ["estimate", "low", "high"]
 SCALE = (-0.5, 1.5)  # of shares
 MARGINS, TARGETS = (0.1, 0.5), (0.5, 0.1)
-ROW, ENTRY = 0.155, 0.165  # inches, of a share and of a legend's entry
+ROW = 0.155  # inches, of a share
 TITLES = ("(a) He's\nfirst weights", "(b) other\nfirst weights", "(c) shares of\nthe shortcut's effect")
 HOLLOW = "filled: He's, hollow: other first weights"
 
 
-@style()
-def answer(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def answer(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Test error (%) against training steps (log axis), with He's and with other first weights: a small point for
     every seed, lines through the means; beside them the share of the shortcut's effect that each explanation has.
 
@@ -66,26 +65,32 @@ def answer(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     errors, shares = _parted(table)
     keys = ["data", "control", "first_weights", "step", "seed"]
     rows = _with_kind(select(errors, keys, figure="answer", outcome=[OUTCOME]), figure="answer")
-    means, looks = _means(errors), looks_of(rows["control"], ARMS | CONDITIONS)
+    means, looks = _means(errors), looks_of(rows["control"], looks, known=ARMS | CONDITIONS)
     names = _digits_first(rows["data"])
     if lacking := set(shares["data"]) - set(names):
         raise ValueError(f"answer: shares of {', '.join(sorted(lacking))}, but no {OUTCOME} of a condition there.")
     ys = {name: _places(shares[shares["data"] == name]) for name in names}
     most = max((max(places.values(), default=0) for places in ys.values()), default=0)
-    height = max(1.6, ROW * (most + 1.4)) + 0.3 + _legend_height(looks) / len(names)
-    options: dict[str, Any] = {"height": height, "width_ratios": (1.3, 1.3, 1)[: 3 - shares.empty]}
-    grid = panels(axes, len(names), 3 - shares.empty, figure="answer", **options)
+    columns, height = 3 - shares.empty, ROW * (most + 1.4)
+    below = {name: max(places.values(), default=0) if is_narrow(axes) else most for name, places in ys.items()}
+    if is_narrow(axes) and columns == 3:  # the shares below the errors
+        layout = [row for i in range(0, 3 * len(names), 3) for row in ((i, i + 1), (i + 2, i + 2))]
+        heights = [inches for name in names for inches in (1.1, ROW * (below[name] + 1.4))]
+        grid = np.array(mosaic(layout, heights=heights), dtype=object).reshape(-1, 3)
+    else:
+        options: dict[str, Any] = {"height": max(1.3, height), "width_ratios": (1.3, 1.3, 1)[:columns]}
+        grid = panels(axes, len(names), columns, figure="answer", **options)
     for line, name in zip(grid, names, strict=True):
         of_data = rows[rows["data"] == name]
         _error_panels(line[0], line[1], of_data, means.loc[[name]].droplevel("data"), looks)
         line[0].set_ylabel(f"{name}\ntest error (%)" if len(names) > 1 else "test error (%)")
         for axis in line[2:]:
-            _forest(axis, shares[shares["data"] == name], ys[name], most)
+            _forest(axis, shares[shares["data"] == name], ys[name], below[name])
     _label(grid, ("training steps", "training steps", "share, 95 % interval"), TITLES)
     title = points_title(rows.assign(arm=rows["data"] + rows["control"], budget=rows["step"])) + f"; {HOLLOW}"
     title += "; no mean where a seed has no value" * bool(means.isna().any())
     more = ["dashed in (c): the margins 0.1 and 0.5"] if len(shares) else []
-    _legend(grid, rows, looks, title=title, remarks=more)
+    _finish(grid, rows, looks, legend=legend, caption=title, remarks=more)
     return grid
 
 
@@ -198,11 +203,11 @@ def _forest(axis: Axes, shares: pd.DataFrame, places: Mapping[tuple[str, float],
         rows = shares[(shares["effect"] == effect) & (shares["step"] == step)]
         found = dict(zip(rows["quantity"], rows["value"], strict=True))
         _interval(axis, y, *(float(found.get(end, np.nan)) for end in ENDS))
-        axis.text(1.1, y, rows["reading"].iloc[0], transform=axis.get_yaxis_transform(), va="center", fontsize=SMALL)
+        axis.text(1.1, y, rows["reading"].iloc[0], transform=axis.get_yaxis_transform(), va="center", fontsize=small())
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-7, 0), "textcoords": "offset points"}
     for effect in dict.fromkeys(effect for effect, _ in places):
         y = min(y for (name, _), y in places.items() if name == effect) - 1
-        axis.annotate(effect, (0, y), **at, ha="right", va="center", fontsize=SMALL, fontstyle="italic")
+        axis.annotate(effect, (0, y), **at, ha="right", va="center", fontsize=small(), fontstyle="italic")
     spare = (most - max(places.values())) / 2  # where another data set has more rows
     axis.set(xlim=SCALE, ylim=(most + 0.7 - spare, -0.7 - spare))
     axis.set_yticks(list(places.values()), [f"{step:,g} steps" for _, step in places])
@@ -233,18 +238,13 @@ def _label(grid: Axes2D, labels: Sequence[str], titles: Sequence[str]) -> None:
         axis.set_xlabel(label)
 
 
-def _legend_height(looks: Mapping[str, Look]) -> float:
-    """Inches that the legend needs, with the titles of columns, and a figure has not."""
-    labels = [look.label for look in looks.values()]
-    return ENTRY * math.ceil(len(labels) / legend_columns(labels, RC["figure.figsize"][0]))
-
-
-def _legend(
+def _finish(
     grid: Axes2D,
     rows: pd.DataFrame,
     looks: Mapping[str, Look],
     *,
-    title: str,
+    legend: bool,
+    caption: str,
     remarks: Sequence[str] = (),
     more: Sequence[Any] = (),
 ) -> None:
@@ -256,11 +256,11 @@ def _legend(
     ]
     grey = [name for name in REFERENCES if name in looks and conditioned]
     remarks = [f"grey in (b): {' and '.join(grey)} of (a)"] * bool(grey) + list(remarks)
-    finish(grid, [*entries, *more], title="\n".join([title, "; ".join(remarks)]).strip())
+    finish(grid, [*entries, *more], legend=legend, caption="\n".join([caption, "; ".join(remarks)]).strip())
 
 
-@style()
-def answer_losses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def answer_losses(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Training loss (nats, log axis) over steps, with He's and with other first weights: thin, each seed; thick,
     their geometric mean. Or, of a table with means: the mean, and a band from low to high.
 
@@ -279,8 +279,8 @@ def answer_losses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     budgets = rows.groupby("data")["budget"].unique()
     for name in budgets.index[budgets.map(len) > 1]:
         raise ValueError(f"answer_losses: budgets {sorted(budgets[name].tolist())} of {name}. Draw one at a time.")
-    looks, names = looks_of(rows["control"], ARMS | CONDITIONS), _digits_first(rows["data"])
-    grid = panels(axes, len(names), 2, figure="answer_losses", height=2.1, sharex="row", sharey="row")
+    looks, names = looks_of(rows["control"], looks, known=ARMS | CONDITIONS), _digits_first(rows["data"])
+    grid = panels(axes, len(names), 2, figure="answer_losses", height=1.6, sharex="row", sharey="row")
     windows = sorted(rows["window"].unique()) if "window" in rows else []
     of = f",\nmean of {windows[0]:g} steps" if len(windows) == 1 else ""
     for line, name in zip(grid, names, strict=True):
@@ -291,7 +291,7 @@ def answer_losses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     named = rows.assign(arm=rows["data"] + rows["control"])
     title = "lines: means; bands: low to high" if banded else seeds_title(named, mean="geometric mean")
     targets = handle("loss 0.5 and 0.1", GREY, linestyle=(0, (3, 2)), linewidth=0.7)
-    _legend(grid, rows, looks, title=f"{title}; {HOLLOW}", more=[targets])
+    _finish(grid, rows, looks, legend=legend, caption=f"{title}; {HOLLOW}", more=[targets])
     return grid
 
 

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 
 from .parts.lines import arm_handles, finish
 from .parts.points import percent_axis, points_title, seed_points
-from .parts.style import GREY, SMALL, Axes2D, Look, column_titles, depth_title, panels, style
+from .parts.sheet import drawing, panels
+from .parts.style import GREY, Axes2D, Look, Looks, column_titles, depth_title, small
 from .parts.table import arms_of, counts_text, depths_of, select
 
 Groups = Mapping[str, Sequence[str]]  # conditions by the title of their group
@@ -18,13 +19,15 @@ OUTCOMES = {"test error": "full", "log train loss": "none"}  # how a marker is f
 RATIOS = ["R", "R low", "R high"]
 
 
-@style()
+@drawing
 def conditions(
     table: pd.DataFrame,
     *,
     groups: Groups | None = None,
-    quantity: Literal["accuracy", "loss"] = "accuracy",
+    quantity: Literal["accuracy", "loss"] | None = None,
     axes: Any = None,
+    looks: Looks = None,
+    legend: bool = True,
 ) -> Axes2D:
     """Test accuracy (%) or loss (nats) at the end: a row for each condition, a panel for each depth; a point for every
     seed, a marker of the arm at their mean.
@@ -34,12 +37,13 @@ def conditions(
     Table: control (the condition), arm, depth_total, seed, split ("test"), quantity ("accuracy", "loss"), value
     (accuracy from 0 to 1).
     groups: Which conditions stand together, in what order; None: all, as the table has them.
-    quantity: What is drawn.
+    quantity: What is drawn; None: the accuracy, or the loss of a table of losses alone.
     """
     keys = ["control", "arm", "depth_total", "seed"]
+    quantity = quantity or ("loss" if set(table.get("quantity", ())) == {"loss"} else "accuracy")
     rows = select(table, keys, figure="conditions", split=["test"], quantity=[quantity])
     grid, places = _rows_of(rows, groups, axes, figure="conditions")
-    looks, missing = arms_of(rows), False
+    looks, missing = arms_of(rows, looks), False
     for axis, depth in zip(grid[0], depths_of(rows), strict=True):
         part = rows[rows["depth_total"] == depth].assign(place=rows["control"].map(places))
         seed_points(axis, part, looks, by="place", order=None, dodge=False, horizontal=True)
@@ -49,12 +53,19 @@ def conditions(
         if quantity == "accuracy":
             percent_axis(axis, along="x")
         axis.set_xlabel(LABELS[quantity])
-    finish(grid, arm_handles(looks, line=False, marker=True), title=points_title(rows) + "; ×: no value" * missing)
+    finish(
+        grid,
+        arm_handles(looks, line=False, marker=True),
+        legend=legend,
+        caption=points_title(rows) + "; ×: no value" * missing,
+    )
     return grid
 
 
-@style()
-def gap_closed(table: pd.DataFrame, *, groups: Groups | None = None, axes: Any = None) -> Axes2D:
+@drawing
+def gap_closed(
+    table: pd.DataFrame, *, groups: Groups | None = None, axes: Any = None, looks: Looks = None, legend: bool = True
+) -> Axes2D:
     """Share of the gap between plain and residual networks that each condition closes: a row each, a panel for each
     depth; filled, of the test error; hollow, of the log train loss; bars, Fieller's 95 % intervals.
 
@@ -67,7 +78,7 @@ def gap_closed(table: pd.DataFrame, *, groups: Groups | None = None, axes: Any =
     keys = ["control", "arm", "depth_total"]
     rows = select(table, keys, figure="gap_closed", outcome=list(OUTCOMES), quantity=[*RATIOS, "n"])
     grid, places = _rows_of(rows, groups, axes, figure="gap_closed")
-    looks = arms_of(rows)
+    looks = arms_of(rows, looks)
     for axis, depth in zip(grid[0], depths_of(rows), strict=True):
         at_depth = rows[rows["depth_total"] == depth]
         for shift, (outcome, fill) in zip((-0.17, 0.17), OUTCOMES.items(), strict=True):
@@ -80,7 +91,7 @@ def gap_closed(table: pd.DataFrame, *, groups: Groups | None = None, axes: Any =
     title = f"filled: of the test error; hollow: of the log train loss; bars: {bars}"
     cut = ["cut at -1 and 2"] * (not rows[rows["quantity"].isin(RATIOS)]["value"].between(-1, 2).all())
     notes = "; ".join(cut + ["no mark: no gap to close, or too few seeds"] * _lacking(rows))
-    finish(grid, arm_handles(looks, line=False, marker=True), title=title + f"\n{notes}" * bool(notes))
+    finish(grid, arm_handles(looks, line=False, marker=True), legend=legend, caption=title + f"\n{notes}" * bool(notes))
     return grid
 
 
@@ -96,7 +107,7 @@ def _rows_of(rows: pd.DataFrame, groups: Groups | None, axes: Any, *, figure: st
         places |= {name: low + i for i, name in enumerate(members)}
         low += len(members) + 0.3 * bool(members)
     depths = depths_of(rows)
-    height = ROW * (low + 1) + 0.4
+    height = ROW * (low + 0.5)
     grid = panels(axes, 1, len(depths), figure=figure, height=height, sharex=True, sharey=True)
     for axis in grid[0]:
         axis.set_ylim(low - 0.6, -0.7)
@@ -105,7 +116,13 @@ def _rows_of(rows: pd.DataFrame, groups: Groups | None, axes: Any, *, figure: st
     grid[0, 0].set_yticks(list(places.values()), list(places))
     for title, y in titles.items():
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-4, 0), "textcoords": "offset points"}
-        look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": SMALL, "fontstyle": "italic", "color": GREY}
+        look: dict[str, Any] = {
+            "ha": "right",
+            "va": "center",
+            "fontsize": small(),
+            "fontstyle": "italic",
+            "color": GREY,
+        }
         grid[0, 0].annotate(title, (0, y), **at, **look)
     column_titles(grid[0], map(depth_title, depths))
     return grid, places

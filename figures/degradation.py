@@ -9,15 +9,16 @@ from matplotlib.lines import Line2D
 
 from .parts.lines import finish, handle, log_axis, seed_lines, seeds_title, whole_numbers
 from .parts.points import percent_axis
-from .parts.style import Axes2D, Look, depth_title, panels, shade, style
-from .parts.table import arms_of, depths_of, select
+from .parts.sheet import drawing, panels
+from .parts.style import Axes2D, Look, Looks, depth_title, shade
+from .parts.table import arms_of, depths_of, of_networks, select
 
 SPLITS = {"train": "training error (%)", "test": "test error (%)"}
 ORDERS = {"in order of depth": "depth", "sorted by size": "rank"}
 
 
-@style()
-def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def degradation(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Training and test error (%) over epochs: a column of panels for each arm, the deeper a network the darker (He et
     al. 2015, Fig. 1 and 6).
 
@@ -28,8 +29,8 @@ def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     keys = ["arm", "depth_total", "seed", "epoch"]
     rows = select(table, keys, figure="degradation", quantity=["error"], split=list(SPLITS))
     splits = [split for split in SPLITS if split in set(rows["split"])]
-    looks, depths = arms_of(rows), depths_of(rows)
-    grid = panels(axes, len(splits), len(looks), figure="degradation", height=1.5, sharex=True, sharey="row")
+    looks, depths = arms_of(rows, looks), depths_of(rows)
+    grid = panels(axes, len(splits), len(looks), figure="degradation", height=1.1, sharex=True, sharey="row")
     for column, (arm, look) in enumerate(looks.items()):
         of_arm = rows[rows["arm"] == arm]
         for axis, split in zip(grid[:, column], splits, strict=True):
@@ -40,12 +41,12 @@ def degradation(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         whole_numbers(grid[-1, column])
     for axis, split in zip(grid[:, 0], splits, strict=True):
         axis.set_ylabel(SPLITS[split])
-    finish(grid, depth_handles(depths), title=seeds_title(rows) + "; the darker, the deeper")
+    finish(grid, depth_handles(depths), legend=legend, caption=seeds_title(rows) + "; the darker, the deeper")
     return grid
 
 
-@style()
-def layer_responses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def layer_responses(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Standard deviation of each layer's response (its own unit, log axis), in order and sorted from the largest; an
     arm's colour, the deeper a network the darker (He et al. 2015, Fig. 7).
 
@@ -53,11 +54,13 @@ def layer_responses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
 
     Table: arm, depth_total, seed, block, depth (place of the layer, from 0), quantity ("std"), value.
     """
-    rows = select(table, ["arm", "depth_total", "seed", "depth"], figure="layer_responses", quantity=["std"])
+    rows = select(
+        of_networks(table), ["arm", "depth_total", "seed", "depth"], figure="layer_responses", quantity=["std"]
+    )
     by_network = rows.groupby(["arm", "depth_total", "seed"])["value"]
     rows = rows.assign(rank=by_network.rank(method="first", ascending=False) - 1)
-    looks, depths = arms_of(rows), depths_of(rows)
-    grid = panels(axes, 1, 2, figure="layer_responses", height=2.0, sharey=True)
+    looks, depths = arms_of(rows, looks), depths_of(rows)
+    grid = panels(axes, 1, 2, figure="layer_responses", height=1.5, sharey=True)
     for axis, (title, x) in zip(grid[0], ORDERS.items(), strict=True):
         for arm, look in looks.items():
             of_arm = rows[rows["arm"] == arm].drop(columns="depth" if x == "rank" else "rank")
@@ -65,8 +68,9 @@ def layer_responses(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         log_axis(axis)
         axis.set_xlabel(f"layer, {title}")
     grid[0, 0].set_ylabel("standard deviation\nof the response")
+    deeper = "; the darker, the deeper" * (len(depths) > 1)
     handles = [handle(look.label, look.colour) for look in looks.values()] + depth_handles(depths)
-    finish(grid, handles, title=seeds_title(rows, mean="geometric mean") + "; the darker, the deeper")
+    finish(grid, handles, legend=legend, caption=seeds_title(rows, mean="geometric mean") + deeper)
     return grid
 
 

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 
 from .parts.lines import arm_handles, finish, handle, log_axis
 from .parts.points import percent_axis, points_title, seed_points
-from .parts.style import ARMS, COLOURS, Axes2D, Look, panels, style
-from .parts.table import arms_of, select
+from .parts.sheet import drawing, panels
+from .parts.style import ARMS, COLOURS, Axes2D, Look, Looks
+from .parts.table import arms_of, check_columns, select
 
 OUTCOMES = {("test", "accuracy"): "test accuracy (%)", ("train", "loss"): "training loss"}
 BLUE, WINE = ARMS["residual"].colour, COLOURS[0]  # all of them are residual networks, cut; wine: the second of a panel
@@ -34,8 +35,8 @@ PANEL_OF = {treatment: panel for panel, (_, _, looks) in PANELS.items() for trea
 ENDS = {"residual": 1.0, "stop-gradient": 0.0}  # the arms that are weights, too
 
 
-@style()
-def dose_and_timing(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def dose_and_timing(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Test accuracy (%) and training loss (log) at the end, against the weight of the shortcut's gradient, the chance
     of its cut, the epoch at which its cut ends or begins, and by the place of the cut; a small point for every seed, a
     marker at their mean.
@@ -50,14 +51,16 @@ def dose_and_timing(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """
     keys = ["control", "arm", "depth_total", "seed"]
     rows = select(table, keys, figure="dose_and_timing", split=["test", "train"], quantity=["accuracy", "loss"])
+    if "treatment" in rows:
+        check_columns(rows, ["amount"], figure="dose_and_timing")
     treated = rows.get("treatment", pd.Series(None, rows.index, dtype=object))
     untouched = treated.isna() & (rows["control"] == rows["arm"])
     kinds = treated.where(treated.isin(list(PANEL_OF)), "place")
     rows = rows.assign(treatment=kinds.mask(untouched), panel=kinds.map(PANEL_OF).mask(untouched))
-    looks = arms_of(rows[untouched])
+    looks = arms_of(rows[untouched], looks)
     shown = [panel for panel in PANELS if panel == "weight" or panel in set(rows["panel"])]
     share: dict[str, Any] = {"sharex": "col", "sharey": "row", "width_ratios": [PANELS[panel][1] for panel in shown]}
-    grid = panels(axes, len(OUTCOMES), len(shown), figure="dose_and_timing", height=1.6, **share)
+    grid = panels(axes, len(OUTCOMES), len(shown), figure="dose_and_timing", height=1.15, **share)
     for line, (split, quantity) in zip(grid, OUTCOMES, strict=True):
         of_outcome = rows[(rows["split"] == split) & (rows["quantity"] == quantity)]
         for axis, panel in zip(line, shown, strict=True):
@@ -67,10 +70,8 @@ def dose_and_timing(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     for axis, panel in zip(grid[-1], shown, strict=True):
         axis.set_xlabel(PANELS[panel][0])
         if panel == "place":
-            axis.tick_params(axis="x", rotation=45)
-            for label in axis.get_xticklabels():
-                label.set(ha="right", rotation_mode="anchor")
-    finish(grid, _handles(rows, looks), title=f"{points_title(rows)}; lines: means")
+            axis.tick_params(axis="x", rotation=90)
+    finish(grid, _handles(rows, looks), legend=legend, caption=f"{points_title(rows)}; lines: means")
     return grid
 
 

@@ -9,18 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .parts.lines import finish, handle
-from .parts.style import GREY, SMALL, Axes2D, column_titles, looks_of, panels, style
-from .parts.table import select
+from .parts.sheet import drawing, is_narrow, mosaic, panels
+from .parts.style import GREY, Axes2D, Looks, column_titles, looks_of, small
+from .parts.table import check_columns, select
 
 BEST = 3
 ROW = 0.16  # inches
 LINE = 18  # letters of a label
 ENDS = ["rho", "low", "high", "family low", "family high", "held out"]
 BASELINE = "baseline"
+NETWORK = ["arm", "control", "depth_total", "width", "first_weights"]
 
 
-@style()
-def explanations(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def explanations(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Rank correlations of measurements at initialisation with how well networks train, and the three largest as
     scatter plots.
 
@@ -39,12 +41,16 @@ def explanations(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     kind = rows.drop_duplicates("measurement").set_index("measurement")["treatment"]
     order = list(numbers["rho"].abs().sort_values(ascending=False, kind="stable", na_position="last").index)
     best = [name for name in order if kind[name] != BASELINE and np.isfinite(numbers["rho"][name])][:BEST]
-    height = ROW * (len(order) + 1) + 0.4
-    ratios = (1.5, *[1.0] * BEST)
-    grid = panels(axes, 1, 1 + BEST, figure="explanations", height=height, width_ratios=ratios)
+    height, ratios = ROW * (len(order) + 0.5), (1.5, *[1.0] * BEST)
+    if is_narrow(axes):
+        grid = np.array([mosaic([[0] * BEST, range(1, 1 + BEST)], heights=(height, 0.8))], dtype=object)
+    else:
+        grid = panels(axes, 1, 1 + BEST, figure="explanations", height=height, width_ratios=ratios)
     _forest(grid[0, 0], numbers, kind, order)
     networks = table[table["control"].notna()] if "control" in table else table.iloc[:0]
-    looks = looks_of(networks["arm"]) if len(networks) else {}
+    if len(networks):
+        check_columns(networks, [*NETWORK, "measurement", "quantity", "value"], figure="explanations")
+    looks = looks_of(networks["arm"], looks) if len(networks) else {}
     for axis, name in zip(grid[0, 1:], [*best, *[None] * (BEST - len(best))], strict=True):
         if name is None:
             axis.set_axis_off()
@@ -58,7 +64,7 @@ def explanations(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     title += " families; hollow: on families that did not choose its sign; grey: baselines\n"
     title += "(b) to (d): of the gap between chance and the residual network; filled: He's weights, hollow: others"
     handles = [handle(look.label, look.colour, marker=look.marker, linestyle="") for look in looks.values()]
-    finish(grid, handles or [handle("all", "black", marker="o", linestyle="")], title=title)
+    finish(grid, handles or [handle("all", "black", marker="o", linestyle="")], legend=legend, caption=title)
     return grid
 
 
@@ -71,8 +77,8 @@ def _forest(axis: Axes, numbers: pd.DataFrame, kind: "pd.Series[str]", order: li
         axis.plot(of["rho"], y, "o", color=colour, markersize=3.5)
         axis.plot(np.sign(of["rho"]) * of["held out"], y, "o", color=colour, markersize=3.5, markerfacecolor="white")
         if not np.isfinite(of["rho"]):
-            axis.text(0, y, "no value", ha="center", va="center", fontsize=SMALL, color=GREY)
-    axis.set_yticks(range(len(order)), order, fontsize=SMALL)
+            axis.text(0, y, "no value", ha="center", va="center", fontsize=small(), color=GREY)
+    axis.set_yticks(range(len(order)), order)
     axis.set(xlim=(-1.05, 1.05), ylim=(len(order) - 0.4, -0.6), xlabel="rank correlation")
     axis.tick_params(axis="y", length=0)
     axis.grid(visible=False, axis="y")
@@ -80,8 +86,7 @@ def _forest(axis: Axes, numbers: pd.DataFrame, kind: "pd.Series[str]", order: li
 
 def _scatter(axis: Axes, networks: pd.DataFrame, name: str, looks: Any) -> None:
     own = networks[networks["measurement"] == name]
-    keys = ["arm", "control", "depth_total", "width", "first_weights"]
-    wide = own.pivot_table(index=keys, columns="quantity", values="value").reset_index()
+    wide = own.pivot_table(index=NETWORK, columns="quantity", values="value").reset_index()
     for (arm, weights), part in wide.groupby(["arm", "first_weights"]):
         look = looks[str(arm)]
         face = look.colour if weights == "he" else "none"
@@ -93,4 +98,4 @@ def _scatter(axis: Axes, networks: pd.DataFrame, name: str, looks: Any) -> None:
     else:
         axis.xaxis.set_major_locator(MaxNLocator(2))
     axis.yaxis.set_major_locator(MaxNLocator(3))
-    axis.set_xlabel(fill(name, LINE), fontsize=SMALL)
+    axis.set_xlabel(fill(name, LINE))

@@ -17,16 +17,17 @@ from .parts.lines import (
     whole_numbers,
     zeros_text,
 )
-from .parts.style import GREY, Axes2D, Look, column_titles, depth_title, note, panels, row_title, style
-from .parts.table import arms_of, depths_of, moments, select
+from .parts.sheet import drawing, panels
+from .parts.style import GREY, Axes2D, Look, Looks, column_titles, depth_title, note, row_title
+from .parts.table import arms_of, depths_of, moments, of_networks, select
 
 LABEL = "gradient norm\n$\\|\\partial\\,\\mathrm{loss}\\,/\\,\\partial x\\|_2$"
 WIDE = 5  # columns beside which there is room for a label in one line
 PARTS = {"shortcut": "-", "branch": (0, (2.5, 1.2))}
 
 
-@style()
-def gradient_norms(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def gradient_norms(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Norm of the loss's gradient at every fork (log axis) against the junction's depth, before and after training.
 
     Rows of panels: the first and the last epoch; columns: depth_total. The mean is geometric; exact zeros are left out.
@@ -34,15 +35,15 @@ def gradient_norms(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     Table: arm, depth_total, seed, epoch, depth, quantity ("total"), value (L2 over the batch).
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
-    times = moments(select(table, keys, figure="gradient_norms", quantity=["total"]))
+    times = moments(select(of_networks(table), keys, figure="gradient_norms", quantity=["total"]))
     rows = pd.concat(times.values())
-    depths, looks = depths_of(rows), arms_of(rows)
+    depths, looks = depths_of(rows), arms_of(rows, looks)
     grid = panels(axes, len(times), len(depths), figure="gradient_norms", sharex="col", sharey="row")
     for line, (moment, at_moment) in zip(grid, times.items(), strict=True):
         for axis, depth in zip(line, depths, strict=True):
             part = at_moment[at_moment["depth_total"] == depth]
             arm_lines(axis, part, looks, x="depth", geometric=True, markers="few")
-            note_missing(axis, rows[rows["depth_total"] == depth], part, zeros=True)
+            note_missing(axis, rows[rows["depth_total"] == depth], part, looks, zeros=True)
         line[0].set_ylabel(LABEL)
         row_title(line[-1], moment)
     for axis in grid.flat:
@@ -52,12 +53,14 @@ def gradient_norms(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         whole_numbers(axis)
     column_titles(grid[0], map(depth_title, depths))
     title = seeds_title(rows, mean="geometric mean") + zeros_text(rows)
-    finish(grid, arm_handles(looks, marker=True), title=title)
+    finish(grid, arm_handles(looks, marker=True), legend=legend, caption=title)
     return grid
 
 
-@style()
-def gradient_split(table: pd.DataFrame, *, axes: Any = None, depth_total: int | None = None) -> Axes2D:
+@drawing
+def gradient_split(
+    table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True, depth_total: int | None = None
+) -> Axes2D:
     """Norms of the two parts of the gradient at every fork (log axis) against the junction's depth, a column an arm.
 
     Rows of panels: the first and the last epoch. The mean is geometric; exact zeros are left out, and a part that is
@@ -67,12 +70,12 @@ def gradient_split(table: pd.DataFrame, *, axes: Any = None, depth_total: int | 
     depth_total: The network to draw; None: the deepest.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
-    rows = select(table, keys, figure="gradient_split", quantity=list(PARTS))
+    rows = select(of_networks(table), keys, figure="gradient_split", quantity=list(PARTS))
     deepest = depths_of(rows)[-1] if depth_total is None else depth_total
     rows = select(rows, keys, figure="gradient_split", quantity=list(PARTS), depth_total=[deepest])
     times = moments(rows)
     rows = pd.concat(times.values())
-    looks = arms_of(rows)
+    looks = arms_of(rows, looks)
     grid = panels(axes, len(times), len(looks), figure="gradient_split", sharex=True, sharey="row")
     for line, (moment, at_moment) in zip(grid, times.items(), strict=True):
         for axis, (arm, look) in zip(line, looks.items(), strict=True):
@@ -86,8 +89,9 @@ def gradient_split(table: pd.DataFrame, *, axes: Any = None, depth_total: int | 
         axis.set_xlabel("junction depth" if len(looks) <= WIDE else "junction\ndepth")
     column_titles(grid[0], [look.label for look in looks.values()])
     entries = [handle(f"through the {part}", GREY, linestyle=line) for part, line in PARTS.items()]
-    title = f"{depth_title(deepest)}; {seeds_title(rows, mean='geometric mean')}{zeros_text(rows, 'quantity')}"
-    finish(grid, entries, title=title)
+    said = f"{seeds_title(rows, mean='geometric mean')}{zeros_text(rows, 'quantity')}"
+    title = "; ".join(filter(None, (depth_title(deepest), said)))
+    finish(grid, entries, legend=legend, caption=title)
     return grid
 
 

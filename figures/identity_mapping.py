@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 
 from .parts.lines import EDGE, arm_handles, arm_lines, factor_axis, finish, handle, log_axis, whole_numbers
 from .parts.points import seed_points, shifts
-from .parts.style import GREY, SMALL, Axes2D, Look, panels, style
+from .parts.sheet import drawing, is_narrow, panels
+from .parts.style import GREY, Axes2D, Look, Looks, small
 from .parts.table import arms_of, counts_text, seeds_text, select
 
 OUTCOMES = {
@@ -21,8 +22,8 @@ HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": "auto", 
 GREY_HOLLOW = {**HOLLOW, "markeredgecolor": GREY, "marker": "o", "linestyle": ""}
 
 
-@style()
-def copying(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def copying(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """How well stacks of blocks copy their input: the error at the end by number of blocks, over time with the most
     blocks, and what a block changes of its input; log axes, a point or thin line for every seed.
 
@@ -32,9 +33,9 @@ def copying(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     keys = ["arm", "depth_total", "seed", "epoch", "split"]
     rows = select(table, keys, figure="copying", quantity=["error", "change"])
     rows = rows.assign(blocks=rows["depth_total"] // 2)
-    looks, counts, last = arms_of(rows), sorted(rows["blocks"].unique()), rows["epoch"].max()
+    looks, counts, last = arms_of(rows, looks), sorted(rows["blocks"].unique()), rows["epoch"].max()
     errors, changes = rows[rows["quantity"] == "error"], rows[rows["quantity"] == "change"]
-    grid = panels(axes, 1, 3, figure="copying", height=1.9)
+    grid = panels(axes, 1, 3, figure="copying", height=1.45)
     by_blocks, over_time, by_block = grid[0]
     order: dict[str, Any] = {"by": "blocks", "order": counts}
     for axis in (by_blocks, by_block):
@@ -53,12 +54,17 @@ def copying(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     over_time.set(xlabel="epoch", ylabel=f"error of the copy, {counts[-1]} blocks")
     by_block.set(xlabel="blocks", ylabel="change by a block\n(of its input's norm)")
     title = f"large and thick: geometric mean; small and thin: each of {seeds_text(rows)}"
-    finish(grid, [*arm_handles(looks, marker=True), handle("before training", GREY, **GREY_HOLLOW)], title=title)
+    finish(
+        grid,
+        [*arm_handles(looks, marker=True), handle("before training", GREY, **GREY_HOLLOW)],
+        legend=legend,
+        caption=title,
+    )
     return grid
 
 
-@style()
-def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def insertion(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Training loss (as a factor, log axis) and test accuracy (points) of deeper networks against the shallow one that
     was trained further as well, and what an inserted block changes of its input, right after insertion (hollow) and at
     the end. Shaded: within the margin.
@@ -69,14 +75,15 @@ def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """
     keys = ["arm", "depth_total", "effect", "draw"]
     rows = select(table, keys, figure="insertion", outcome=[*OUTCOMES, "change first"], quantity=QUANTITIES)
-    looks = arms_of(rows)
+    looks = arms_of(rows, looks)
     places = sorted({(str(kind), int(depth)) for kind, depth in zip(rows["effect"], rows["depth_total"], strict=True)})
     kinds = [kind for kind, _ in places]
     at = [places.index((str(k), int(d))) for k, d in zip(rows["effect"], rows["depth_total"], strict=True)]
     rows = rows.assign(place=at)
     shown = [outcome for outcome in OUTCOMES if outcome in set(rows["outcome"])]
-    grid = panels(axes, 1, len(shown), figure="insertion", height=1.9)
-    for axis, outcome in zip(grid[0], shown, strict=True):
+    rows_and_columns = (len(shown), 1) if is_narrow(axes) else (1, len(shown))  # names of kinds need room
+    grid = panels(axes, *rows_and_columns, figure="insertion", height=1.2)
+    for axis, outcome in zip(grid.flat, shown, strict=True):
         _panel(axis, rows[rows["outcome"] == outcome], looks, outcome)
         if outcome == "change last":
             _first(axis, rows[(rows["outcome"] == "change first") & (rows["quantity"] == "mean")], looks)
@@ -91,7 +98,8 @@ def insertion(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     finish(
         grid,
         [*arm_handles(looks, line=False, marker=True), handle("right after insertion", GREY, **GREY_HOLLOW)],
-        title=f"large: mean of n = {counts_text(rows)}{bars}; small: each seed"
+        legend=legend,
+        caption=f"large: mean of n = {counts_text(rows)}{bars}; small: each seed"
         "\nidentity, random: how the inserted blocks began; shaded: within the margin",
     )
     return grid
@@ -101,7 +109,7 @@ def _name(axis: Axes, kind: str, centre: float) -> None:
     """Name a kind of inserted blocks below its depths."""
     axis.annotate(
         kind, (centre, 0), (0, -17), xycoords=axis.get_xaxis_transform(), textcoords="offset points", ha="center",
-        va="top", fontsize=SMALL,
+        va="top", fontsize=small(),
     )  # fmt: skip
 
 

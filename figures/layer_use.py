@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 
 from .parts.lines import arm_handles, arm_lines, dotted_means, finish, log_axis, seeds_title, whole_numbers
 from .parts.points import percent_axis, points_title, seed_points, shifts
-from .parts.style import GREY, SMALL, Axes2D, Look, epoch_title, note, panels, style
-from .parts.table import arms_of, select, stage_starts
+from .parts.sheet import drawing, panels
+from .parts.style import GREY, Axes2D, Look, Looks, epoch_title, note
+from .parts.table import arms_of, check_columns, select, stage_starts
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ PANELS = (
 )
 
 
-@style()
-def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def layer_use(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Nine panels of what each block does, against its depth; thin grey verticals: the first block of a stage.
 
     Log axes leave zeros out.
@@ -53,9 +54,10 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """
     rows = table.assign(statistics=table["statistics"].fillna("")) if "statistics" in table else table
     keys = ["arm", "seed", "epoch", "statistics", "depth"]
+    check_columns(rows, [*keys, "block", "quantity", "value"], figure="layer_use")
     rows = select(rows, keys, figure="layer_use", quantity=sorted({panel.quantity for panel in PANELS}))
-    looks, whole = arms_of(rows), table[table["quantity"] == "whole"]
-    grid = panels(axes, 3, 3, figure="layer_use", height=1.35, sharex=True)
+    looks, whole = arms_of(rows, looks), table[table["quantity"] == "whole"]
+    grid = panels(axes, 3, 3, figure="layer_use", height=0.9, sharex=True)
     for axis, panel in zip(grid.flat, PANELS, strict=True):
         part = _part(rows, panel)
         moment = epoch_title(part["epoch"].iloc[0]) if len(part) else ""
@@ -73,7 +75,7 @@ def layer_use(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     title = (
         f"{seeds_title(rows, mean='mean (geometric on log axes)')}\ndotted: without damage; BN: BatchNorm statistics"
     )
-    finish(grid, arm_handles(looks, marker=True), title=title)
+    finish(grid, arm_handles(looks, marker=True), legend=legend, caption=title)
     return grid
 
 
@@ -94,16 +96,16 @@ def _draw(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], panel: Panel) 
     whole_numbers(axis)
 
 
-@style()
-def depth_centres(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def depth_centres(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """A line for each measure: the centre of mass of each arm between the first block (0) and the last (1).
 
     Table: arm, seed, outcome (the measure), quantity ("centre", of a seed; "low" and "high", the ends of an interval, a
     bar), value.
     """
     rows = select(table, ["arm", "seed", "outcome"], figure="depth_centres", quantity=["centre"])
-    names, looks = list(dict.fromkeys(rows["outcome"])), arms_of(rows)
-    grid = panels(axes, 1, 1, figure="depth_centres", height=0.42 * len(names) + 0.3)
+    names, looks = list(dict.fromkeys(rows["outcome"])), arms_of(rows, looks)
+    grid = panels(axes, 1, 1, figure="depth_centres", height=0.42 * len(names))
     axis = grid[0, 0]
     seed_points(axis, rows, looks, by="outcome", order=names, horizontal=True)
     intervals = table.pivot_table(index=["outcome", "arm"], columns="quantity", values="value").dropna()
@@ -120,7 +122,7 @@ def depth_centres(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     for edge in range(1, len(names)):
         axis.axhline(edge - 0.5, color="0.9", linewidth=0.5, zorder=0)
     axis.set_xticks([0.25 * i for i in range(5)], TICKS)
-    axis.set_xlabel("centre of mass over depth", fontsize=SMALL + 1)
+    axis.set_xlabel("centre of mass over depth")
     bars = "; bars: 95 % t interval" if table[table["quantity"] == "low"]["value"].notna().any() else ""
-    finish(grid, arm_handles(looks, line=False, marker=True), title=points_title(rows) + bars)
+    finish(grid, arm_handles(looks, line=False, marker=True), legend=legend, caption=points_title(rows) + bars)
     return grid

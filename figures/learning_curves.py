@@ -7,14 +7,15 @@ from matplotlib.axes import Axes
 
 from .parts.lines import arm_handles, arm_lines, finish, log_axis, seeds_title, whole_numbers
 from .parts.points import percent_axis
-from .parts.style import Axes2D, Look, column_titles, depth_title, panels, style
+from .parts.sheet import drawing, panels
+from .parts.style import Axes2D, Look, Looks, column_titles, depth_title
 from .parts.table import arms_of, depths_of, select
 
 ROWS = (("train", "loss"), ("validation", "accuracy"))
 
 
-@style()
-def learning_curves(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def learning_curves(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Training loss (nats, log axis) and validation accuracy (%) over epochs; a column of panels for each depth.
 
     A cross marks a run that ends before the table's last epoch: it diverged, or is not finished; the mean ends with it.
@@ -25,7 +26,7 @@ def learning_curves(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     keys = ["arm", "depth_total", "seed", "epoch"]
     drawn = [select(table, keys, figure="learning_curves", split=[s], quantity=[q]) for s, q in ROWS]
     rows = pd.concat(drawn)
-    depths, looks = depths_of(rows), arms_of(rows)
+    depths, looks = depths_of(rows), arms_of(rows, looks)
     grid = panels(axes, len(ROWS), len(depths), figure="learning_curves", sharex="col", sharey="row")
     ended = False
     for column, depth in enumerate(depths):
@@ -34,7 +35,7 @@ def learning_curves(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         grid[-1, column].set_xlabel("epoch")
     column_titles(grid[0], map(depth_title, depths))
     _label(grid)
-    finish(grid, arm_handles(looks), title=seeds_title(rows) + "; ×: ended early" * ended)
+    finish(grid, arm_handles(looks), legend=legend, caption=seeds_title(rows) + "; ×: ended early" * ended)
     return grid
 
 

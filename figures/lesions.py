@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 
 from .parts.lines import THIN, arm_handles, arm_lines, dotted_means, finish, marks, seeds_title, whole_numbers
 from .parts.points import percent_axis
-from .parts.style import GREY, Axes2D, Look, panels, style
-from .parts.table import arms_of, seeds_text, select, stage_starts
+from .parts.sheet import drawing, panels
+from .parts.style import GREY, Axes2D, Look, Looks
+from .parts.table import arms_of, check_columns, seeds_text, select, stage_starts
 
 STATISTICS = {"kept": "BatchNorm statistics kept", "re-estimated": "BatchNorm re-estimated"}
 XLABELS = {
@@ -17,8 +18,8 @@ XLABELS = {
 }  # fmt: skip
 
 
-@style()
-def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def lesions_by_block(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Test error (%) after one lesion against the block it hits; thin grey verticals: the first block of a stage.
 
     Horizontals: the whole network. A block that an arm has no value for (it cannot be skipped) leaves a gap.
@@ -26,8 +27,8 @@ def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     Table: arm, seed, lesion ("delete" or "swap" beside "none"), statistics ("kept", "re-estimated": a panel each),
     block ("layer2.0"), depth (of the block), quantity ("error"), value (from 0 to 1).
     """
-    rows, whole = _parts(table, ["arm", "seed", "depth"], figure="lesions_by_block")
-    looks = arms_of(rows)
+    rows, whole = _parts(table, ["arm", "seed", "block", "depth"], figure="lesions_by_block")
+    looks = arms_of(rows, looks)
     grid = _panels(rows, axes, figure="lesions_by_block")
     for axis, statistics in zip(grid[0], _statistics(rows), strict=True):
         part = rows[rows["statistics"] == statistics]
@@ -42,11 +43,11 @@ def lesions_by_block(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
             axis.axvline(depth, color=GREY, linewidth=0.5, zorder=0)
         dotted_means(axis, whole[whole["statistics"] == statistics], looks)
         whole_numbers(axis)
-    return _finished(grid, rows, title=seeds_title(rows))
+    return _finished(grid, rows, looks, legend=legend, caption=seeds_title(rows))
 
 
-@style()
-def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def lesions_by_count(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Test error (%) against the number of blocks deleted at random, or against Kendall's τ of permuted blocks.
 
     A thin line is a seed's mean over its draws; for permutations a point is a draw.
@@ -55,7 +56,7 @@ def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     ("error"; for permutations also "tau"), value.
     """
     rows, whole = _parts(table, ["arm", "seed", "count", "draw"], figure="lesions_by_count")
-    looks = arms_of(rows)
+    looks = arms_of(rows, looks)
     grid = _panels(rows, axes, figure="lesions_by_count")
     permuted = set(rows["lesion"]) == {"permute"}
     for axis, statistics in zip(grid[0], _statistics(rows), strict=True):
@@ -76,11 +77,12 @@ def lesions_by_count(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     title = f"{seeds_title(rows)}; each seed's line: mean of {draws} draws"
     if permuted:
         title = f"points: {draws} draws of each number of swaps in {seeds_text(rows)}"
-    return _finished(grid, rows, title=title)
+    return _finished(grid, rows, looks, legend=legend, caption=title)
 
 
 def _parts(table: pd.DataFrame, keys: list[str], *, figure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The lesions' errors, and the whole network's."""
+    check_columns(table, [*keys, "lesion", "statistics", "quantity", "value"], figure=figure)
     hurt = table[table["lesion"] != "none"]
     rows = select(hurt, [*keys, "lesion", "statistics"], figure=figure, quantity=["error"])
     if rows["lesion"].nunique() > 1:
@@ -93,7 +95,7 @@ def _statistics(rows: pd.DataFrame) -> list[str]:
 
 
 def _panels(rows: pd.DataFrame, axes: Any, *, figure: str) -> Axes2D:
-    return panels(axes, 1, len(_statistics(rows)), figure=figure, height=1.7, sharex=True, sharey=True)
+    return panels(axes, 1, len(_statistics(rows)), figure=figure, height=1.3, sharex=True, sharey=True)
 
 
 def _scatter(axis: Axes, rows: pd.DataFrame, taus: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -104,7 +106,7 @@ def _scatter(axis: Axes, rows: pd.DataFrame, taus: pd.DataFrame, looks: dict[str
         axis.plot(of_arm["value_tau"], of_arm["value"], look.marker, color=look.colour, markersize=3, alpha=0.6)
 
 
-def _finished(grid: Axes2D, rows: pd.DataFrame, *, title: str) -> Axes2D:
+def _finished(grid: Axes2D, rows: pd.DataFrame, looks: dict[str, Look], *, legend: bool, caption: str) -> Axes2D:
     (lesion,) = set(rows["lesion"])
     for axis, statistics in zip(grid[0], _statistics(rows), strict=True):
         axis.set_xlabel(XLABELS.get(lesion, lesion))
@@ -112,5 +114,5 @@ def _finished(grid: Axes2D, rows: pd.DataFrame, *, title: str) -> Axes2D:
         percent_axis(axis)
         axis.set_ylim(bottom=0)
     grid[0, 0].set_ylabel("test error (%)")
-    finish(grid, arm_handles(arms_of(rows), marker=True), title=f"{title}\ndotted: without a lesion")
+    finish(grid, arm_handles(looks, marker=True), legend=legend, caption=f"{caption}\ndotted: without a lesion")
     return grid

@@ -5,57 +5,64 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .parts.lines import finish, handle, log_axis, whole_numbers
-from .parts.style import GREY, Axes2D, note, panels, style
+from .parts.lines import arm_handles, finish, log_axis, whole_numbers
+from .parts.sheet import drawing, panels
+from .parts.style import GREY, Axes2D, Look, Looks, looks_of, note
+from .parts.table import check_columns
 
 GRADIENT = {
-    "total": ("#000000", "-"),
-    "shortcut": ("#0072B2", (0, (5, 1.5))),
-    "branch": ("#D55E00", (0, (1.2, 1))),
-    "other": ("#CC79A7", (0, (3, 1, 1, 1))),
+    "total": Look("total", "#000000"),
+    "shortcut": Look("shortcut", "#0072B2", "s", (0, (5, 1.5))),
+    "branch": Look("branch", "#D55E00", "^", (0, (1.2, 1))),
+    "other": Look("other", "#CC79A7", "D", (0, (3, 1, 1, 1))),
 }
-RATIO = {"ratio": ("#009E73", "-")}
-SHARE = {"share": ("#000000", "-")}
-MARKERS = {"total": "o", "shortcut": "s", "branch": "^", "other": "D", "ratio": "o", "share": "o"}
+RATIO = {"ratio": Look("ratio", "#009E73")}
+SHARE = {"share": Look("share", "#000000")}
 
 
-@style()
-def profiles(table: pd.DataFrame, *, axes: Any = None, title: str = "") -> Axes2D:
+@drawing
+def profiles(
+    table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True, title: str = ""
+) -> Axes2D:
     """Three panels of one network: gradient norms and branch / shortcut ratio against depth, share of path lengths.
 
     What the table lacks is named in its panel; zeros are left out of the logarithmic axes.
 
     Table: depth or path_length, quantity ("total", "shortcut", "branch", "other": norms at the fork; "ratio"; "share"),
     value, as the probes give them, one under the other.
-    title: The legend's title.
+    looks: By quantity.
+    title: What network it is, for the caption.
     """
     known = {*GRADIENT, *RATIO, *SHARE}
     present = set(table["quantity"]) & known if "quantity" in table else set()
     if not present:
         raise ValueError(f"profiles: the table has no quantity of {', '.join(sorted(known))}.")
-    grid = panels(axes, 1, 3, figure="profiles", height=1.6)
+    check_columns(table, ["value"], figure="profiles")
+    grid = panels(axes, 1, 3, figure="profiles", height=1.15)
     gradient, ratio, share = grid.flat
-    drawn = _draw(gradient, table, GRADIENT, x="depth", log=True)
+    gradients, ratios, shares = (looks_of(known, looks, known=known) for known in (GRADIENT, RATIO, SHARE))
+    drawn = _draw(gradient, table, gradients, x="depth", log=True)
     gradient.set(xlabel="junction depth", ylabel="gradient norm at the fork")
-    _draw(ratio, table, RATIO, x="depth", log=True)
+    _draw(ratio, table, ratios, x="depth", log=True)
     ratio.set(xlabel="junction depth", ylabel="branch / shortcut\n(ratio of norms)")
-    _draw(share, table, SHARE, x="path_length", log=False)
+    _draw(share, table, shares, x="path_length", log=False)
     share.set(xlabel="path length (branches)", ylabel="signed share\nof the gradient")
-    entries = [handle(part, GRADIENT[part][0], linestyle=GRADIENT[part][1], marker=MARKERS[part]) for part in drawn]
-    finish(grid, entries, title=title)
+    entries = arm_handles({part: gradients[part] for part in drawn}, marker=True)
+    caption = f"of {title}\n" * bool(title) + "zeros are left out of log axes"
+    finish(grid, entries, legend=legend, caption=caption)
     return grid
 
 
-def _draw(axis: Axes, table: pd.DataFrame, looks: dict[str, Any], *, x: str, log: bool) -> list[str]:
+def _draw(axis: Axes, table: pd.DataFrame, looks: dict[str, Look], *, x: str, log: bool) -> list[str]:
     """Draw each quantity as a line; return those that had something to draw."""
     drawn = []
-    for quantity, (colour, line) in looks.items():
+    for quantity, look in looks.items():
         rows = table[table["quantity"] == quantity].sort_values(x) if x in table else table[:0]
         values = rows["value"].where(rows["value"] > 0) if log else rows["value"]
         if values.notna().any():
             # Faint lines: a transformer's two junctions a block make every other point jump.
-            axis.plot(rows[x], values, color=colour, linestyle=line, linewidth=0.6, alpha=0.5)
-            axis.plot(rows[x], values, color=colour, linestyle="", marker=MARKERS[quantity], markersize=2.5)
+            axis.plot(rows[x], values, color=look.colour, linestyle=look.line, linewidth=0.6, alpha=0.5)
+            axis.plot(rows[x], values, color=look.colour, linestyle="", marker=look.marker, markersize=2.5)
             drawn.append(quantity)
     if not drawn:
         note(axis, "not measured")

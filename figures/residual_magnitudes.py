@@ -6,31 +6,32 @@ import numpy as np
 import pandas as pd
 
 from .parts.lines import finish, handle, log_axis, seed_lines, seeds_title, whole_numbers
-from .parts.style import GREY, Axes2D, Look, column_titles, depth_title, nothing, panels, row_title, shade, style
-from .parts.table import arms_of, depths_of, select
+from .parts.sheet import drawing, nothing, panels
+from .parts.style import GREY, UNSAID, Axes2D, Look, Looks, column_titles, depth_title, row_title, shade
+from .parts.table import arms_of, depths_of, of_networks, select
 
 WEAKEST = 0.25  # strength of the first epoch's colour
 EPOCHS = 6  # drawn at most
 
 
-@style()
-def residual_magnitudes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def residual_magnitudes(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Norm of the branch over norm of the shortcut (log axis) at every junction; light to dark: early to late epochs.
 
     Rows of panels: depth_total; columns: the arms with a shortcut. Where the shortcut carries zeros there is no ratio:
-    the legend names those arms. Of more than six epochs six are drawn: the first, the last, and four between them that
+    the caption names those arms. Of more than six epochs six are drawn: the first, the last, and four between them that
     are closer at the beginning.
 
     Table: arm, depth_total, seed, epoch, depth, quantity ("ratio", "shortcut"), value.
     """
     keys = ["arm", "depth_total", "seed", "epoch", "depth"]
-    found = select(table, keys, figure="residual_magnitudes", quantity=["ratio", "shortcut"])
+    found = select(of_networks(table), keys, figure="residual_magnitudes", quantity=["ratio", "shortcut"])
     if not found["value"].any():
-        return nothing(axes, _without(arms_of(found)), figure="residual_magnitudes")
+        return nothing(axes, _without(arms_of(found, looks)), figure="residual_magnitudes")
     rows = select(found, keys, figure="residual_magnitudes", quantity=["ratio"])
     strengths = _strengths(rows)
     rows = rows[rows["epoch"].isin(list(strengths))]
-    looks, depths = arms_of(rows), depths_of(rows)
+    looks, depths = arms_of(rows, looks), depths_of(rows)
     grid = panels(axes, len(depths), len(looks), figure="residual_magnitudes", sharex="row", sharey=True)
     for line, depth in zip(grid, depths, strict=True):
         for axis, (arm, look) in zip(line, looks.items(), strict=True):
@@ -47,10 +48,12 @@ def residual_magnitudes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         log_axis(axis)
     for axis in grid[-1]:
         axis.set_xlabel("junction depth")
-    handles = [handle(f"epoch {epoch:g}", shade("black", strength)) for epoch, strength in strengths.items()]
-    without = {arm: look for arm, look in arms_of(found).items() if arm not in looks}
+    handles = [
+        handle("" if epoch == UNSAID else f"epoch {epoch:g}", shade("black", k)) for epoch, k in strengths.items()
+    ]
+    without = {arm: look for arm, look in arms_of(found, looks).items() if arm not in looks}
     title = seeds_title(rows, mean="geometric mean")
-    finish(grid, handles, title=f"{title}\n{_without(without)}" if without else title)
+    finish(grid, handles, legend=legend, caption=f"{title}\n{_without(without)}" if without else title)
     return grid
 
 

@@ -10,8 +10,9 @@ from matplotlib.ticker import NullLocator
 
 from .parts.lines import EDGE, arm_handles, factor_axis, finish, handle, seed_lines
 from .parts.points import percent_axis
-from .parts.style import ARMS, GREY, Axes2D, Look, depth_title, looks_of, panels, row_title, style
-from .parts.table import counts_text, depths_of, seeds_text, select
+from .parts.sheet import drawing, panels
+from .parts.style import ARMS, GREY, Axes2D, Look, Looks, depth_title, looks_of, row_title
+from .parts.table import counts_text, depths_of, seeds_text, select, several
 
 SPLITS = {"train": "training accuracy (%)", "test": "test accuracy (%)"}
 OUTCOMES = {
@@ -29,8 +30,8 @@ SERIES = {
 REFERENCE = 0.8  # the line width of an arm without a limit
 
 
-@style()
-def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def short_paths(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Final accuracy (%) on training and test data against K, the limit on the branches of the gradient's paths.
 
     An arm without a limit becomes a horizontal line at its mean, and a band over the range of its seeds. x is linear
@@ -42,10 +43,10 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """
     keys = ["arm", "depth_total", "seed", "path_length", *(["treatment"] if "treatment" in table else [])]
     rows = _with_series(select(table, keys, figure="short_paths", quantity=["accuracy"], split=list(SPLITS)))
-    limits = looks_of(rows["treatment"], SERIES)
-    references = looks_of(rows[rows["treatment"].isna()]["arm"])
+    limits = looks_of(rows["treatment"], looks, known=SERIES)
+    references = looks_of(rows[rows["treatment"].isna()]["arm"], looks)
     splits, depths = [split for split in SPLITS if split in set(rows["split"])], depths_of(rows)
-    grid = panels(axes, len(depths), len(splits), figure="short_paths", height=1.9, sharex="row", sharey=True)
+    grid = panels(axes, len(depths), len(splits), figure="short_paths", height=1.45, sharex="row", sharey=True)
     for line, depth in zip(grid, depths, strict=True):
         at_depth = rows[rows["depth_total"] == depth]
         for axis, split in zip(line, splits, strict=True):
@@ -60,7 +61,7 @@ def short_paths(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     entries = [_handle(look, rows[rows["treatment"] == name]) for name, look in limits.items()]
     count = seeds_text(rows.assign(arm=rows["series"]))
     title = f"thick and horizontal: mean; thin: each of {count}; bands: their range"
-    finish(grid, entries + lines, title=count if count == "1 seed" else title)
+    finish(grid, entries + lines, legend=legend, caption=title if several(count) else count)
     return grid
 
 
@@ -101,8 +102,8 @@ def _handle(look: Look, rows: pd.DataFrame) -> Line2D:
     return handle(look.label, look.colour, linestyle="", marker=look.marker, **ring)
 
 
-@style()
-def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def short_path_changes(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Training loss (as a factor, log axis) and test accuracy (points) against ordinary training, for each K.
 
     Rows of panels: depth_total. The shaded side is within the margin.
@@ -114,8 +115,8 @@ def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     keys = ["arm", "depth_total", "path_length", *(["treatment"] if "treatment" in table else [])]
     rows = select(table, keys, figure="short_path_changes", outcome=list(OUTCOMES), quantity=QUANTITIES)
     rows = _with_series(rows)
-    looks, depths = looks_of(rows["series"], ARMS | SERIES), depths_of(rows)
-    grid = panels(axes, len(depths), 2, figure="short_path_changes", height=1.7, sharex="row")
+    looks, depths = looks_of(rows["series"], looks, known=ARMS | SERIES), depths_of(rows)
+    grid = panels(axes, len(depths), 2, figure="short_path_changes", height=1.3, sharex="row")
     for line, depth in zip(grid, depths, strict=True):
         at_depth = rows[rows["depth_total"] == depth]
         for axis, outcome in zip(line, OUTCOMES, strict=True):
@@ -128,7 +129,7 @@ def short_path_changes(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
         axis.set_xlabel("K (branches)")
     bars = ", 95 % paired t intervals" if (rows["quantity"] == "low").any() else ", no intervals"
     title = f"change from ordinary training: mean of n = {counts_text(rows)} seeds{bars}\nshaded: within the margin"
-    finish(grid, arm_handles(looks, line=False, marker=True), title=title)
+    finish(grid, arm_handles(looks, line=False, marker=True), legend=legend, caption=title)
     return grid
 
 

@@ -9,7 +9,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from .parts.lines import arm_handles, finish
 from .parts.points import percent_axis, points_title, seed_points, shifts
-from .parts.style import Axes2D, panels, style
+from .parts.sheet import drawing, panels
+from .parts.style import Axes2D, Looks
 from .parts.table import arms_of, select
 
 PANELS = {("test", "error"): ("test error (%)", 1.0), ("train", "loss"): ("training loss (nats)", 10.0)}
@@ -17,8 +18,8 @@ ROW = 0.23  # inches
 PERCENT = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
 
 
-@style()
-def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
+@drawing
+def variants(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True) -> Axes2D:
     """Final test error (%) and training loss of each network, a row for each in the table's order, on log axes; a small
     point for every seed, a marker at their mean.
 
@@ -30,8 +31,8 @@ def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     """
     keys = ["network", "arm", "depth_total", "seed"]
     rows = select(table, keys, figure="variants", split=["train", "test"], quantity=["error", "loss"])
-    networks, looks = list(dict.fromkeys(rows["network"])), arms_of(rows)
-    grid = panels(axes, 1, len(PANELS), figure="variants", height=ROW * len(networks) + 0.3, sharey=True)
+    networks, looks = list(dict.fromkeys(rows["network"])), arms_of(rows, looks)
+    grid = panels(axes, 1, len(PANELS), figure="variants", height=ROW * len(networks), sharey=True)
     for axis, ((split, quantity), (label, most)) in zip(grid[0], PANELS.items(), strict=True):
         part = rows[(rows["split"] == split) & (rows["quantity"] == quantity)]
         limits = edge(part["value"]), most
@@ -48,7 +49,12 @@ def variants(table: pd.DataFrame, *, axes: Any = None) -> Axes2D:
     grid[0, 0].xaxis.set_major_locator(FixedLocator(PERCENT))
     percent_axis(grid[0, 0], along="x")
     grid[0, 0].set_yticks(range(len(networks)), row_labels(rows, networks))
-    finish(grid, arm_handles(looks, line=False, marker=True), title=explained(rows, len(networks) * len(looks)))
+    finish(
+        grid,
+        arm_handles(looks, line=False, marker=True),
+        legend=legend,
+        caption=explained(rows, len(networks) * len(looks)),
+    )
     return grid
 
 

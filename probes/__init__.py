@@ -15,6 +15,7 @@ passes through them, `measurements` turns a recording into tables. Imports point
 
 from importlib import metadata
 
+from .comparison import compare
 from .discovery.junctions import Junction, find_junctions
 from .gradients.gate import gate
 from .gradients.lesions import lesion, permute
@@ -50,6 +51,7 @@ __all__ = [
     "Recording",
     "Site",
     "branch_attribution",
+    "compare",
     "contributions",
     "find_junctions",
     "gate",

@@ -23,8 +23,19 @@ def to_csv(table: pd.DataFrame, *, header: bool = True) -> str:
 
 def from_csv(text: str) -> pd.DataFrame:
     """The table of which `to_csv` made a text, to the last bit."""
-    exact = {"value": float}  # pandas' own parser may err in the last digit; the option against it changed its name
-    return pd.read_csv(StringIO(text), dtype=TEXT, converters=exact, keep_default_na=False, na_values=[""])
+    return read_csv(StringIO(text))
+
+
+def read_csv(file: Path | StringIO) -> pd.DataFrame:
+    """A long table; a value that is missing is nan.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no CSV.
+    """
+    # pandas' own parser may err in the last digit; the option against it changed its name.
+    exact = {"value": lambda text: float(text or "nan")}
+    return pd.read_csv(file, dtype=TEXT, converters=exact, keep_default_na=False, na_values=[""])
 
 
 def write_zip(file: Path, tables: Mapping[str, pd.DataFrame], about: Mapping[str, object]) -> None:

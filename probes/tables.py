@@ -8,7 +8,7 @@ COLUMNS = (
     "experiment", "data", "network", "arm", "control", "first_weights", "treatment", "amount", "learning_rate",
     "budget", "depth_total", "width", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
     "statistics", "count", "draw", "probe", "block", "depth", "other_block", "other_depth", "module", "example",
-    "token", "path_length", "lag", "order", "reading", "measurement", "quantity", "correct", "value",
+    "token", "path_length", "lag", "order", "reading", "measurement", "quantity", "side", "correct", "value",
 )  # fmt: skip
 
 

@@ -1,19 +1,20 @@
 """A line for every seed and a thick one for their mean, and the legend that says so."""
 
 from collections.abc import Mapping, Sequence
-from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from .style import SMALL, Axes2D, Look, note
-from .table import arms_of, seeds_text
+from .sheet import explain
+from .sheet import legend as draw_legend
+from .style import Axes2D, Look, Looks, note
+from .table import arms_of, seeds_text, several
 
-LETTER = 0.5 * SMALL / 72  # inches
 THICK = 1.4
 THIN: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.55}
 EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
@@ -80,17 +81,16 @@ def log_axis(axis: Axes) -> None:
     axis.set_yscale("log", nonpositive="mask")
     low, high = axis.get_ylim()
     if high < 100 * low:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        _plain_ticks(axis)
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, *, zeros: bool = False) -> None:
+def note_missing(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame, looks: Looks, *, zeros: bool = False) -> None:
     """Name above the panel the arms that `rows` has and `drawn` lacks: diverged, or not finite. zeros: and those that
     have zeros alone, which a log axis cannot show."""
-    missing = [arm for arm in arms_of(rows) if arm not in set(drawn["arm"])]
+    missing = [arm for arm in arms_of(rows, looks) if arm not in set(drawn["arm"])]
     zero = [arm for arm, own in drawn.groupby("arm") if zeros and not own["value"].any()]
-    labels = {arm: look.label for arm, look in arms_of(rows).items()}
+    labels = {arm: look.label for arm, look in arms_of(rows, looks).items()}
     words = {"no value": missing, "zero": zero}
     said = [f"{word}: {', '.join(labels[str(arm)] for arm in arms)}" for word, arms in words.items() if arms]
     if said:
@@ -119,36 +119,21 @@ def arm_handles(looks: Mapping[str, Look], *, line: bool = True, marker: bool = 
     ]
 
 
-def finish(axes: Axes2D, handles: Sequence[Line2D], *, title: str) -> None:
-    """One legend for all panels, above them: it hides no data, its title says what lines are, and n; labels in line."""
-    first = axes.flat[0]
-    figure, room = first.get_figure(), first.get_figure(root=True).get_figwidth()
-    columns = legend_columns([str(entry.get_label()) for entry in handles], room)
-    title = "\n".join(fill(line, int(room / LETTER)) for line in title.splitlines())
-    drawn = figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
-    drawn.get_title().set(linespacing=1, multialignment="center")
-    for text in drawn.get_texts():
-        text.set_linespacing(1)
+def finish(axes: Axes2D, entries: Sequence[Artist], *, caption: str, legend: bool) -> None:
+    """One legend for all panels; what lines and points are, and n, goes into the caption, a sentence a line."""
+    explain(axes, *caption.splitlines())
+    if legend:
+        draw_legend(axes, entries)
     for axis in axes.flat:
         axis.xaxis.label.set_linespacing(1.1)
         axis.yaxis.label.set_linespacing(1.1)
-    figure.align_ylabels(axes[:, 0])
-
-
-def legend_columns(labels: Sequence[str], room: float) -> int:
-    """The most columns of a legend that fit into `room` inches; a handle and its gaps are as wide as nine letters."""
-    inches = [(9 + max(map(len, label.split("\n")))) * LETTER for label in labels]
-    for columns in range(len(labels), 1, -1):
-        filled = np.array_split(inches, columns)  # as matplotlib fills them, the first ones with one more
-        if sum(max(column) for column in filled) < room:
-            return columns
-    return 1
+    axes.flat[0].get_figure().align_ylabels(axes[:, 0])
 
 
 def seeds_title(rows: pd.DataFrame, *, mean: str = "mean") -> str:
     """What thin and thick lines are, with the number of seeds."""
     count = seeds_text(rows)
-    return count if count == "1 seed" else f"thick: {mean}; thin: each of {count}"
+    return f"thick: {mean}; thin: each of {count}" if several(count) else count
 
 
 def dotted_means(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Look]) -> None:
@@ -160,8 +145,15 @@ def dotted_means(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Look]) -> N
 def factor_axis(axis: Axes) -> None:
     """Make y logarithmic, with ticks as plain numbers."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _plain_ticks(axis)
     axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Ticks of a log axis as plain numbers: at 1, 2 and 5 of each decade, or evenly where that would be one or none."""
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(4))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def zeros_text(rows: pd.DataFrame, *by: str) -> str:

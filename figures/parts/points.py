@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from .lines import EDGE
 from .style import Look
-from .table import seeds_text
+from .table import seeds_text, several
 
 WIDTH = 0.8  # of a category, over which seaborn lays its groups
 
@@ -78,4 +78,4 @@ def percent_axis(axis: Axes, *, along: str = "y") -> None:
 def points_title(rows: pd.DataFrame) -> str:
     """What large and small markers are, with the number of seeds."""
     count = seeds_text(rows)
-    return count if count == "1 seed" else f"large: mean; small: each of {count}"
+    return f"large: mean; small: each of {count}" if several(count) else count

@@ -8,17 +8,35 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .style import style
 
+FORMATS = {".pdf": {"CreationDate": None}, ".png": {}, ".svg": {"Date": None}}  # no date: same table, same bytes
+
+
+def figure_of(axes: Any, name: str) -> Figure:
+    """The figure of what a figure function returned; ValueError where the axes were removed from it."""
+    first: Axes = np.asarray(axes, dtype=object).flat[0]
+    figure = first.get_figure(root=True)
+    if figure is None:
+        raise ValueError(f"save: the axes of {name} belong to no figure; they were removed from it.")
+    return figure
+
 
 @style()
+def write(axes: Any, file: Path) -> None:
+    """Write a figure in the format of the file's suffix, one of `FORMATS`, its fonts embedded as TrueType."""
+    figure_of(axes, file.stem).savefig(file, metadata=FORMATS[file.suffix])
+
+
 def save(
     axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], folder: str | Path, name: str
 ) -> tuple[Path, Path, Path]:
     """Write folder/name.pdf (fonts embedded), name.png (200 dpi) and name.csv (the very table).
 
-    The folder is made if need be. The PDF carries no date: the same table makes the same bytes.
+    The folder is made if need be. The PDF carries no date: the same table makes the same bytes. What its lines are
+    stands in no file: `caption` says it.
 
     Args:
         axes: What a figure function returned, or any Axes of the figure, which is closed.
@@ -36,12 +54,9 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     suffixes = ("pdf", "png", "csv" if isinstance(table, pd.DataFrame) else "npz")
     pdf, png, data = (folder / f"{name}.{suffix}" for suffix in suffixes)
-    first: Axes = np.asarray(axes, dtype=object).flat[0]
-    figure = first.get_figure(root=True)
-    if figure is None:
-        raise ValueError(f"save: the axes of {name} belong to no figure; they were removed from it.")
-    figure.savefig(pdf, metadata={"CreationDate": None})
-    figure.savefig(png)
+    figure = figure_of(axes, name)
+    write(axes, pdf)
+    write(axes, png)
     if isinstance(table, pd.DataFrame):
         table.to_csv(data, index=False)
     else:

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .style import Look, epoch_title, looks_of
+from .style import UNNAMED, UNSAID, Look, Looks, epoch_title, looks_of
+
+NETWORK: dict[str, Any] = {"arm": UNNAMED, "depth_total": UNSAID, "seed": UNSAID, "epoch": UNSAID}
+
+
+def of_networks(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of an experiment as it is; that of a probe, of one network, with the columns that it lacks."""
+    return table.assign(**{column: value for column, value in NETWORK.items() if column not in table})
 
 
 def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Sequence[Any]) -> pd.DataFrame:
@@ -51,9 +58,9 @@ def _words(where: dict[str, Sequence[Any]]) -> str:
     return f"where {' and '.join(parts)}, " * bool(parts)
 
 
-def arms_of(rows: pd.DataFrame) -> dict[str, Look]:
-    """The looks of the arms in the table: those of ARMS in its order, then the others as they appear."""
-    return looks_of(rows["arm"])
+def arms_of(rows: pd.DataFrame, own: Looks = None) -> dict[str, Look]:
+    """The looks of the arms in the table: the caller's own, those of ARMS in its order, then others as they appear."""
+    return looks_of(rows["arm"], own)
 
 
 def depths_of(rows: pd.DataFrame) -> list[int]:
@@ -87,8 +94,16 @@ def counts_text(rows: pd.DataFrame) -> str:
 
 
 def seeds_text(rows: pd.DataFrame) -> str:
-    """How many seeds each arm has at each depth (epoch, learning rate, budget): "1 seed", "3 seeds" or "2–3 seeds"."""
+    """How many seeds each arm has at each depth (epoch, learning rate, budget): "1 seed", "3 seeds" or "2–3 seeds"; of
+    tables that name no seed, "1 network"."""
     keys = [key for key in ("arm", "depth_total", "epoch", "learning_rate", "budget") if key in rows.columns]
     counts: Iterable[int] = rows.groupby(keys)["seed"].nunique()
     low, high = min(counts), max(counts)
+    if set(rows["seed"]) == {UNSAID}:
+        return "1 network" if rows["arm"].nunique() == 1 else "1 network each"
     return "1 seed" if high == 1 else f"{low}–{high} seeds" if low < high else f"{high} seeds"
+
+
+def several(count: str) -> bool:
+    """Whether a text of `seeds_text` counts more than one seed: then there is a mean."""
+    return not count.startswith("1 ")

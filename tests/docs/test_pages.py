@@ -16,6 +16,7 @@ import pytest
 
 import probes
 from experiments.engine.training.networks import NETWORKS
+from figures.__main__ import parser_of
 from tests.test_boundaries import MAY_IMPORT, ROOMS
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +238,8 @@ def flags_of(settings: Any) -> Iterator[str]:
 def test_scripts_and_flags_exist() -> None:
     modules = {script: import_module(f"experiments.{script}") for script in SCRIPTS}
     known = {script: {"--help", *flags_of(module.Settings())} for script, module in modules.items()}
-    anywhere = FOREIGN.union(*known.values())
+    redraw = {option for action in parser_of([])._actions for option in action.option_strings}
+    anywhere = FOREIGN.union(redraw, *known.values())
     texts = {name_of(path): path.read_text().replace("\\\n", " ") for path in [*PAGES, *TABLES]}
     found = 0
     for name, text in texts.items():

@@ -17,9 +17,9 @@ from tests.support.drawings import (
     FIRST_WEIGHTS,
     answer_losses,
     answers,
+    caption_of,
     close,
     geometric,
-    legend_title,
     pick,
     share,
     suits_a_paper,
@@ -79,8 +79,8 @@ def test_the_conditioned_panel_has_the_ends_at_he_s_weights_in_grey() -> None:
     wanted = [pick(table, data="CIFAR-10", control=name)["value"].mean() for name in ("residual", "plain")]
     assert flat == [[mean, mean] for mean in wanted]
     assert greys(axes[0, 0]) == []
-    assert "grey in (b): residual and plain of (a); dashed in (c): the margins 0.1 and 0.5" in legend_title(axes)
-    assert "each of 2–3 seeds" in legend_title(axes)
+    assert "grey in (b): residual and plain of (a); dashed in (c): the margins 0.1 and 0.5" in caption_of(axes)
+    assert "each of 2–3 seeds" in caption_of(axes)
     shown = legend(axes)
     assert set(shown) == set(FIRST_WEIGHTS)
     assert {name for name, face in shown.items() if face == "white"} == {
@@ -105,12 +105,12 @@ def test_no_mean_is_that_of_the_survivors() -> None:
     of_plain = (table["control"] == "plain") & (table["data"] == "digits") & (table["seed"] == 0)
     fewer = figures.answer(table[~(of_plain & (table["step"] == 400))])
     assert np.isfinite(np.asarray(means_of(fewer[0, 0])["plain"].get_ydata(), float)).all()
-    assert "no mean" not in legend_title(fewer)
+    assert "no mean" not in caption_of(fewer)
     for value in (np.nan, np.inf):
         lost = figures.answer(table.assign(value=table["value"].mask(of_plain & (table["step"] == 400), value)))
         drawn = np.asarray(means_of(lost[0, 0])["plain"].get_ydata(), float)
         assert np.isnan(drawn).tolist() == [False, True, False]
-        assert "no mean where a seed has no value" in legend_title(lost)
+        assert "no mean where a seed has no value" in caption_of(lost)
 
 
 def forest(axis: Axes) -> dict[float, list[tuple[str, float]]]:
@@ -220,7 +220,7 @@ def test_losses_are_lines_of_seeds_with_the_targets() -> None:
         assert [line.get_ydata()[0] for line in axis.lines if len(line.get_xdata()) == 2] == [0.5, 0.1]
     close(xy(greys(axes[0, 1])[1]), geometric(pick(table, control="residual"), "step"))
     assert greys(axes[0, 0]) == []
-    assert "thin: each of 3 seeds" in legend_title(axes)
+    assert "thin: each of 3 seeds" in caption_of(axes)
     assert "loss 0.5 and 0.1" in legend(axes)
 
 
@@ -233,7 +233,7 @@ def test_means_have_bands() -> None:
         axes = figures.answer_losses(given)
         assert [len(axis.collections) for axis in axes[0]] == [4, 5]
         assert axes[0, 0].get_ylabel() == "training loss (nats)"
-        assert "lines: means; bands: low to high" in legend_title(axes)
+        assert "lines: means; bands: low to high" in caption_of(axes)
         thick = next(line for line in axes[0, 0].lines if line.get_marker() == "o")
         close(xy(thick), pick(table, control="residual", quantity="mean").set_index("step")["value"])
         band = axes[0, 0].collections[0].get_paths()[0].get_extents()

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 
 import figures
-from tests.support.drawings import COINS, EPOCHS, EXAMPLES, WEIGHTS, legend_title, pick, suits_a_paper
+from tests.support.drawings import COINS, EPOCHS, EXAMPLES, WEIGHTS, caption_of, pick, suits_a_paper
 
 ARMS = ("residual", "stop-gradient", "plain")
 
@@ -46,7 +46,7 @@ def test_every_treatment_stands_in_its_panel() -> None:
     assert [text.get_text() for text in axes[1, 3].get_xticklabels()][2:4] == ["stage 3", "every 2. block"]
     legend = [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()]
     assert legend[3:] == ["biased coin", "unbiased coin", "cut until an epoch", "cut from an epoch on"]
-    assert "each of 3 seeds" in legend_title(axes)
+    assert "each of 3 seeds" in caption_of(axes)
 
 
 def test_few_conditions_need_few_panels() -> None:

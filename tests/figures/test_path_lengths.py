@@ -38,7 +38,7 @@ def test_shares_that_cancel_each_other_get_an_axis_for_both_signs() -> None:
     paths.loc[large, "value"] = np.where(paths.loc[large, "path_length"] == 0, -5000.0, 5001.0)
     axes = figures.path_lengths(paths)
     assert [axis.get_yscale() for axis in axes[:, 0]] == ["log", "log", "symlog", "symlog"]
-    assert list(axes[2, 0].get_yticks()) == [0, -100, -1000, 100, 1000]
+    assert list(axes[2, 0].get_yticks()) == [-1000, 0, 1000]  # there is no room for the decades between
 
 
 def curves_of(axis: Axes, arm: str, *, thick: bool) -> list[Line2D]:

@@ -9,7 +9,9 @@ from tests.support.drawings import EXAMPLES
 
 
 def test_profiles_draw_what_the_probes_give() -> None:
-    gradient, ratio, share = figures.profiles(EXAMPLES["profiles"], title="toy").flat
+    axes = figures.profiles(EXAMPLES["profiles"], title="toy")
+    assert figures.caption(axes) == "Of toy. Zeros are left out of log axes."
+    gradient, ratio, share = axes.flat
     assert gradient.get_yscale() == "log"
     assert len(gradient.lines) == 2 * 3  # `other` is zero everywhere
     assert np.allclose(ratio.lines[0].get_ydata(), [1, 0.1, 0.01])

@@ -119,7 +119,7 @@ def test_plain_blocks_that_change_the_shape_cannot_be_skipped(blocks: pd.DataFra
 def test_figures_lie_beside_what_they_were_drawn_from(toy: Path) -> None:
     names = {path.name for path in (toy / "figures").iterdir()}
     drawn = {"layer_use": "csv", "depth_centres": "csv", "saliency_maps": "npz"}
-    assert names == {f"{name}.{end}" for name, data in drawn.items() for end in (data, "pdf", "png")}
+    assert names == {f"{name}.{end}" for name, data in drawn.items() for end in (data, "pdf", "png", "txt")}
     stored = np.load(toy / "figures" / "saliency_maps.npz")
     assert stored["maps"].shape == (3, 4, 8, 8)
     assert stored["labels"].tolist() == ["0", "1", "2", "3"]

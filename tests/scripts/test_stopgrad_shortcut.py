@@ -206,7 +206,7 @@ def test_every_figure_lies_beside_its_table(toy: tuple[Path, str]) -> None:
 
 def test_the_ending_names_arms_effects_and_files(toy: tuple[Path, str]) -> None:
     folder, shown = toy
-    files = ("outcomes.csv", "figures/interaction.{csv,pdf,png}")
+    files = ("outcomes.csv", "figures/interaction.{csv,pdf,png,txt}")
     for text in (
         *ARMS,
         "near-identity",

@@ -1,20 +1,23 @@
 """A small table for every figure, and what a figure has drawn, as plain numbers."""
 
 import math
+import re
 from collections.abc import Iterable
-from itertools import pairwise, product
-from operator import attrgetter
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Tick, XTick
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from figures import ARMS
+from figures import ARMS, caption
 from figures.layer_use import PANELS
 
 NAMES = list(ARMS)
@@ -229,6 +232,19 @@ def profile() -> pd.DataFrame:
     return by_quantity(pd.DataFrame({"depth": range(3)}), rows)
 
 
+def compared() -> pd.DataFrame:
+    """Two networks' gradient norms and ratios of four blocks, and one more block that b alone has."""
+    found = []
+    for measurement, quantity in (("gradient_norms", "total"), ("residual_magnitudes", "ratio")):
+        rows = long(block=[f"layer1.{k}" for k in range(4)], side=("a", "b"), quantity=[quantity])
+        wide = rows.pivot(index="block", columns="side", values="value")
+        ratios = (wide["b"] / wide["a"]).rename("value").reset_index().assign(side="ratio", quantity=quantity)
+        alone = pd.DataFrame({"block": ["layer2.0"], "side": "b", "quantity": quantity, "value": 0.3})
+        found.append(pd.concat([rows, ratios, alone]).assign(measurement=measurement))
+    table = pd.concat(found, ignore_index=True)
+    return table.assign(depth=[{"layer1": 0, "layer2": 4}[b[:6]] + int(b[7:]) for b in table["block"]])
+
+
 def responses(quantity: str, **more: Iterable[Any]) -> pd.DataFrame:
     return long(arm=("plain", "residual"), depth_total=(8, 20, 56), seed=range(3), quantity=[quantity], **more)
 
@@ -266,6 +282,7 @@ EXAMPLES: dict[str, pd.DataFrame] = {
     "budget": long(
         arm=NAMES, depth_total=(8, 14), seed=range(3), budget=(1, 3, 10), split=("train", "test"), quantity=["accuracy"]
     ),
+    "compare": compared(),
     "conditions": conditions(),
     "copying": copies(),
     "degradation": responses("error", split=("train", "test"), epoch=(1, 2, 3)),
@@ -347,12 +364,15 @@ def drawn_y(line: Line2D) -> list[float]:
     return np.asarray(line.get_ydata(), float).tolist()
 
 
-def texts(figure: Any) -> str:
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
+def texts(drawn: Any) -> str:
+    """The words of a figure and of its caption, or those of a panel or a legend alone."""
+    found = [text.get_text() for text in drawn.findobj(Text)]
+    return "\n".join(found + ([caption_of(drawn.axes[0])] if isinstance(drawn, Figure) else []))
 
 
-def legend_title(axes: Any) -> str:
-    return axes.flat[0].get_figure(root=True).legends[0].get_title().get_text().replace("\n", " ")
+def caption_of(axes: Any) -> str:
+    """The caption with small letters at the beginning of sentences, as figures write them."""
+    return re.sub(r"(^|\. )([A-Z])(?=[a-z ])", lambda found: found[1] + found[2].lower(), caption(axes))
 
 
 def close(drawn: "pd.Series[float]", expected: "pd.Series[float]") -> None:
@@ -360,24 +380,38 @@ def close(drawn: "pd.Series[float]", expected: "pd.Series[float]") -> None:
     np.testing.assert_allclose(drawn.to_numpy(float), expected.to_numpy(float), rtol=1e-12)
 
 
-def suits_a_paper(axes: Any) -> None:
-    """The venue's width and font, nothing smaller than 7 points, a legend clear of the panels, labels not cut, titles
-    and labels of neighbours apart."""
+def shown_texts(artist: Artist) -> list[Text]:
+    """The texts below an artist that are drawn: no hidden ones, no ticks outside of their axis."""
+    if not artist.get_visible():
+        return []
+    if isinstance(artist, Tick):
+        axis = artist.axes.xaxis if isinstance(artist, XTick) else artist.axes.yaxis
+        low, high = sorted(axis.get_view_interval())
+        if not low - 1e-9 * abs(low) <= artist.get_loc() <= high + 1e-9 * abs(high):
+            return []
+    children = artist.texts if isinstance(artist, Axes) and not artist.axison else artist.get_children()
+    own = [artist] if isinstance(artist, Text) and artist.get_text().strip() else []
+    return list(dict.fromkeys([*own, *(text for child in children for text in shown_texts(child))]))
+
+
+def suits_a_paper(axes: Any, *, width: float | None = None, least: float = 7) -> None:
+    """The page's width (by default that of the screen), one font, nothing smaller than `least` points, no text over
+    another or over the edge, panels in which there is room for the data, each with a label of y that fits beside it."""
     figure = axes.flat[0].get_figure(root=True)
     figure.draw_without_rendering()
-    shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
-    assert math.isclose(figure.get_figwidth(), 5.5 if axes.shape[1] > 1 else 3.3)
-    assert min(text.get_fontsize() for text in shown) >= 7
-    assert {text.get_fontname() for text in shown} == {"STIXGeneral"}
-    for legend in figure.legends:
-        box = legend.get_window_extent()
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
-        assert all(box.y0 >= axis.get_window_extent().y1 for axis in axes.flat)
-    for line in axes:
-        for part in ("title", "xaxis.label"):
-            boxes = [attrgetter(part)(axis).get_window_extent() for axis in line if attrgetter(part)(axis).get_text()]
-            assert all(one.x1 + 0.08 * figure.dpi < other.x0 for one, other in pairwise(boxes)), part
+    assert math.isclose(figure.get_figwidth(), width or (5.5 if axes.shape[1] > 1 else 3.3), abs_tol=0.01)
+    boxes = [(text, text.get_window_extent()) for text in shown_texts(figure)]
+    assert min(float(text.get_fontsize()) for text, _ in boxes) >= least
+    assert len({text.get_fontname() for text, _ in boxes}) == 1
+    for (one, box), (other, its) in combinations(boxes, 2):
+        apart = box.x1 <= its.x0 or its.x1 <= box.x0 or box.y1 <= its.y0 or its.y1 <= box.y0
+        assert apart, (one.get_text(), other.get_text())
+    for text, box in boxes:  # a pixel, of 200 to the inch, for rounding
+        assert min(box.x0, box.y0) > -1, text.get_text()
+        assert box.x1 < figure.bbox.x1 + 1, text.get_text()
+        assert box.y1 < figure.bbox.y1 + 1, text.get_text()
+    rows: dict[int, float] = {}
     for axis in axes.flat:
-        label = axis.yaxis.label
-        if label.get_rotation() == 90 and label.get_text():
-            assert label.get_window_extent().height <= 1.2 * axis.get_window_extent().height
+        row = axis.get_subplotspec().rowspan.start
+        rows[row] = max(rows.get(row, 0), axis.get_window_extent().height)
+    assert sum(rows.values()) >= 0.45 * figure.bbox.height

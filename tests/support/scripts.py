@@ -57,10 +57,11 @@ def toy_run(script: str, *arguments: object, cwd: Path) -> tuple[Path, str]:
 
 
 def drawn(folder: Path) -> set[str]:
-    """The figures that a script has written: each is a PDF and a PNG beside the CSV that it was drawn from."""
+    """The figures that a script has written: each a PDF and a PNG beside its caption and the CSV of what was drawn."""
     files = {file.name for file in (folder / "figures").iterdir()}
     names = {name.partition(".")[0] for name in files}
-    assert files == {f"{name}.{ending}" for name in names for ending in ("csv", "pdf", "png")}
+    assert files == {f"{name}.{ending}" for name in names for ending in ("csv", "pdf", "png", "txt")}
+    assert all((folder / "figures" / f"{name}.txt").read_text().endswith(".\n") for name in names)
     return names
 
 

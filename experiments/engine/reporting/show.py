@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import figures
-from experiments.engine.running.output import Output
+from experiments.engine.running.output import Output, write_text
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.equivalence import DEFINITION, MARGINS, Comparison
 from experiments.engine.statistics.estimates import Estimate, classify
@@ -107,8 +107,11 @@ def decisions(console: Console, made: Mapping[str, Decision], *, title: str) -> 
 
 
 def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], name: str) -> None:
-    """Write a figure beside the table that it was drawn from."""
+    """Write a figure beside the table that it was drawn from and, as NAME.txt, the caption that says what it shows."""
     output.add(figures.save(axes, table, output.folder / "figures", name))
+    words = output.folder / "figures" / f"{name}.txt"
+    write_text(words, figures.caption(axes) + "\n")
+    output.add([words])
 
 
 def files(console: Console, output: Output) -> None:
