@@ -42,10 +42,10 @@ def classify_add(add: Node, junctions: set[Node], frozen: set[Node]) -> Junction
             if not walk.meets_at(fork):
                 continue
             role = walk.parameter_role(fork, other)
-            if role is None and is_factor and is_gate(fork[0]):
-                continue  # g of g x + (1 - g) f(x): x stands beside it
             if role is None:
                 reason = "one addend carries what the other is made from, but no parameters lie between"
+                if is_factor and is_gate(fork[0]):
+                    continue  # g of g x + (1 - g) f(x): x stands beside it
             elif role == "factor" == walk.parameter_role(fork, operand):
                 return "a mixture: both addends are what they share, times a learned factor"
             elif walk.gated_from_elsewhere(fork, operand) and walk.gated_from_elsewhere(fork, other):

@@ -105,12 +105,12 @@ def scales_gradient(node: Node) -> bool:
 
 
 def is_sum(node: Node | None, add: Node) -> bool:
-    """Whether a node gives the sum of an add, perhaps after that was written into a view (`y += x`)."""
-    while node is not None and node is not add and node.name() in LAYOUT | {"AsStridedBackward0"}:
-        node = node.next_functions[0][0]
-    if node is not None and node.name() == "torch::autograd::CopySlices":
-        return any(written is add for written, _ in node.next_functions[1:])
-    return node is add
+    """Whether a node gives the sum of an add, also where `y += x` wrote that into a view."""
+    if node is None or node is add:
+        return node is add
+    before = node.next_functions[0][0] if node.next_functions else None
+    written = before is not None and before.name() == "torch::autograd::CopySlices"
+    return written and any(source is add for source, _ in before.next_functions[1:])
 
 
 def _through_layout(node: Node) -> Node:

@@ -152,7 +152,7 @@ def assert_gated(program: Program, network: Network, x: Tensor, plain: Step, tra
     """`gate` gives the gradients of the program that is gated by hand, and changes nothing else."""
     draw = random.Random(program.seed)
     weights = [(draw.choice(WEIGHTS), draw.choice(WEIGHTS)) for _ in trace.forks]
-    gated_by_hand, twin = by_hand(network, x, weights)
+    trace_of_twin, twin = by_hand(network, x, weights)
     of_junction = {truth.name: weights[truth.fork] for truth in trace.truths}
     with gate(
         network,
@@ -162,7 +162,9 @@ def assert_gated(program: Program, network: Network, x: Tensor, plain: Step, tra
         gated = Step(network, x)
     assert_same(gated.state, plain.state)
     wanted = {name: twin.gradients[name] for name in plain.gradients}
-    (assert_same if gated_by_hand.is_exact(twin.loss) else assert_near)(gated.gradients, wanted)
+    # The order in which a convolution sums its bias's gradient depends on how that lies in memory.
+    exact = program.medium != "images" and trace_of_twin.is_exact(twin.loss)
+    (assert_same if exact else assert_near)(gated.gradients, wanted)
 
 
 def assert_paths(program: Program, network: Network, x: Tensor, recording: Recording, trace: Trace) -> None:

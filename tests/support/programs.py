@@ -129,31 +129,41 @@ def parts(description: Any) -> Iterator[Any]:
 def features(program: Program) -> set[str]:
     """What there is in a program, by name."""
     found = {program.medium, f"inputs: {program.inputs}", f"stem: {program.stem}", f"outputs: {program.outputs}"}
-    found |= {"train" if program.training else "eval"}
-    found |= {"two streams"} if program.memory is not None else set[str]()
-    found |= {"chain"} if is_chain(program) else set[str]()
-    found |= {"junctions of the model itself"} if program.own else set[str]()
-    everything = list(parts(program))
-    for part in everything:
+    found.add("train" if program.training else "eval")
+    found |= _named(
+        ("two streams", program.memory is not None),
+        ("chain", is_chain(program)),
+        ("junctions of the model itself", bool(program.own)),
+    )
+    for part in parts(program):
         if isinstance(part, Junction):
             found |= {f"shortcut: {part.shortcut}", f"form: {part.form}"}
-            found |= {f"before: {part.before}"} if part.before else set[str]()
-            found |= {f"after: {part.after}"} if part.after else set[str]()
-            found |= {"checkpointed branch"} if part.checkpointed else set[str]()
-            found |= {"sum of three"} if len(part.branches) > 1 and not part.parallel else set[str]()
-            found |= {"parallel branches"} if part.parallel else set[str]()
             inner = [item for branch in part.branches for item in branch]
-            found |= {"nested junction"} if any(isinstance(x, Junction) for x in parts(tuple(inner))) else set[str]()
             found |= {f"layer: {name}" for name in inner if isinstance(name, str)}
+            found |= _named(
+                (f"before: {part.before}", bool(part.before)),
+                (f"after: {part.after}", bool(part.after)),
+                ("checkpointed branch", part.checkpointed),
+                ("sum of three", len(part.branches) > 1 and not part.parallel),
+                ("parallel branches", part.parallel),
+                ("nested junction", any(isinstance(item, Junction) for item in parts(tuple(inner)))),
+            )
         if isinstance(part, Block):
-            found |= {"called again"} if part.calls > 1 else set[str]()
-            found |= {"frozen"} if part.frozen else set[str]()
-            found |= {"checkpointed block"} if part.checkpointed else set[str]()
-            found |= {f"gives: {part.gives}"} if part.gives != "tensor" else set[str]()
-            found |= {"several junctions in a module"} if len(part.junctions) > 1 else set[str]()
+            found |= _named(
+                ("called again", part.calls > 1),
+                ("frozen", part.frozen),
+                ("checkpointed block", part.checkpointed),
+                (f"gives: {part.gives}", part.gives != "tensor"),
+                ("several junctions in a module", len(part.junctions) > 1),
+            )
         if isinstance(part, Other):
             found.add(f"none: {part.kind}")
     return found
+
+
+def _named(*claims: tuple[str, bool]) -> set[str]:
+    """The names of the claims that hold."""
+    return {name for name, holds in claims if holds}
 
 
 def is_chain(program: Program) -> bool:
@@ -230,10 +240,13 @@ class Draw:
     def block(self, medium: Medium, depth: int, memory: bool) -> Block:
         checkpointed = self.happens(10)
         junctions = self.junctions(medium, 2, depth + 1, memory)
+        inside = [*parts(junctions)]
+        again = checkpointed or any(isinstance(part, Junction | Block) and part.checkpointed for part in inside)
         return Block(
             junctions,
             calls=2 if self.happens(15) and len(junctions) <= self.left else 1,
-            frozen=self.happens(12),
+            # Without a gradient through it, it is not computed again: its statistics move once, under `record` twice.
+            frozen=self.happens(12) and not (again and "batch norm" in inside),
             checkpointed=checkpointed,
             gives=self.one_of("tensor", "tensor", "tuple", "dict"),
         )
@@ -259,7 +272,7 @@ class Draw:
         checkpointed = not in_place_shortcut and self.happens(15)
         branches = []
         for index in range(count):
-            # What is added behind x + f(x) is of its own call alone: see `Junction.name`.
+            # Of x + f(x) + g(x) with junctions inside g, only x + f(x) is found: see docs/compatibility.md.
             nested = not (index and not parallel) and not (whole and shortcut in PROJECTIONS)
             must = parallel or shortcut in PROJECTIONS
             branch = self.branch(medium, depth if nested else 9, memory, nonlinear=must)
