@@ -109,8 +109,9 @@ def is_sum(node: Node | None, add: Node) -> bool:
     if node is None or node is add:
         return node is add
     before = node.next_functions[0][0] if node.next_functions else None
-    written = before is not None and before.name() == "torch::autograd::CopySlices"
-    return written and any(source is add for source, _ in before.next_functions[1:])
+    if before is None or before.name() != "torch::autograd::CopySlices":
+        return False
+    return any(source is add for source, _ in before.next_functions[1:])
 
 
 def _through_layout(node: Node) -> Node:
