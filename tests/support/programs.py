@@ -222,8 +222,9 @@ class Draw:
         if kind < 7:
             return self.layer(medium, memory)
         if kind < 9:
-            kinds = (*NO_JUNCTIONS, *NO_JUNCTIONS[-1:] * 2) if medium == "images" else NO_JUNCTIONS[:-1]
-            return Other(self.one_of(*kinds))
+            # Of a projection's branch, one that is upsampled again would make a merge of features.
+            upsampled = ("upsampled merge",) * 8 if medium == "images" and depth == 0 else ()
+            return Other(self.one_of(*NO_JUNCTIONS[:-1], *upsampled))
         kind = self.one_of("long skip", "head", *(["merge beside junctions"] if self.left > 0 else []))
         if kind == "head":
             return Other(kind)
