@@ -1,6 +1,7 @@
 # make run         environment, install, the main experiment (ARGS=--quick for a first look)
 # make test        lint, types, all tests but the slow ones
 # make test-slow   the slow ones
+# make fuzz        random residual programs (PROGRAMS=20000, 0.1 s each), and counts of what was in them
 # make test-floors the fast tests on the oldest Python and the oldest releases that pyproject.toml allows
 # make docs        the documentation, to docs/_build/html
 # make answer      the answer's grid (resumes where it was interrupted); CIFAR10=DIR adds CIFAR-10 from a folder of images
@@ -12,10 +13,11 @@ BIN := .venv/bin
 OUT ?= results
 PYTEST := -m pytest -n 2 --dist worksteal
 CIFAR10 ?=
+PROGRAMS ?= 20000
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow test-floors lint docs answer answer-more gallery costs
+.PHONY: run test test-slow fuzz test-floors lint docs answer answer-more gallery costs
 run: .venv/with-experiments
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
@@ -24,6 +26,9 @@ test: lint
 
 test-slow: .venv/with-test
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)
+
+fuzz: .venv/with-test
+	$(BIN)/python -m tests.probes.test_random_programs --programs $(PROGRAMS) $(ARGS)
 
 # Old releases warn of each other, which is no failure here.
 test-floors: .venv-floors/installed

@@ -46,6 +46,11 @@ def call_name(add_name: str) -> str:
     return add_name.split("#")[0]
 
 
+def module_name(call: str) -> str:
+    """The module of which that is a call."""
+    return call.split("@")[0]
+
+
 class AddMode(TorchFunctionMode):
     """Intercepts every add between the start and the end of a model's forward, and knows which module is running.
 
@@ -193,13 +198,13 @@ class AddMode(TorchFunctionMode):
         out, in_place = kwargs.pop("out", None), name in IN_PLACE
         weight = kwargs.get("alpha", 1) * (-1 if name in SUBTRACTIONS else 1)
         if in_place and args[0]._is_view():
-            out, in_place, func = args[0], False, IN_PLACE[name]
+            out, func = args[0], IN_PLACE[name]
         call, ordinal = self.running[-1], self.adds[self.running[-1]]
         self.adds[call] += 1
         full_name = call + (f"#{ordinal}" if ordinal else "")
         total = self.on_add(Add(full_name, call, first, second, weight, in_place, lambda: func(*args, **kwargs)))
         # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
-        return total if out is None else out.copy_(total)
+        return total if out is None or total is out else out.copy_(total)
 
 
 def _operands(input: Any, other: Any, **_: Any) -> tuple[Any, Any]:

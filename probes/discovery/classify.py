@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
-from .graph import Edge, Entry, Walk, carried_tensors, is_parameter
+from .graph import Edge, Entry, Walk, carried_tensors, is_gate, is_parameter, is_sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +37,15 @@ def classify_add(add: Node, junctions: set[Node], frozen: set[Node]) -> Junction
     difference = add.name() == "SubBackward0"  # x - f(x) is a junction, f(x) - x (an error, a shift) is none
     for operand in (0,) if difference else (0, 1):
         other = 1 - operand
-        for fork in carried_tensors(add, operand):
+        for fork, is_factor in carried_tensors(add, operand):
             walk = Walk(add, frozen)
             if not walk.meets_at(fork):
                 continue
             role = walk.parameter_role(fork, other)
             if role is None:
                 reason = "one addend carries what the other is made from, but no parameters lie between"
+                if is_factor and is_gate(fork[0]):
+                    continue  # g of g x + (1 - g) f(x): x stands beside it
             elif role == "factor" == walk.parameter_role(fork, operand):
                 return "a mixture: both addends are what they share, times a learned factor"
             elif walk.gated_from_elsewhere(fork, operand) and walk.gated_from_elsewhere(fork, other):
@@ -94,10 +96,10 @@ def _projection(walk: Walk, junctions: set[Node], reason: str) -> tuple[Edge, in
 
 def extend_match(match: JunctionMatch, last_add: Node, add: Node, frozen: set[Node]) -> JunctionMatch | None:
     """The junction x + f(x) + g(x), from that of x + f(x) and the node of the add of g(x), which joins the branch."""
-    if (last_add, 0) not in add.next_functions[:2]:
+    operand = added_to(last_add, add)
+    if operand is None:
         return None
     walk = Walk(add, frozen)
-    operand = 1 - add.next_functions.index((last_add, 0))
     if not walk.meets_at(match.fork) or walk.parameter_role(match.fork, operand) is None:
         return None
     sum_so_far = [entry for entries in match.entries.values() for entry in entries]
@@ -108,6 +110,12 @@ def extend_match(match: JunctionMatch, last_add: Node, add: Node, frozen: set[No
     }
     # Which operand is the shortcut is known of the first add alone: no addend can be walked by itself.
     return replace(match, entries=entries, shared=True)
+
+
+def added_to(last_add: Node, add: Node) -> int | None:
+    """Which operand of an add is added to the sum of another, if it is."""
+    sums = [is_sum(node, last_add) for node, _ in add.next_functions[:2]]
+    return 1 - sums.index(True) if any(sums) else None
 
 
 def _upsampled(nodes: set[Node]) -> bool:

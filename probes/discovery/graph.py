@@ -58,6 +58,18 @@ def made_of_inputs(fork: Node) -> bool:
     return not any(is_parameter(node, 0) for node in ancestors([fork]))
 
 
+def passes_for_parameter(roots: Iterable[Node | None]) -> bool:
+    """Whether something was made of inputs and a parameter that would look as if made of the parameter alone if inputs
+    had no nodes in the graph: an input times a learned factor, or positions added to it."""
+
+    def mixes(node: Node) -> bool:
+        made_from = [n for n, _ in node.next_functions if n is not None]
+        parameters = [n for n in made_from if is_parameter(n)]
+        return 0 < len(parameters) < len(made_from) and all(made_of_inputs(n) for n in made_from if n not in parameters)
+
+    return any(mixes(node) for node in ancestors(roots) if node.name() not in INPUT)
+
+
 def ancestors(roots: Iterable[Node | None], end: Node | None = None, *, through_inputs: bool = False) -> Iterator[Node]:
     """These nodes and all that they were made from, up to `end` without it; what is behind inputs if asked."""
     seen: set[Node | None] = {end, None}
@@ -70,26 +82,38 @@ def ancestors(roots: Iterable[Node | None], end: Node | None = None, *, through_
             waiting += [n for n, _ in node.next_functions] if through_inputs or not is_input(node) else []
 
 
-def carried_tensors(add: Node, operand: int) -> Iterator[Edge]:
-    """The tensors that an operand carries, at most reshaped or multiplied by a factor; itself first."""
-    waiting, seen = [add.next_functions[operand]], set()
+def carried_tensors(add: Node, operand: int) -> Iterator[tuple[Edge, bool]]:
+    """The tensors that an operand carries, at most reshaped or multiplied by a factor; itself first. With each, whether
+    it is one of several factors of a product."""
+    waiting, seen, factors = [add.next_functions[operand]], set(), set()
     while waiting:
         node, output = edge = waiting.pop(0)
         if node is None or edge in seen or node.name() == "torch::autograd::AccumulateGrad":
             continue
         seen.add(edge)
-        yield node, output
+        yield (node, output), edge in factors
         if node.name() in LAYOUT or scales_gradient(node):
             waiting.append(node.next_functions[output])
         elif node.name() == "AddBackward0" and None in [n for n, _ in node.next_functions]:
             waiting += node.next_functions  # a constant was added
         elif node.name() in FACTOR:
             waiting += node.next_functions[:1] if node.name() == "DivBackward0" else node.next_functions
+            factors.update(node.next_functions if len(_activations(node)) > 1 else ())
 
 
 def scales_gradient(node: Node) -> bool:
     """Whether a node was made by `scale_gradient`."""
     return getattr(node, "_forward_cls", None) is ScaleGradient
+
+
+def is_sum(node: Node | None, add: Node) -> bool:
+    """Whether a node gives the sum of an add, also where `y += x` wrote that into a view."""
+    if node is None or node is add:
+        return node is add
+    before = node.next_functions[0][0] if node.next_functions else None
+    if before is None or before.name() != "torch::autograd::CopySlices":
+        return False
+    return any(source is add for source, _ in before.next_functions[1:])
 
 
 def _through_layout(node: Node) -> Node:

@@ -19,9 +19,9 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from .adds import Add, AddMode, call_name, intercept_adds
-from .classify import JunctionMatch, classify_add, extend_match
-from .graph import LAYOUT, hidden_by, made_of_inputs
+from .adds import Add, AddMode, call_name, intercept_adds, module_name
+from .classify import JunctionMatch, added_to, classify_add, extend_match
+from .graph import LAYOUT, hidden_by, made_of_inputs, passes_for_parameter
 from .origins import ModuleCalls, Origin, tensors
 from .refusals import refusal, refuse_sharded_activation
 
@@ -104,6 +104,7 @@ def find_junctions(
         detect_junctions(model, on_junction, on_other_add=on_other_add),
     ):
         functional_call(model, state, inputs, kwargs)
+    LAST_INPUTS.pop(model, None)  # with frozen parameters, more forks may be made of inputs alone than here
     if explain:
         return pd.DataFrame(rows, columns=["block", "depth", "verdict", "reason"])
     adds = Counter(call_name(name) for name, *_ in rows)
@@ -154,7 +155,7 @@ def detect_junctions(
     return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, values))
 
 
-# What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
+# What each model was given last (its signature), and whether inputs need a node in the graph there.
 LAST_INPUTS: WeakKeyDictionary[nn.Module, tuple[object, bool]] = WeakKeyDictionary()
 
 
@@ -190,19 +191,25 @@ class _Detector(AddMode):
 
     def _forks_may_be_inputs(self, args: Any, kwargs: Any) -> bool:
         """Whether inputs need a node in autograd's graph, at the price of a gradient into them: not where the model's
-        last forward, with such inputs, had no fork that was made of inputs alone."""
+        first forward with such inputs had no fork that was made of inputs alone, and nothing that would pass for a
+        parameter."""
         leaves = tree_leaves((args, kwargs))
         shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x) for x in leaves]
         trained = tuple(parameter.requires_grad for parameter in self.parameters)
         self.signature = (self.model.training, trained, tuple(kwargs), tuple(shapes))
         signature, of_inputs = LAST_INPUTS.get(self.model, (None, True))
-        return of_inputs or signature != self.signature
+        self.of_inputs = of_inputs if signature == self.signature else None  # None: not known
+        # Without a node of its own, an input that asks for a gradient would pass for a parameter.
+        leaf = any(isinstance(x, Tensor) and x.requires_grad and x.is_leaf for x in leaves)
+        return self.of_inputs is not False or leaf
 
     def on_end(self, output: Any) -> None:
         if not self.differentiable:
             return
-        LAST_INPUTS[self.model] = (self.signature, any(map(made_of_inputs, self.forks)))
         roots = [x.grad_fn for x in tensors(output) if x.grad_fn is not None]
+        if self.of_inputs is None:
+            of_inputs = any(map(made_of_inputs, self.forks)) or passes_for_parameter(roots)
+            LAST_INPUTS[self.model] = (self.signature, of_inputs)
         if what := hidden_by(roots):
             raise refusal(what)
         self.on_forward_end(roots)
@@ -249,7 +256,7 @@ class _Detector(AddMode):
         return total
 
     def _classify(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> None:
-        inside = "" if add.call == "(model)" else add.call + "."
+        inside = "" if add.call == "(model)" else module_name(add.call) + "."
         outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
         match = classify_add(node, outside, self.frozen.nodes)
         if isinstance(match, str):
@@ -266,13 +273,13 @@ class _Detector(AddMode):
     def _extends_last(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> bool:
         """Whether this add extends the sum of the last junction, which then is detected again."""
         call, last = self.last or (None, None)
-        if last is None or call != add.call or (add.weight != 1 and node.next_functions[0] != (last.add, 0)):
+        operand = None if last is None else added_to(last.add, node)
+        if last is None or operand is None or call != add.call or (add.weight != 1 and operand == 0):
             return False
         match = extend_match(last.match, last.add, node, self.frozen.nodes)
         if match is None:
             return False
         self.junctions[-1] = (add.name, node)
-        operand = 1 - node.next_functions.index((last.add, 0))
         branch = last.branch_value + values[operand] if self.values else values[operand]
         junction = replace(last.junction, name=add.name, adds=(*last.junction.adds, (add.name, operand)))
         detected = DetectedJunction(junction, last.shortcut_value, branch, node, match, total.detach())

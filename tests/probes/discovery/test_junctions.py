@@ -73,6 +73,7 @@ NONE: dict[str, Callable[[Host, Tensor], Tensor]] = {
     "a rotary embedding": lambda host, x: x * x.new_tensor([0.6, 0.8, 1]) + x.roll(1, -1) * x.new_tensor([0.8, 0.6, 0]),
     "a shortcut cut from the graph": lambda host, x: x.detach() + host.f(x),
     "a branch cut from the graph": lambda host, x: x + host.f(x.detach()),
+    "a difference from a projection": lambda host, x: host.linear(x) - host.f(x),
     "a concatenation": lambda host, x: torch.cat([x, host.f(x)], 1)[:, 2:5],
     "a product": lambda host, x: x * host.f(x),
 }
@@ -136,6 +137,36 @@ def test_a_merge_of_features_of_two_resolutions_is_none() -> None:
     convolutions = {"stem": nn.Conv2d(3, 4, 3, padding=1), "lateral": nn.Conv2d(4, 4, 1)}
     model = Apply(pyramid, deep=nn.Conv2d(4, 4, 3, stride=2, padding=1), **convolutions)
     assert found(model, torch.randn(1, 3, 8, 8)) == []
+
+
+def block_within(self: nn.Module, x: Tensor) -> Tensor:
+    return self.get_submodule("f")(x) + self.get_submodule("inner")(x).tanh()
+
+
+def block_third(self: nn.Module, x: Tensor) -> Tensor:
+    return x + self.get_submodule("f")(x) + self.get_submodule("inner")(x).tanh()
+
+
+def swish_at_the_end(self: nn.Module, x: Tensor) -> Tensor:
+    y = self.get_submodule("f")(x)
+    return torch.sigmoid(y) * y + self.get_submodule("inner")(x).tanh()
+
+
+@pytest.mark.parametrize(
+    ("forward", "inner", "wanted"),
+    [
+        (block_within, Residual(dense()), [("inner", "identity")]),
+        (block_third, Residual(dense()), [("(model)", "identity"), ("inner", "identity")]),
+        (swish_at_the_end, dense(), [("(model)", "projection")]),
+    ],
+)
+def test_known_gaps(
+    forward: Callable[[nn.Module, Tensor], Tensor], inner: nn.Module, wanted: list[tuple[str, str]]
+) -> None:
+    """As `docs/compatibility.md` lists them: a merge in the model's own forward, a third addend that holds a junction,
+    an activation that passes for a gate."""
+    junctions = find_junctions(Apply(forward, f=dense(), inner=inner), rows())
+    assert [(junction.name, junction.shortcut) for junction in junctions] == wanted
 
 
 def test_the_first_fork_may_be_the_model_s_raw_input() -> None:
@@ -213,6 +244,28 @@ def test_what_a_stem_makes_of_inputs_is_an_activation_also_where_inputs_have_no_
         for _ in range(2):
             model(x)
             assert [site.name for site in recording.sites] == ["inner", "(model)"]
+
+
+@pytest.mark.parametrize(("positions", "with_node"), [(False, False), (True, True)])
+def test_inputs_have_no_node_where_none_is_needed(positions: bool, with_node: bool) -> None:
+    """Which costs a gradient into them: a learned embedding that is added to raw inputs would pass for a parameter."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.positions = nn.Linear(3, 3, dtype=FLOAT64), nn.Parameter(torch.ones(3, dtype=FLOAT64))
+            self.had_node: list[bool] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.had_node.append(x.grad_fn is not None)
+            return x + self.positions if positions else self.linear(x)
+
+    model, x = nn.Sequential(stem := Stem(), *chain(2)), torch.randn(2, 3, dtype=FLOAT64)
+    with record(model) as recording:
+        for _ in range(2):
+            model(x)
+            assert len(recording.junctions) == 2
+    assert stem.had_node == [True, with_node]
 
 
 def test_any_arguments_are_handed_to_the_forward() -> None:
