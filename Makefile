@@ -53,8 +53,10 @@ answer-more: .venv/with-experiments
 gallery: run answer
 	$(BIN)/python experiments/short_paths.py
 	$(BIN)/python experiments/dose_and_timing.py
+	$(BIN)/python experiments/explanations.py
 	for figure in stopgrad_shortcut/figures/accuracy_by_depth stopgrad_shortcut/figures/path_lengths \
-	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 answer/figures/answer; do \
+	    short_paths/figures/short_path_changes dose_and_timing/figures/dose_and_timing_56 answer/figures/answer \
+	    explanations/figures/explanations; do \
 	    cp results/$$figure.png results/$$figure.csv figures/gallery/ || exit 1; done
 
 costs: .venv/with-experiments

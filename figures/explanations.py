@@ -56,7 +56,7 @@ def explanations(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, 
             axis.set_axis_off()
             continue
         _scatter(axis, networks, name, looks)
-    grid[0, 1].set_ylabel("closed")
+    grid[0, 1].set_ylabel("gap closed")
     column_titles(grid[0], ["(a)", *["(b)", "(c)", "(d)"][: len(best)]])
     families = networks["control"].nunique() if len(networks) else 0
     count = len(networks.drop_duplicates(["control", "depth_total", "width"])) if len(networks) else 0
