@@ -4,7 +4,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from .refusals import called_by_checkpoint, refusal, refuse_compiled, refuse_transforms
 from .untracked import FrozenParameters, differentiable
@@ -39,6 +40,8 @@ class Add:
     in_place: bool
     """Whether it overwrites its first addend."""
     execute: Callable[[], Tensor]
+    of: Callable[[Tensor, Tensor], Tensor]
+    """The same sum of two other operands, out of place."""
 
 
 def call_name(add_name: str) -> str:
@@ -51,8 +54,11 @@ class AddMode(TorchFunctionMode):
 
     Subclasses decide what is done: `on_start` before a forward (whether the inputs need a node in autograd's graph),
     `on_add` in place of an add, `on_end` after a forward that was completed; in between `on_product` after a product or
-    quotient, `on_module_start` and `on_module_end` at each call of a module.
+    quotient, `on_module_start` and `on_module_end` at each call of a module. A mode that `needs_graph` lets the model
+    run with gradients where they are off, and detaches what it returns.
     """
+
+    needs_graph = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -64,6 +70,8 @@ class AddMode(TorchFunctionMode):
         self.inert = self.inputs_have_nodes = False
         self.running: list[str] = []
         self.caller: FrameType | None = None
+        self.gradients = ExitStack()
+        self.detaches = False
 
     def on_start(self, args: Any, kwargs: Any) -> bool:
         return False
@@ -121,26 +129,31 @@ class AddMode(TorchFunctionMode):
         refuse_compiled(self.names)
         if not torch.is_grad_enabled() and called_by_checkpoint(sys._getframe(2)):
             raise refusal("reentrant activation checkpointing")
+        if self.needs_graph and not torch.is_grad_enabled():
+            self.gradients.enter_context(torch.inference_mode(False))
+            self.gradients.enter_context(torch.enable_grad())
+            self.detaches = True
         self.caller, self.thread = sys._getframe(2), threading.get_ident()
         self.calls: Counter[nn.Module] = Counter()
         self.adds: Counter[str] = Counter()
         self.frozen = FrozenParameters(self.parameters, self.buffers)
 
-    def after_module(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after_module(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The forward hook of every module."""
         if not self.running or threading.get_ident() != self.thread:
-            return
+            return None
         call = self.running.pop()
         self.on_module_end(call, output)
         if self.running:
-            return
+            return None
         self.__exit__(None, None, None)
-        self.caller = None
+        self.caller, detaches = None, self.detaches
         try:
             if output is not None:  # None: the forward has raised
                 self.on_end(output)
         finally:
             self.release()
+        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output) if detaches else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AddMode":
         """A copy of the model, made inside the context, is not intercepted."""
@@ -159,6 +172,8 @@ class AddMode(TorchFunctionMode):
         """Release the forward's tensors and nodes."""
         self.running.clear()
         self.frozen = FrozenParameters()
+        self.detaches = False
+        self.gradients.close()
 
     def _is_running(self) -> bool:
         """Whether the call that started the running forward is still on the stack."""
@@ -194,7 +209,13 @@ class AddMode(TorchFunctionMode):
         call, ordinal = self.running[-1], self.adds[self.running[-1]]
         self.adds[call] += 1
         full_name = call + (f"#{ordinal}" if ordinal else "")
-        total = self.on_add(Add(full_name, call, first, second, weight, in_place, lambda: func(*args, **kwargs)))
+        sum_of = IN_PLACE.get(name, func)
+        add = Add(
+            full_name, call, first, second, weight, in_place,
+            lambda: func(*args, **kwargs),
+            lambda *operands: sum_of(*operands, **{k: v for k, v in kwargs.items() if k not in ("input", "other")}),
+        )  # fmt: skip
+        total = self.on_add(add)
         # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
         return total if out is None else out.copy_(total)
 

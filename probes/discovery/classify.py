@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
-from .graph import Edge, Entry, Walk, carried_tensors, is_parameter
+from .graph import Edge, Entry, Walk, carried_tensors, is_parameter, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +94,11 @@ def _projection(walk: Walk, junctions: set[Node], reason: str) -> tuple[Edge, in
 
 def extend_match(match: JunctionMatch, last_add: Node, add: Node, frozen: set[Node]) -> JunctionMatch | None:
     """The junction x + f(x) + g(x), from that of x + f(x) and the node of the add of g(x), which joins the branch."""
-    if (last_add, 0) not in add.next_functions[:2]:
+    before = [written(edge) for edge in add.next_functions[:2]]
+    if (last_add, 0) not in before:
         return None
     walk = Walk(add, frozen)
-    operand = 1 - add.next_functions.index((last_add, 0))
+    operand = 1 - before.index((last_add, 0))
     if not walk.meets_at(match.fork) or walk.parameter_role(match.fork, operand) is None:
         return None
     sum_so_far = [entry for entries in match.entries.values() for entry in entries]

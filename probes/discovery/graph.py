@@ -90,6 +90,12 @@ def scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
+def written(edge: Edge) -> Edge:
+    """Where the value of a tensor was computed, if it was then written into another one in place."""
+    node, _ = edge
+    return node.next_functions[1] if node is not None and node.name() == "CopyBackwards" else edge
+
+
 def _through_layout(node: Node) -> Node:
     """The node that computes a tensor, before it is reshaped, its gradient is scaled or a constant is added."""
     while node.name() in LAYOUT or node.name() == "AddBackward0" or scales_gradient(node):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 from weakref import WeakKeyDictionary
 
 import pandas as pd
@@ -21,9 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from .adds import Add, AddMode, call_name, intercept_adds
 from .classify import JunctionMatch, classify_add, extend_match
-from .graph import LAYOUT, hidden_by, made_of_inputs
+from .graph import LAYOUT, hidden_by, made_of_inputs, scales_gradient, written
 from .origins import ModuleCalls, Origin, tensors
 from .refusals import refusal
+
+
+Addend = Literal["shortcut", "branch"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def detect_junctions(
     on_start: Callable[[], None] = lambda: None,
     on_end: Callable[[list[Node]], None] = lambda roots: None,
     on_output: Callable[[Junction, Tensor], None] | None = None,
+    weigh: Callable[[Junction, Addend, Tensor], Tensor] | None = None,
     values: bool = True,
 ) -> AbstractContextManager[None]:
     """A context in which junctions are detected while the model runs.
@@ -142,14 +146,25 @@ def detect_junctions(
     before is but a part. on_other_add: called at each other add of two tensors, with its name and the reason. on_start,
     on_end: called before and after each forward with gradients, `on_end` with the outputs' nodes. on_output: called
     with the output of a module that adds, where this is the sum of its last junction behind an activation; then forks
-    and origins are looked for, too. values: whether the addends' values are needed, which costs a copy at an in-place
+    and origins are looked for, too. weigh: gives what is added in place of a junction's addend; then the model runs with
+    gradients also where they are off, since without autograd's graph no junction is known. values: whether the addends' values are needed, which costs a copy at an in-place
     add. Raises RuntimeError where adds would be missed.
     """
-    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, values))
+    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, weigh, values))
 
 
 # What each model's last forward with gradients was given (its signature), and whether a fork was made of inputs alone.
 LAST_INPUTS: WeakKeyDictionary[nn.Module, tuple[object, bool]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """The junction that an add makes, and which of its operands is a branch; or the last one, which it extends."""
+
+    junction: Junction
+    match: JunctionMatch
+    branch: int
+    part: DetectedJunction | None = None
 
 
 class _Detector(AddMode):
@@ -163,9 +178,11 @@ class _Detector(AddMode):
         on_forward_start: Callable[[], None],
         on_forward_end: Callable[[list[Node]], None],
         on_output: Callable[[Junction, Tensor], None] | None,
+        weigh: Callable[[Junction, Addend, Tensor], Tensor] | None,
         values: bool,
     ) -> None:
         super().__init__(model)
+        self.weigh, self.needs_graph = weigh, weigh is not None
         self.on_junction, self.on_other_add = on_junction, on_other_add
         self.on_forward_start, self.on_forward_end = on_forward_start, on_forward_end
         self.on_output, self.values = on_output, values
@@ -228,50 +245,85 @@ class _Detector(AddMode):
                 self.on_output(detected.junction, first.detach())
 
     def on_add(self, add: Add) -> Tensor:
+        if self.weigh is None or not self.differentiable:
+            return self._detect(add)
+        total = self._detect(self._weighed(add))
+        return add.first.copy_(total) if add.in_place and total is not add.first else total
+
+    def _detect(self, add: Add) -> Tensor:
         # An in-place add overwrites its first addend.
         first = add.first.detach().clone() if self.values and add.in_place else add.first.detach()
+        before = [(x.grad_fn, x.output_nr) for x in (add.first, add.second)]
         total = add.execute()
-        node, second = total.grad_fn, add.second.detach()
-        if node is None:
-            self.on_other_add(add.name, "no gradient passes through it")
-        elif node.name() not in ("AddBackward0", "SubBackward0"):
-            self.on_other_add(add.name, "it writes into a part of another tensor")
-        elif first.shape != second.shape:
-            self.on_other_add(add.name, "its addends differ in shape: a bias, an embedding or a mask")
-        else:
-            self._classify(add, node, (first, second if add.weight == 1 else add.weight * second), total)
+        node, second = _sum_node(total), add.second.detach()
+        found = self._match(add, node)
+        if node is None or isinstance(found, str):
+            self.on_other_add(add.name, str(found))
+            return total
+        values = [first, second if add.weight == 1 else add.weight * second]
+        for operand in (0, 1):  # by what the gate of another context has multiplied it in the meantime
+            values[operand] = _times(values[operand], _factor_between(node.next_functions[operand], before[operand]))
+        self._take(add, node, found, values, total)
         return total
 
-    def _classify(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> None:
+    def _match(self, add: Add, node: Node | None) -> "_Match | str":
+        """What the junction is that the node of an add makes, or the reason why it makes none."""
+        if node is None:
+            return "no gradient passes through it"
+        if node.name() not in ("AddBackward0", "SubBackward0"):
+            return "it writes into a part of another tensor"
+        if add.first.shape != add.second.shape:
+            return "its addends differ in shape: a bias, an embedding or a mask"
         inside = "" if add.call == "(model)" else add.call + "."
         outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
         match = classify_add(node, outside, self.frozen.nodes)
         if isinstance(match, str):
-            if not self._extends_last(add, node, values, total):
-                self.on_other_add(add.name, match)
-            return
-        operand = match.shortcut_operand
-        junction = Junction(add.name, len(self.junctions), match.kind, ((add.name, 1 - operand),))
-        self.junctions.append((add.name, node))
-        self.forks.append(match.fork[0])
-        detected = DetectedJunction(junction, values[operand], values[1 - operand], node, match, total.detach())
-        self._detected(add, detected, 1 - operand)
+            return self._extension(add, node) or match
+        branch = 1 - match.shortcut_operand
+        return _Match(Junction(add.name, len(self.junctions), match.kind, ((add.name, branch),)), match, branch)
 
-    def _extends_last(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> bool:
-        """Whether this add extends the sum of the last junction, which then is detected again."""
+    def _extension(self, add: Add, node: Node) -> "_Match | None":
+        """The last junction, whose sum this add extends."""
         call, last = self.last or (None, None)
-        if last is None or call != add.call or (add.weight != 1 and node.next_functions[0] != (last.add, 0)):
-            return False
+        if last is None or call != add.call:
+            return None
         match = extend_match(last.match, last.add, node, self.frozen.nodes)
         if match is None:
-            return False
-        self.junctions[-1] = (add.name, node)
-        operand = 1 - node.next_functions.index((last.add, 0))
-        branch = last.branch_value + values[operand] if self.values else values[operand]
+            return None
+        operand = 1 - [written(edge) for edge in node.next_functions].index((last.add, 0))
+        if add.weight != 1 and operand == 0:
+            return None
         junction = replace(last.junction, name=add.name, adds=(*last.junction.adds, (add.name, operand)))
-        detected = DetectedJunction(junction, last.shortcut_value, branch, node, match, total.detach())
-        self._detected(add, detected, operand, part=last)
-        return True
+        return _Match(junction, match, operand, last)
+
+    def _weighed(self, add: Add) -> Add:
+        """An add of weighted operands, where it is a junction."""
+        with torch._C.DisableTorchFunction():  # to see what it is; the modes of other contexts see the one that counts
+            trial = torch.add(add.first, add.second, alpha=add.weight)
+        found = self._match(add, trial.grad_fn)
+        if isinstance(found, str) or self.weigh is None:
+            return add
+        operands = [add.first, add.second]
+        operands[found.branch] = self.weigh(found.junction, "branch", operands[found.branch])
+        if found.part is None:
+            operands[1 - found.branch] = self.weigh(found.junction, "shortcut", operands[1 - found.branch])
+        first, second = operands
+        if first is add.first and second is add.second:
+            return add
+        return replace(add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second))
+
+    def _take(self, add: Add, node: Node, found: "_Match", values: list[Tensor], total: Tensor) -> None:
+        last = found.part
+        if last is None:
+            self.junctions.append((add.name, node))
+            self.forks.append(found.match.fork[0])
+            shortcut, branch = values[1 - found.branch], values[found.branch]
+        else:
+            self.junctions[-1] = (add.name, node)
+            shortcut, branch = last.shortcut_value, values[found.branch]
+            branch = last.branch_value + branch if self.values else branch
+        detected = DetectedJunction(found.junction, shortcut, branch, node, found.match, total.detach())
+        self._detected(add, detected, found.branch, part=last)
 
     def _detected(
         self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
@@ -286,6 +338,24 @@ class _Detector(AddMode):
                 detected.origin = Origin(None, part.origin.factor if same else math.nan)
             self.last_of_call[add.call] = detected
         self.on_junction(detected)
+
+
+def _sum_node(total: Tensor) -> Node | None:
+    """The node that computed a sum, which may have been written into another tensor."""
+    return None if total.grad_fn is None else written((total.grad_fn, 0))[0]
+
+
+def _factor_between(after: tuple[Node | None, int], before: tuple[Node | None, int]) -> float:
+    """What `scale_gradient` multiplied a tensor by, between two places in the graph."""
+    factor = 1.0
+    while after != before and after[0] is not None and scales_gradient(after[0]):
+        factor *= cast(Any, after[0]).value
+        after = after[0].next_functions[0]
+    return factor if after == before else 1.0
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else torch.zeros_like(x) if factor == 0 else factor * x
 
 
 def _origin(calls: ModuleCalls, add: Add, node: Node, operand: int) -> Origin:
@@ -303,8 +373,9 @@ ACTIVATIONS = {
 
 def _is_activated(output: Tensor, detected: DetectedJunction) -> bool:
     """Whether a tensor is a junction's sum behind an activation."""
-    node, activated = output.grad_fn, False
+    node, activated = _sum_node(output), False
     while node is not None and node is not detected.add and node.name() in ACTIVATIONS | LAYOUT:
         activated |= node.name() in ACTIVATIONS
-        node = node.next_functions[0][0]
+        before = node.next_functions[0]
+        node = None if before[0] is None else written(before)[0]
     return activated and node is detected.add
