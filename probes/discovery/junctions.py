@@ -6,7 +6,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, overload
@@ -19,14 +19,28 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from .adds import Add, AddMode, call_name, intercept_adds
+from .adds import Add, AddMode, Factor, call_name, intercept_adds, is_one
 from .classify import JunctionMatch, classify_add, extend_match
-from .graph import LAYOUT, hidden_by, made_of_inputs, scales_gradient, written
+from .graph import (
+    BOTH,
+    LAYOUT,
+    SUMS,
+    Entry,
+    Term,
+    hidden_by,
+    made_of_inputs,
+    mixes,
+    scales_gradient,
+    stack_behind,
+    terms_of_stack,
+    written,
+)
 from .origins import ModuleCalls, Origin, tensors
 from .refusals import refusal
 
 
 Addend = Literal["shortcut", "branch"]
+Place = tuple[Node | None, int]  # a tensor's in the graph, if it has one
 
 
 @dataclass(frozen=True)
@@ -167,6 +181,26 @@ class _Match:
     part: DetectedJunction | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Interpolation:
+    """An add x + a (y - x)."""
+
+    parts: Add
+    """The same as a sum of (1 - a) x and a y, in the order of the add."""
+    operand: int
+    """Which operand of the add x is."""
+    subtracted: Entry
+    """Where x enters the difference."""
+    factor: Entry | None
+    """Where a enters its product, if there is one."""
+
+    def terms(self, add: Node) -> list[Term]:
+        """Where the gradient of the sum enters its addends."""
+        x, y, (difference, index) = 1 << self.operand, 2 >> self.operand, self.subtracted
+        found = [(add, self.operand, x), (difference, index, x), (difference, 1 - index, y)]
+        return found if self.factor is None else [*found, (*self.factor, BOTH)]
+
+
 class _Detector(AddMode):
     """Tells junctions from other adds."""
 
@@ -191,6 +225,7 @@ class _Detector(AddMode):
         self.junctions: list[tuple[str, Node]] = []
         self.forks: list[Node] = []
         self.last: tuple[str, DetectedJunction] | None = None
+        self.recent: dict[Node, tuple[Any, ...]] = {}
 
     def on_start(self, args: Any, kwargs: Any) -> bool:
         self.differentiable = torch.is_grad_enabled()
@@ -222,12 +257,9 @@ class _Detector(AddMode):
         super().release()
         self.junctions.clear()
         self.forks.clear()
+        self.recent.clear()
         self.last = self.module_calls = None
         self.last_of_call.clear()
-
-    def on_product(self, operands: tuple[Any, ...], result: Any) -> None:
-        if self.module_calls is not None:
-            self.module_calls.multiply(operands, result)
 
     def on_module_start(self, module: nn.Module, given: Any) -> None:
         if self.module_calls is not None:
@@ -251,91 +283,174 @@ class _Detector(AddMode):
         return add.first.copy_(total) if add.in_place and total is not add.first else total
 
     def _detect(self, add: Add) -> Tensor:
-        # An in-place add overwrites its first addend.
-        first = add.first.detach().clone() if self.values and add.in_place else add.first.detach()
-        before = [(x.grad_fn, x.output_nr) for x in (add.first, add.second)]
+        interpolation = self._interpolation(add)
+        parts = add if interpolation is None else interpolation.parts
+        before = [_place(x) for x in (parts.first, parts.second)]
+        if self.values:
+            values = [parts.addend(0).detach(), parts.addend(1).detach()]
+            if add.in_place and values[0].data_ptr() == add.first.data_ptr():  # which is about to be overwritten
+                values[0] = values[0].clone()
+        else:
+            values = [parts.first.detach(), parts.second.detach()]
+        places = [_place(x) for x in (add.first, add.second)]
         total = add.execute()
-        node, second = _sum_node(total), add.second.detach()
-        found = self._match(add, node)
+        node = _sum_node(total)
+        stack = None if add.stack is None or add.weighted else add.stack.grad_fn
+        as_seen = stack is None or node is None or mixes(node, stack)
+        if not as_seen or (node is not None and interpolation is not None and list(node.next_functions) != places):
+            raise RuntimeError(
+                f"{add.name!r} interpolates or sums a stack, and a gate around this context gives its addends forward weights: enter "
+                "that gate last, inside of the other contexts"
+            )
+        found = self._match(add, node, interpolation)
         if node is None or isinstance(found, str):
             self.on_other_add(add.name, str(found))
-            return total
-        values = [first, second if add.weight == 1 else add.weight * second]
-        for operand in (0, 1):  # by what the gate of another context has multiplied it in the meantime
-            values[operand] = _times(values[operand], _factor_between(node.next_functions[operand], before[operand]))
-        self._take(add, node, found, values, total)
+        else:
+            if interpolation is None and add.stack is None:  # the gate of another context may have multiplied them in the meantime
+                after = [_input_of(node, operand, place) for operand, place in enumerate(before)]
+                inserted = [_factor_between(*places) for places in zip(after, before, strict=True)]
+                values = [_times(value, factor) for value, factor in zip(values, inserted, strict=True)]
+            else:
+                after = before
+            self._take(add, node, found, values, total, after, parts.factors)
+        if node is not None and node.name() == "SubBackward0":
+            self._remember(node, (add.first, add.second))
         return total
 
-    def _match(self, add: Add, node: Node | None) -> "_Match | str":
+    def _match(self, add: Add, node: Node | None, interpolation: "_Interpolation | None" = None) -> "_Match | str":
         """What the junction is that the node of an add makes, or the reason why it makes none."""
         if node is None:
             return "no gradient passes through it"
-        if node.name() not in ("AddBackward0", "SubBackward0"):
+        if add.stack is None and node.name() not in SUMS:
             return "it writes into a part of another tensor"
-        if add.first.shape != add.second.shape:
+        shapes = (add if interpolation is None else interpolation.parts).shapes
+        if shapes[0] != shapes[1]:
             return "its addends differ in shape: a bias, an embedding or a mask"
         inside = "" if add.call == "(model)" else add.call + "."
         outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
-        match = classify_add(node, outside, self.frozen.nodes)
+        terms = None if interpolation is None else interpolation.terms(node)
+        if add.stack is not None:
+            if (stack := stack_behind(add.stack.grad_fn)) is None:
+                return "it sums a stack of tensors without gradients"
+            terms = terms_of_stack(stack)
+        match = classify_add(node, outside, self.frozen.nodes, terms)
         if isinstance(match, str):
             return self._extension(add, node) or match
-        branch = 1 - match.shortcut_operand
-        return _Match(Junction(add.name, len(self.junctions), match.kind, ((add.name, branch),)), match, branch)
+        branch, depth = 1 - match.shortcut_operand, len(self.junctions)
+        if interpolation is not None and depth and self.junctions[-1][1] is interpolation.subtracted[0]:
+            depth -= 1  # x - f(x), which is no junction of its own
+        return _Match(Junction(add.name, depth, match.kind, ((add.name, branch),)), match, branch)
+
+    def _interpolation(self, add: Add) -> "_Interpolation | None":
+        """What an add x + a (y - x) mixes, which is (1 - a) x + a y."""
+        for operand in (0, 1):
+            x, change = (add.first, add.second)[:: 1 - 2 * operand]
+            factor = add.factors[1 - operand]
+            if not is_one(add.factors[operand]) or change.grad_fn is None or isinstance(factor, Tensor):
+                continue
+            product, node, by = None, change.grad_fn, factor
+            if node.name() == "MulBackward0" and node in self.recent:
+                operands = self.recent[node]
+                differences = [i for i in (0, 1) if isinstance(operands[i], Tensor) and operands[i].grad_fn in self.recent]
+                if len(differences) != 1:
+                    continue
+                (index,) = differences
+                product, node, by = (node, 1 - index), operands[index].grad_fn, factor * operands[1 - index]
+            if node is None or node.name() != "SubBackward0" or node not in self.recent or x.grad_fn is None:
+                continue
+            ends = self.recent[node]
+            behind = [_behind_weight(place) for place in node.next_functions]
+            if (index := next((i for i in (1, 0) if behind[i] == _place(x)), None)) is None:
+                continue
+            if self.weigh is not None and behind != list(node.next_functions):
+                raise ValueError(
+                    f"gate: {add.name!r} computes x - a (x - f(x)), whose difference has been given forward weights "
+                    "as if it were a junction: write it as x + a (f(x) - x), or gate gradients alone"
+                )
+            by = by if index == 1 else -by
+            parts = (x, ends[1 - index])[:: 1 - 2 * operand]
+            factors = (1 - by, by)[:: 1 - 2 * operand]
+            of_parts = replace(add, first=parts[0], second=parts[1], factors=factors)
+            return _Interpolation(of_parts, operand, (node, index), product)
+        return None
+
+    def on_product(self, operands: tuple[Any, ...], result: Any) -> None:
+        if self.module_calls is not None:
+            self.module_calls.multiply(operands, result)
+        if isinstance(result, Tensor) and result.grad_fn is not None and result.grad_fn.name() == "MulBackward0":
+            self._remember(result.grad_fn, operands)
+
+    def _remember(self, node: Node, operands: tuple[Any, ...]) -> None:
+        """Keep what a product or a difference was made of, for the next few sums."""
+        if len(operands) == 2 and not any(isinstance(x, Tensor) and x.data_ptr() == 0 for x in operands):
+            self.recent[node] = operands
+            for oldest in list(self.recent)[:-6]:
+                del self.recent[oldest]
 
     def _extension(self, add: Add, node: Node) -> "_Match | None":
         """The last junction, whose sum this add extends."""
         call, last = self.last or (None, None)
-        if last is None or call != add.call:
+        if last is None or call != add.call or add.stack is not None:
             return None
         match = extend_match(last.match, last.add, node, self.frozen.nodes)
         if match is None:
             return None
         operand = 1 - [written(edge) for edge in node.next_functions].index((last.add, 0))
-        if add.weight != 1 and operand == 0:
+        if not is_one(add.factors[1 - operand]):
             return None
         junction = replace(last.junction, name=add.name, adds=(*last.junction.adds, (add.name, operand)))
         return _Match(junction, match, operand, last)
 
     def _weighed(self, add: Add) -> Add:
         """An add of weighted operands, where it is a junction."""
+        original = add
         with torch._C.DisableTorchFunction():  # to see what it is; the modes of other contexts see the one that counts
-            trial = torch.add(add.first, add.second, alpha=add.weight)
-        found = self._match(add, trial.grad_fn)
+            trial = add.of(add.first, add.second)
+        interpolation = self._interpolation(add)
+        found = self._match(add, trial.grad_fn, interpolation)
         if isinstance(found, str) or self.weigh is None:
             return add
         operands = [add.first, add.second]
+        if interpolation is not None:
+            add = replace(add, of=torch.add, factors=(1, 1))
+            operands = [interpolation.parts.addend(0), interpolation.parts.addend(1)]
+        given = list(operands)
         operands[found.branch] = self.weigh(found.junction, "branch", operands[found.branch])
         if found.part is None:
             operands[1 - found.branch] = self.weigh(found.junction, "shortcut", operands[1 - found.branch])
+        if operands[0] is given[0] and operands[1] is given[1]:
+            return original
         first, second = operands
-        if first is add.first and second is add.second:
-            return add
-        return replace(add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second))
+        return replace(add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second), weighted=True)
 
-    def _take(self, add: Add, node: Node, found: "_Match", values: list[Tensor], total: Tensor) -> None:
+    def _take(
+        self,
+        add: Add,
+        node: Node,
+        found: "_Match",
+        values: list[Tensor],
+        total: Tensor,
+        places: Sequence[Place],
+        factors: tuple[Factor, Factor],
+    ) -> None:
+        """Call back with a junction, or with the last one, whose sum goes on. places: its addends' in the graph."""
         last = found.part
         if last is None:
-            self.junctions.append((add.name, node))
-            self.forks.append(found.match.fork[0])
+            depth = found.junction.depth
+            self.junctions[depth:], self.forks[depth:] = [(add.name, node)], [found.match.fork[0]]
             shortcut, branch = values[1 - found.branch], values[found.branch]
         else:
             self.junctions[-1] = (add.name, node)
             shortcut, branch = last.shortcut_value, values[found.branch]
             branch = last.branch_value + branch if self.values else branch
         detected = DetectedJunction(found.junction, shortcut, branch, node, found.match, total.detach())
-        self._detected(add, detected, found.branch, part=last)
-
-    def _detected(
-        self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
-    ) -> None:
-        """operand: which one is the branch. part: the junction of which this extends the sum."""
         self.last = (add.call, detected)
         if self.module_calls is not None:
-            detected.fork = self.module_calls.value(detected.match.fork)
-            detected.origin = _origin(self.module_calls, add, detected.add, operand)
-            if part is not None and part.origin is not None:
-                same = part.origin.factor == detected.origin.factor
-                detected.origin = Origin(None, part.origin.factor if same else math.nan)
+            detected.fork = self.module_calls.value(found.match.fork)
+            detected.origin = self.module_calls.origin_of_addend(places[found.branch], factors[found.branch])
+            if last is not None and last.origin is not None:
+                same = last.origin.factor == detected.origin.factor
+                detected.origin = Origin(None, last.origin.factor if same else math.nan)
             self.last_of_call[add.call] = detected
         self.on_junction(detected)
 
@@ -345,7 +460,22 @@ def _sum_node(total: Tensor) -> Node | None:
     return None if total.grad_fn is None else written((total.grad_fn, 0))[0]
 
 
-def _factor_between(after: tuple[Node | None, int], before: tuple[Node | None, int]) -> float:
+def _place(x: Tensor) -> Place:
+    return x.grad_fn, x.output_nr
+
+
+def _input_of(node: Node, operand: int, place: Place) -> Place:
+    """Which of the inputs of a sum's node an operand is: itself, or what another context has made of it."""
+    inputs = list(node.next_functions)
+    return place if place in inputs else inputs[operand]
+
+
+def _behind_weight(place: Place) -> Place:
+    node, _ = place
+    return _behind_weight(node.next_functions[0]) if node is not None and scales_gradient(node) else place
+
+
+def _factor_between(after: Place, before: Place) -> float:
     """What `scale_gradient` multiplied a tensor by, between two places in the graph."""
     factor = 1.0
     while after != before and after[0] is not None and scales_gradient(after[0]):
@@ -356,12 +486,6 @@ def _factor_between(after: tuple[Node | None, int], before: tuple[Node | None, i
 
 def _times(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else torch.zeros_like(x) if factor == 0 else factor * x
-
-
-def _origin(calls: ModuleCalls, add: Add, node: Node, operand: int) -> Origin:
-    before, output = node.next_functions[operand]
-    origin = Origin(None, 1.0) if before is None else calls.origin((before, output))
-    return Origin(None, add.weight * origin.factor) if operand == 1 and add.weight != 1 else origin
 
 
 ACTIVATIONS = {

@@ -91,6 +91,14 @@ class ModuleCalls:
             reshaped = reshaped and times is None
             factor *= 1.0 if times is None else times
 
+    def origin_of_addend(self, place: tuple[Node | None, int], factor: Any) -> Origin:
+        """Where an addend comes from that is what is at a place in the graph, times a factor."""
+        node, output = place
+        origin = Origin(None, 1.0) if node is None else self.origin((node, output))
+        if isinstance(factor, int | float) and factor == 1:
+            return origin
+        return Origin(None, _size(factor, _version(factor)) * origin.factor)
+
     def _behind(self, edge: Edge, *, outside: bool) -> tuple[Edge, float | None] | None:
         """What a tensor is but for its shape, or but for a factor; and that factor. outside: of all modules."""
         node, _ = edge

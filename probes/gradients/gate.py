@@ -97,6 +97,8 @@ class _Gated:
     """The forward weights that it was given."""
     inside: dict[Addend, set[Node]] = field(default_factory=dict)
     """The nodes of the addends of forward weight 0."""
+    shares_gate: bool = False
+    """Whether a way from the fork leads to both addends."""
 
 
 class _Weighting:
@@ -113,11 +115,10 @@ class _Weighting:
         self.found: list[_Gated] = []
         self.named: set[str] = set()
         for addend in ADDENDS:
-            for name, weights in ((addend, values[addend]), (f"{addend}_gradient", gradients[addend])):
-                if weights is not None:
-                    _check(name, weights)
-                if isinstance(weights, Mapping):
-                    self.named |= weights.keys()
+            _check(addend, values[addend])
+            if (of_gradient := gradients[addend]) is not None:
+                _check(f"{addend}_gradient", of_gradient)
+            self.named |= {name for w in (values[addend], of_gradient) if isinstance(w, Mapping) for name in w}
         self.changes_values = any(not _is_one(weights) for weights in values.values())
 
     def value(self, junction: Junction, addend: Addend) -> float:
@@ -150,7 +151,9 @@ class _Weighting:
             if values.get(addend) == 0 and (addend == "branch" or part is None):
                 walk = Walk(detected.add, set())
                 walk.meets_at(detected.match.fork)
-                gated.inside.setdefault(addend, set()).update(walk.between(detected.match.fork, place))
+                nodes = walk.between(detected.match.fork, place)
+                gated.inside.setdefault(addend, set()).update(nodes)
+                gated.shares_gate |= part is None and bool(nodes & walk.between(detected.match.fork, 1 - place))
 
     def on_end(self, roots: list[Node]) -> None:
         """Scale the gradients of all junctions of a forward."""
@@ -171,7 +174,7 @@ class _Weighting:
             if weights is None:
                 _keep_zeros(gated.inside[addend])
                 return
-            if gated.match.shared and len(junction.adds) == 1:
+            if gated.shares_gate:
                 raise ValueError(
                     f"gate: the {addend} of {junction.name!r} has the forward weight 0 and a gradient weight of its "
                     "own, but a gate computed from the fork belongs to both addends, so that its gradient cannot be "
@@ -186,7 +189,8 @@ class _Weighting:
             weight = _read(weights, junction)
             return (value if weight is None else weight) / (value or 1.0)
 
-        for entry in gated.match.entries[addend]:
+        further = gated.match.further if addend == "shortcut" else ()
+        for entry in (*gated.match.entries[addend], *further):
             scale_entry(entry, relative)
 
 

@@ -98,7 +98,7 @@ def _without(operand: int) -> Callable[[Add], Tensor]:
     """The sum without one of its operands: a copy, since the model may go on to overwrite it."""
 
     def replacement(add: Add) -> Tensor:
-        return add.first.clone() if operand == 1 else add.weight * add.second
+        return add.addend(1 - operand).clone()
 
     return replacement
 

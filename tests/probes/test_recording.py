@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from probes import (
     Recording,
     gradient_norms,
+    iterative_inference,
     path_contributions,
     path_gradients,
     record,
@@ -93,10 +94,10 @@ def test_a_part_that_gets_no_gradient_is_missing_from_the_tables_and_named_once(
             self.get_submodule(f"head{index}")(x)
         return x
 
-    heads = {f"head{index}": Residual(linear(3.0)) for index in range(10)}
+    heads = {f"head{index}": nn.Sequential(linear(1.0), Residual(linear(3.0))) for index in range(10)}
     recording = recorded(Apply(forward, body=Residual(linear(2.0)), **heads), one(), keep=True)
     for measure in (gradient_norms, iterative_inference):
-        with pytest.warns(UserWarning, match="no gradient reached 'head0', .*, 'head7' and 2 more") as caught:
+        with pytest.warns(UserWarning, match="no gradient reached 'head0.1', .*, 'head7.1' and 2 more") as caught:
             table = measure(recording, per=per)
         assert len(caught) == 1
         assert caught[0].filename == __file__

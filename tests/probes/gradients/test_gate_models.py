@@ -187,10 +187,10 @@ def test_gated_gradients_are_those_of_the_model_edited_by_hand(name: str, weight
 class Call(nn.Module):
     def __init__(self, block: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.block, self.function = block, function
+        self.block, self.functions = block, [function]  # in a list: a part of the block is not registered twice
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        return self.functions[0](x)
 
 
 def weighted(block: Any, function: Callable[[Tensor], Tensor], x: Tensor, value: float, gradient: float) -> Tensor:
@@ -232,6 +232,7 @@ def weighted_llama_layer(layer: Any, flow: Flow, hidden_states: Tensor, *_: Any,
     return junction(layer, flow, x, same, lambda x: layer.mlp(layer.post_attention_layernorm(x)))
 
 
+ORDER = 1e-13  # GPT-2's attention, in memory of another alignment, rounds otherwise; the others are equal to the last bit
 WEIGHTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]] = {
     "resnet18": (*CASES["resnet18"][:3], weighted_basic_block),
     "convnext_atto": (*CASES["convnext_atto"][:3], weighted_convnext_block),
@@ -258,7 +259,7 @@ def test_forward_weights_are_those_of_the_model_edited_by_hand(name: str, flow: 
         copied = copy.deepcopy(model)
         with gate(copied, **weights):
             out, got = step(copied, x)
-            assert torch.equal(out, wanted_out)
+            assert (out - wanted_out).norm() <= ORDER * wanted_out.norm()
             assert_equal(got, wanted)
             assert None not in [got[n] for n, gradient in wanted.items() if gradient is not None]
     if name != "resnet18":  # whose running statistics have moved
@@ -266,7 +267,7 @@ def test_forward_weights_are_those_of_the_model_edited_by_hand(name: str, flow: 
             got_out, wanted_out = model(x), evaluated(x)
         if not isinstance(got_out, Tensor):
             got_out, wanted_out = got_out.last_hidden_state, wanted_out.last_hidden_state
-        assert torch.equal(got_out, wanted_out)
+        assert (got_out - wanted_out).norm() <= ORDER * wanted_out.norm()
         assert not got_out.requires_grad
 
 
