@@ -58,12 +58,13 @@ class Add:
 
     def addend(self, operand: int) -> Tensor:
         """An addend as it is added; it may share its memory."""
-        if self.stack is not None:
-            parts = [self.first, self.second]
-            parts[1 - operand] = torch.zeros_like(parts[1 - operand])
-            return self.of(*parts)
-        x, factor = (self.first, self.second)[operand], self.factors[operand]
-        return x if is_one(factor) else factor * x
+        with torch._C.DisableTorchFunction():  # no other context's sum
+            if self.stack is not None:
+                parts = [self.first, self.second]
+                parts[1 - operand] = torch.zeros_like(parts[1 - operand])
+                return self.of(*parts)
+            x, factor = (self.first, self.second)[operand], self.factors[operand]
+            return x if is_one(factor) else factor * x
 
     @property
     def shapes(self) -> list[torch.Size]:

@@ -2,7 +2,8 @@
 
 An add is a residual junction when its addends reconverge on one earlier tensor, the *fork*, one of them by a shortcut
 and the other by a branch that holds parameters. The shortcut is an *identity* if that addend carries the fork itself,
-at most reshaped or multiplied by a factor, and a *projection* if it is linear in the fork while the branch is not.
+at most reshaped or multiplied by a factor, or a part of it, and a *projection* if it is linear in the fork while the
+branch is not. The weights may be computed: streams that a matrix mixes (hyper-connections) are a projection, too.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
-from .graph import Edge, Entry, Term, Walk, carried_tensors, is_parameter, shape_of, terms_of, written
+from .graph import Edge, Entry, Term, Walk, carried_tensors, is_parameter, shape_of, takes_a_part, terms_of, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class JunctionMatch:
     """Whether a way from the fork leads to both addends (a gate, a norm before both): counted as the shortcut's."""
     further: tuple[Entry, ...] = ()
     """Where the shortcut's gradient enters other tensors than the fork, in a sum over a stack."""
+    terms: Sequence[Term] = ()
+    """Where the sum's gradient enters its addends."""
 
 
 def classify_add(
@@ -40,9 +43,11 @@ def classify_add(
     """
     inputs = terms_of(add)
     match = _classify(add, junctions, frozen, inputs if terms is None else terms)
-    if isinstance(match, JunctionMatch) and (terms is not None or add.name() not in ("AddBackward0", "SubBackward0")):
-        return replace(match, shared=True)  # an addend is not an input of the add, and cannot be walked by itself
-    return match
+    if isinstance(match, str):
+        return match
+    # Where an addend is not an input of the add, it cannot be walked by itself.
+    shared = match.shared or terms is not None or add.name() not in ("AddBackward0", "SubBackward0")
+    return replace(match, shared=shared, terms=inputs if terms is None else terms)
 
 
 def _classify(add: Node, junctions: set[Node], frozen: set[Node], terms: Sequence[Term]) -> JunctionMatch | str:
@@ -82,8 +87,12 @@ def _classify(add: Node, junctions: set[Node], frozen: set[Node], terms: Sequenc
     fork, operand = found
     walk = Walk(add, frozen, terms)
     walk.meets_at(fork)
+    entries, shared = walk.entries(fork, operand)
+    if all(map(takes_a_part, walk.between(fork, operand))):
+        reason = "one addend carries a part of the tensor that the other, with parameters, is made from"
+        return JunctionMatch("identity", reason, fork, operand, entries, shared)
     reason = "one addend is linear in the tensor that the other, with parameters, is made from, and the other is not"
-    return JunctionMatch("projection", reason, fork, operand, *walk.entries(fork, operand))
+    return JunctionMatch("projection", reason, fork, operand, entries, shared)
 
 
 def _mixture(add: Node, frozen: set[Node], terms: Sequence[Term]) -> tuple[Edge, int] | None:
@@ -147,7 +156,7 @@ def extend_match(match: JunctionMatch, last_add: Node, add: Node, frozen: set[No
         "branch": match.entries["branch"] + added,
     }
     # Which operand is the shortcut is known of the first add alone: no addend can be walked by itself.
-    return replace(match, entries=entries, shared=True)
+    return replace(match, entries=entries, shared=True, terms=walk.terms)
 
 
 def _upsampled(nodes: set[Node]) -> bool:

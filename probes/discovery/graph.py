@@ -157,6 +157,13 @@ def written(edge: Edge) -> Edge:
     return node.next_functions[1] if node is not None and node.name() == COPY else edge
 
 
+def takes_a_part(node: Node) -> bool:
+    """Whether a node gives its input or a part of it: some channels, tokens or streams, next to each other."""
+    name = node.name()
+    in_one_piece = name == "SliceBackward0" and cast(Any, node)._saved_step == 1
+    return name in LAYOUT or in_one_piece or scales_gradient(node)
+
+
 def _through_layout(node: Node) -> Node:
     """The node that computes a tensor, before it is reshaped, its gradient is scaled or a constant is added."""
     while node.name() in LAYOUT or node.name() == "AddBackward0" or scales_gradient(node):

@@ -35,9 +35,8 @@ from .graph import (
     terms_of_stack,
     written,
 )
-from .origins import ModuleCalls, Origin, tensors
+from .origins import ModuleCalls, Origin, tensors, version_of
 from .refusals import refusal
-
 
 Addend = Literal["shortcut", "branch"]
 Place = tuple[Node | None, int]  # a tensor's in the graph, if it has one
@@ -160,9 +159,9 @@ def detect_junctions(
     before is but a part. on_other_add: called at each other add of two tensors, with its name and the reason. on_start,
     on_end: called before and after each forward with gradients, `on_end` with the outputs' nodes. on_output: called
     with the output of a module that adds, where this is the sum of its last junction behind an activation; then forks
-    and origins are looked for, too. weigh: gives what is added in place of a junction's addend; then the model runs with
-    gradients also where they are off, since without autograd's graph no junction is known. values: whether the addends' values are needed, which costs a copy at an in-place
-    add. Raises RuntimeError where adds would be missed.
+    and origins are looked for, too. weigh: gives what is added in place of a junction's addend; then the model runs
+    with gradients also where they are off, since without autograd's graph no junction is known. values: whether the
+    addends' values are needed, which costs a copy at an in-place add. Raises RuntimeError where adds would be missed.
     """
     return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, weigh, values))
 
@@ -225,7 +224,7 @@ class _Detector(AddMode):
         self.junctions: list[tuple[str, Node]] = []
         self.forks: list[Node] = []
         self.last: tuple[str, DetectedJunction] | None = None
-        self.recent: dict[Node, tuple[Any, ...]] = {}
+        self.recent: dict[Node, tuple[tuple[Any, ...], list[int]]] = {}
 
     def on_start(self, args: Any, kwargs: Any) -> bool:
         self.differentiable = torch.is_grad_enabled()
@@ -286,32 +285,27 @@ class _Detector(AddMode):
         interpolation = self._interpolation(add)
         parts = add if interpolation is None else interpolation.parts
         before = [_place(x) for x in (parts.first, parts.second)]
-        if self.values:
-            values = [parts.addend(0).detach(), parts.addend(1).detach()]
-            if add.in_place and values[0].data_ptr() == add.first.data_ptr():  # which is about to be overwritten
-                values[0] = values[0].clone()
-        else:
-            values = [parts.first.detach(), parts.second.detach()]
-        places = [_place(x) for x in (add.first, add.second)]
+        operands = [_place(x) for x in (add.first, add.second)]
+        values = [parts.addend(0), parts.addend(1)] if self.values else [parts.first, parts.second]
+        if self.values and add.in_place and values[0] is add.first:  # which is about to be overwritten
+            values[0] = values[0].detach().clone()
         total = add.execute()
         node = _sum_node(total)
-        stack = None if add.stack is None or add.weighted else add.stack.grad_fn
-        as_seen = stack is None or node is None or mixes(node, stack)
-        if not as_seen or (node is not None and interpolation is not None and list(node.next_functions) != places):
-            raise RuntimeError(
-                f"{add.name!r} interpolates or sums a stack, and a gate around this context gives its addends forward weights: enter "
-                "that gate last, inside of the other contexts"
-            )
         found = self._match(add, node, interpolation)
         if node is None or isinstance(found, str):
             self.on_other_add(add.name, str(found))
         else:
-            if interpolation is None and add.stack is None:  # the gate of another context may have multiplied them in the meantime
-                after = [_input_of(node, operand, place) for operand, place in enumerate(before)]
-                inserted = [_factor_between(*places) for places in zip(after, before, strict=True)]
-                values = [_times(value, factor) for value, factor in zip(values, inserted, strict=True)]
-            else:
-                after = before
+            after, values = before, [value.detach() for value in values]
+            if interpolation is None and add.stack is None:
+                # The gate of another context may have multiplied them in the meantime.
+                after = [_weighted_place(node, place) for place in before]
+                factors = [_factor_between(*places) for places in zip(after, before, strict=True)]
+                values = [_times(value, factor) for value, factor in zip(values, factors, strict=True)]
+            elif not add.weighted and not _is_as_seen(node, add, operands):
+                raise RuntimeError(
+                    f"{add.name!r} interpolates or sums a stack, and a gate around this context gives its addends "
+                    "forward weights: enter that gate last, inside of the other contexts"
+                )
             self._take(add, node, found, values, total, after, parts.factors)
         if node is not None and node.name() == "SubBackward0":
             self._remember(node, (add.first, add.second))
@@ -349,16 +343,15 @@ class _Detector(AddMode):
             if not is_one(add.factors[operand]) or change.grad_fn is None or isinstance(factor, Tensor):
                 continue
             product, node, by = None, change.grad_fn, factor
-            if node.name() == "MulBackward0" and node in self.recent:
-                operands = self.recent[node]
-                differences = [i for i in (0, 1) if isinstance(operands[i], Tensor) and operands[i].grad_fn in self.recent]
-                if len(differences) != 1:
+            if node.name() == "MulBackward0" and (made_of := self._remembered(node)) is not None:
+                is_difference = [isinstance(x, Tensor) and self._remembered(x.grad_fn) is not None for x in made_of]
+                if sum(is_difference) != 1:
                     continue
-                (index,) = differences
-                product, node, by = (node, 1 - index), operands[index].grad_fn, factor * operands[1 - index]
-            if node is None or node.name() != "SubBackward0" or node not in self.recent or x.grad_fn is None:
+                index = is_difference.index(True)
+                product, node, by = (node, 1 - index), made_of[index].grad_fn, factor * made_of[1 - index]
+            ends = self._remembered(node)
+            if ends is None or node is None or node.name() != "SubBackward0" or x.grad_fn is None:
                 continue
-            ends = self.recent[node]
             behind = [_behind_weight(place) for place in node.next_functions]
             if (index := next((i for i in (1, 0) if behind[i] == _place(x)), None)) is None:
                 continue
@@ -382,10 +375,15 @@ class _Detector(AddMode):
 
     def _remember(self, node: Node, operands: tuple[Any, ...]) -> None:
         """Keep what a product or a difference was made of, for the next few sums."""
-        if len(operands) == 2 and not any(isinstance(x, Tensor) and x.data_ptr() == 0 for x in operands):
-            self.recent[node] = operands
+        if len(operands) == 2:
+            self.recent[node] = (operands, [version_of(x) for x in operands])
             for oldest in list(self.recent)[:-6]:
                 del self.recent[oldest]
+
+    def _remembered(self, node: Node | None) -> tuple[Any, ...] | None:
+        """What a node was made of, if it is kept and nothing has overwritten it since."""
+        operands, versions = self.recent.get(node, ((), [None])) if node is not None else ((), [None])
+        return operands if [version_of(x) for x in operands] == versions else None
 
     def _extension(self, add: Add, node: Node) -> "_Match | None":
         """The last junction, whose sum this add extends."""
@@ -421,7 +419,9 @@ class _Detector(AddMode):
         if operands[0] is given[0] and operands[1] is given[1]:
             return original
         first, second = operands
-        return replace(add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second), weighted=True)
+        return replace(
+            add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second), weighted=True
+        )
 
     def _take(
         self,
@@ -464,10 +464,16 @@ def _place(x: Tensor) -> Place:
     return x.grad_fn, x.output_nr
 
 
-def _input_of(node: Node, operand: int, place: Place) -> Place:
-    """Which of the inputs of a sum's node an operand is: itself, or what another context has made of it."""
-    inputs = list(node.next_functions)
-    return place if place in inputs else inputs[operand]
+def _weighted_place(node: Node, place: Place) -> Place:
+    """Which input of a sum's node an operand is, or what another context's gate has made of it."""
+    return next((found for found in node.next_functions if _behind_weight(found) == place), place)
+
+
+def _is_as_seen(node: Node, add: Add, operands: Sequence[Place]) -> bool:
+    """Whether a sum is of what it was asked to be of: its operands, or its stack."""
+    if add.stack is None:
+        return list(node.next_functions) == list(operands)
+    return add.stack.grad_fn is None or mixes(node, add.stack.grad_fn)
 
 
 def _behind_weight(place: Place) -> Place:
@@ -478,10 +484,10 @@ def _behind_weight(place: Place) -> Place:
 def _factor_between(after: Place, before: Place) -> float:
     """What `scale_gradient` multiplied a tensor by, between two places in the graph."""
     factor = 1.0
-    while after != before and after[0] is not None and scales_gradient(after[0]):
+    while after != before and after[0] is not None:
         factor *= cast(Any, after[0]).value
         after = after[0].next_functions[0]
-    return factor if after == before else 1.0
+    return factor
 
 
 def _times(x: Tensor, factor: float) -> Tensor:

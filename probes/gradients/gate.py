@@ -35,11 +35,11 @@ def gate(
 
     All weights are relative to the model's own: 1 leaves untouched. Where the model computes S(x) + F(x), it computes
     shortcut · S(x) + branch · F(x), and of a gradient g at the sum, x receives shortcut_gradient · J_Sᵀg +
-    branch_gradient · J_Fᵀg: stop-gradient is ``shortcut_gradient=0``, gradient-only ``shortcut=0, shortcut_gradient=1``,
-    plain ``shortcut=0``. Parameters inside a projection or a branch receive the gradient of the value, that is, times
-    the forward weight. Gradient weights do not change values by a bit. At weight 0 a value adds exactly nothing, even
-    where it is inf or nan, and a gradient is exactly zero, never missing. The backward may run after the context: a
-    graph keeps the weights that it was made with. Gates nest, and their weights multiply.
+    branch_gradient · J_Fᵀg: stop-gradient is ``shortcut_gradient=0``, plain ``shortcut=0``, gradient-only
+    ``shortcut=0, shortcut_gradient=1``. Parameters inside a projection or a branch receive the gradient of the value,
+    that is, times the forward weight. Gradient weights do not change values by a bit. At weight 0 a value adds exactly
+    nothing, even where it is inf or nan, and a gradient is exactly zero, never missing. The backward may run after the
+    context: a graph keeps the weights that it was made with. Gates nest, and their weights multiply.
 
     Args:
         model: Any module with residual junctions; it is not changed.
@@ -137,7 +137,9 @@ class _Weighting:
         """A junction, or the sum of the last one goes on."""
         junction = detected.junction
         part = self.found[junction.depth] if junction.depth < len(self.found) else None
-        values = {addend: self.value(junction, addend) for addend in ADDENDS} if self.changes_values else {}
+        values: dict[Addend, float] = {}
+        if self.changes_values:
+            values = {addend: self.value(junction, addend) for addend in ADDENDS}
         if part is not None and values != part.values:
             raise ValueError(
                 f"gate: {part.junction.name!r} is part of the sum {junction.name!r}, but their forward weights differ "
@@ -146,10 +148,11 @@ class _Weighting:
             )
         gated = _Gated(junction, detected.match, values, part.inside if part else {})
         self.found[junction.depth :] = [gated]
-        name, operand = junction.adds[-1]
-        for addend, place in (("branch", operand), ("shortcut", 1 - operand)):
+        _, operand = junction.adds[-1]
+        places: dict[Addend, int] = {"branch": operand, "shortcut": 1 - operand}
+        for addend, place in places.items():
             if values.get(addend) == 0 and (addend == "branch" or part is None):
-                walk = Walk(detected.add, set())
+                walk = Walk(detected.add, set(), detected.match.terms)
                 walk.meets_at(detected.match.fork)
                 nodes = walk.between(detected.match.fork, place)
                 gated.inside.setdefault(addend, set()).update(nodes)

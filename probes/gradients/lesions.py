@@ -64,7 +64,7 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
     Args:
         model: Any module.
         delete: Junctions, as ``find_junctions`` returns them, whose branches contribute nothing; the shortcut's value,
-            and what follows the sum, stay.
+            and what follows the sum, stay. Of an interpolation x + a (f(x) - x) the whole change is deleted.
         skip: Modules that return their (first) input as it is, the matching lesion for blocks without a shortcut.
 
     Raises:

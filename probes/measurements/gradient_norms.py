@@ -36,7 +36,8 @@ def gradient_norms(recording: Recording, *, per: Per | None = None) -> pd.DataFr
         of N has N times the norms of its mean.
 
     Raises:
-        ValueError: No forward was recorded, or no backward that reached a site; with ``per``, no tensor was kept, or there are no tokens.
+        ValueError: No forward was recorded, or no backward that reached a site; with ``per``, no tensor was kept, or
+            there are no tokens.
 
     Example::
 

@@ -180,7 +180,7 @@ def test_forward_weights_on_paper(weights: tuple[Any, ...]) -> None:
         out.sum().backward()
     s, b, *gradients = weights
     assert out.item() == product(*[(s, b)] * 3)
-    passed = [
+    passed: list[Any] = [
         (value if g is None else g(None) if callable(g) else g.get(name, value) if isinstance(g, dict) else g)
         for name in "012"
         for g, value in zip(gradients, (s, b), strict=True)
@@ -332,7 +332,8 @@ def test_a_gradient_through_a_gate_of_both_addends_at_value_0_is_refused() -> No
         return (1 - g) * x + g * self.get_submodule("f")(x)
 
     model = Apply(highway, gate=linear(0.5), f=nn.Sequential(linear(2.0), nn.Tanh()))
-    for weights in ({"shortcut": 0.0}, {"branch": 0.0}):
+    choices: list[dict[str, Any]] = [{"shortcut": 0.0}, {"branch": 0.0}]
+    for weights in choices:
         with gate(model, **weights):  # the gradient of the value
             x = one()
             model(x).sum().backward()

@@ -129,7 +129,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]
 }  # fmt: skip
 
 
-def edited(model: nn.Module, block: str, edit: Edit, weights: Pair) -> nn.Module:
+def edited(model: nn.Module, block: str, edit: Edit, weights: Pair | Flow) -> nn.Module:
     """A copy of the model whose blocks run the edited forward."""
     twin, count = copy.deepcopy(model), 0
     for module in twin.modules():
@@ -232,7 +232,9 @@ def weighted_llama_layer(layer: Any, flow: Flow, hidden_states: Tensor, *_: Any,
     return junction(layer, flow, x, same, lambda x: layer.mlp(layer.post_attention_layernorm(x)))
 
 
-ORDER = 1e-13  # GPT-2's attention, in memory of another alignment, rounds otherwise; the others are equal to the last bit
+ORDER = (
+    1e-13  # GPT-2's attention, in memory of another alignment, rounds otherwise; the others are equal to the last bit
+)
 WEIGHTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]] = {
     "resnet18": (*CASES["resnet18"][:3], weighted_basic_block),
     "convnext_atto": (*CASES["convnext_atto"][:3], weighted_convnext_block),
@@ -254,7 +256,7 @@ def test_forward_weights_are_those_of_the_model_edited_by_hand(name: str, flow: 
     evaluated = copy.deepcopy(twin).eval()
     wanted_out, wanted = step(twin, x)
     ordinary: dict[str, Any] = {"shortcut": flow.shortcut, "branch": flow.branch}
-    gradients = {"shortcut_gradient": flow.shortcut_gradient, "branch_gradient": flow.branch_gradient}
+    gradients: dict[str, Any] = {"shortcut_gradient": flow.shortcut_gradient, "branch_gradient": flow.branch_gradient}
     for weights in (ordinary | gradients, ordinary) if flow == flow.exact else (ordinary | gradients,):
         copied = copy.deepcopy(model)
         with gate(copied, **weights):
@@ -272,16 +274,16 @@ def test_forward_weights_are_those_of_the_model_edited_by_hand(name: str, flow: 
 
 
 @pytest.mark.parametrize("projection", ["A", "B"])
-@pytest.mark.parametrize(
-    "arm", [GRADIENT_ONLY, PLAIN, Flow(0.5, 2.0, 0.0, 1.0), Flow(1.0, 0.0, 1.0, 1.0)], ids=str
-)
+@pytest.mark.parametrize("arm", [GRADIENT_ONLY, PLAIN, Flow(0.5, 2.0, 0.0, 1.0), Flow(1.0, 0.0, 1.0, 1.0)], ids=str)
 def test_ours_under_forward_weights_equals_its_arm(arm: Flow, projection: Any) -> None:
     model = cifar_resnet(14, flow=RESIDUAL, width=4, projection=projection).to(FLOAT64)
     twin = cifar_resnet(14, flow=arm, width=4, projection=projection).to(FLOAT64)
     twin.load_state_dict(model.state_dict())
     x = images(3, 16)
     out, wanted = step(twin, x)
-    weights = {name: getattr(arm, name) for name in ("shortcut", "branch", "shortcut_gradient", "branch_gradient")}
+    weights: dict[str, Any] = {
+        name: getattr(arm, name) for name in ("shortcut", "branch", "shortcut_gradient", "branch_gradient")
+    }
     with gate(model, **weights):
         gated_out, got = step(model, x)
     assert torch.equal(gated_out, out)
