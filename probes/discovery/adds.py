@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -58,7 +59,7 @@ class Add:
 
     def addend(self, operand: int) -> Tensor:
         """An addend as it is added; it may share its memory."""
-        with torch._C.DisableTorchFunction():  # no other context's sum
+        with unseen():
             if self.stack is not None:
                 parts = [self.first, self.second]
                 parts[1 - operand] = torch.zeros_like(parts[1 - operand])
@@ -75,6 +76,14 @@ class Add:
             torch.broadcast_shapes(x.shape, factor.shape) if isinstance(factor, Tensor) else x.shape
             for x, factor in zip((self.first, self.second), self.factors, strict=True)
         ]
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is computed inside is neither another context's sum, nor counted by activation checkpointing, which expects
+    that as many tensors are saved when it computes the forward again."""
+    with torch._C.DisableTorchFunction(), saved_tensors_hooks(lambda x: x, lambda x: x):
+        yield
 
 
 def is_one(factor: Factor) -> bool:
@@ -263,7 +272,8 @@ class AddMode(TorchFunctionMode):
         if out is not None and not isinstance(func, BUILTIN):
             func = getattr(torch, name)  # the operator torch.ops.aten.add.out wants its `out`
         sum_of = IN_PLACE.get(name, func)
-        operands = _operands(name, sum_of, *args, **kwargs)
+        with unseen():
+            operands = _operands(name, sum_of, *args, **kwargs)
         if not all(isinstance(x, Tensor) and x.is_floating_point() for x in operands[:2]):
             return func(*args, **kwargs) if out is None else func(*args, **kwargs, out=out)
         if in_place and args[0]._is_view():

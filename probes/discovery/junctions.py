@@ -19,7 +19,7 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from .adds import Add, AddMode, Factor, call_name, intercept_adds, is_one
+from .adds import Add, AddMode, Factor, call_name, intercept_adds, is_one, unseen
 from .classify import JunctionMatch, classify_add, extend_match
 from .graph import (
     BOTH,
@@ -36,7 +36,7 @@ from .graph import (
     written,
 )
 from .origins import ModuleCalls, Origin, tensors, version_of
-from .refusals import refusal
+from .refusals import refusal, refuse_checkpoint
 
 Addend = Literal["shortcut", "branch"]
 Place = tuple[Node | None, int]  # a tensor's in the graph, if it has one
@@ -48,7 +48,8 @@ class Junction:
 
     name: str
     """The module that adds (``"layer1.0"``), ``@1`` behind it in that module's second call, ``#1`` at its call's second
-    add (or difference) of two tensors. A sum x + f(x) + g(x) is one junction, named after its last add."""
+    sum of two tensors (add, difference, ``lerp``, ``addcmul``, sum of a stack). A sum x + f(x) + g(x) is one junction,
+    named after its last add."""
     depth: int
     """Index in execution order, from 0 at the input."""
     shortcut: Literal["identity", "projection"]
@@ -71,9 +72,11 @@ def find_junctions(
     """Find the residual junctions of a model by running ``model(*inputs, **kwargs)`` once.
 
     An add is a junction when its addends reconverge on one earlier tensor: an *identity* shortcut carries that tensor
-    itself, at most reshaped or multiplied by a factor; a *projection* is linear in it (convolution, normalisation,
-    pooling, padding) while the branch is not; and the branch holds parameters. The model is not changed: buffers
-    (BatchNorm statistics) and random state stay as they are, and no gradient is left.
+    itself, at most reshaped or multiplied by a factor, or a part of it (some channels or streams); a *projection* is
+    linear in it (convolution, normalisation, pooling, padding, streams mixed by a matrix) while the branch is not; and
+    the branch holds parameters. ``lerp``, ``addcmul``, x + a (f(x) - x) and sums over ``torch.stack`` are adds, too; of
+    a stack, the last tensor is what a branch has given. The model is not changed: buffers (BatchNorm statistics) and
+    random state stay as they are, and no gradient is left.
 
     Args:
         model: Any module; nothing in it needs to be prepared.
@@ -348,7 +351,9 @@ class _Detector(AddMode):
                 if sum(is_difference) != 1:
                     continue
                 index = is_difference.index(True)
-                product, node, by = (node, 1 - index), made_of[index].grad_fn, factor * made_of[1 - index]
+                product, node = (node, 1 - index), made_of[index].grad_fn
+                with unseen():
+                    by = factor * made_of[1 - index]
             ends = self._remembered(node)
             if ends is None or node is None or node.name() != "SubBackward0" or x.grad_fn is None:
                 continue
@@ -402,7 +407,7 @@ class _Detector(AddMode):
     def _weighed(self, add: Add) -> Add:
         """An add of weighted operands, where it is a junction."""
         original = add
-        with torch._C.DisableTorchFunction():  # to see what it is; the modes of other contexts see the one that counts
+        with unseen():  # to see what it is; the modes of other contexts see the one that counts
             trial = add.of(add.first, add.second)
         interpolation = self._interpolation(add)
         found = self._match(add, trial.grad_fn, interpolation)
@@ -418,6 +423,7 @@ class _Detector(AddMode):
             operands[1 - found.branch] = self.weigh(found.junction, "shortcut", operands[1 - found.branch])
         if operands[0] is given[0] and operands[1] is given[1]:
             return original
+        refuse_checkpoint(add.name)
         first, second = operands
         return replace(
             add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second), weighted=True

@@ -58,8 +58,8 @@ def gate(
         ValueError: A weight is not finite; after a forward ``where`` or a mapping's name has matched no junction; a sum
             x + f(x) + g(x) has other forward weights than its part x + f(x); or a gradient is asked of an addend of
             forward weight 0 that shares a gate computed from x with the other one.
-        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing); or the
-            backward has ``create_graph=True``.
+        RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing); a sum
+            that is given forward weights is under activation checkpointing; or the backward has ``create_graph=True``.
 
     Example::
 

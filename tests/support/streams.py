@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models import Flow
 from probes import scale_gradient
@@ -76,7 +77,7 @@ class StreamModel(nn.Module):
     def __init__(self, body: Callable[["StreamModel", Tensor, Arm], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body, self.arm = body, Arm()
+        self.body, self.arm, self.checkpointed = body, Arm(), False
         self.tokens, self.head = nn.Embedding(11, WIDTH), nn.Linear(WIDTH, 2)
         self.f, self.g, self.h, self.v, self.o = mlp(), mlp(), mlp(), mlp(), mlp()
         self.norm, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -91,7 +92,10 @@ class StreamModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         self.arm.seen.clear()
-        return self.head(self.body(self, self.tokens(tokens), self.arm))
+        x = self.tokens(tokens)
+        if self.checkpointed:
+            return self.head(checkpoint(self.body, self, x, self.arm, use_reentrant=False))
+        return self.head(self.body(self, x, self.arm))
 
 
 def unit(x: Tensor) -> Tensor:

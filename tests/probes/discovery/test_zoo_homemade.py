@@ -210,7 +210,7 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
     ),
     "a stack of copies": lambda home, x: (torch.stack([x, 2 * x, -x]) * home.scale).sum(0),
     "a linear layer of a stack": lambda home, x: torch.stack([x[:, 0], home.f(x[:, 0])]) @ home.q.weight,
-    "lerp of two experts": lambda home, x: torch.lerp(home.f(x), home.g(x), home.gamma),
+    "lerp of two experts": lambda home, x: torch.lerp(home.f(x), home.g(x), 0.3),
     "lerp of two learned factors": lambda home, x: torch.lerp(x, 2 * x, home.gamma),
     "addcmul of a constant": lambda home, x: torch.addcmul(torch.ones_like(x), home.gamma, home.f(x)),
     "attention beside a perceptron": lambda home, x: home.attention(x) + home.f(x),

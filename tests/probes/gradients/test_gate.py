@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from models import STOP_GRADIENT, cifar_resnet
@@ -26,6 +27,7 @@ from probes import (
     record,
     scale_gradient,
 )
+from tests.support import gated_by_hand
 from tests.support.networks import (
     FLOAT64,
     Apply,
@@ -360,6 +362,24 @@ def test_a_head_inside_a_branch_learns_while_the_branch_adds_nothing() -> None:
         out = model(one())
         (out + head[-1]).sum().backward()
     assert [model.get_submodule(name).weight.grad.item() for name in "fg"] == [1.0, 0.0]  # pyright: ignore
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the whole model", "a block"])
+def test_forward_weights_under_checkpointing_are_refused(whole: bool) -> None:
+    """What is computed again in the backward would lack them; where the weights are 1, nothing is refused."""
+    model = gated_by_hand.model(reentrant=(None, None if whole else False, None))
+
+    def run() -> Tensor:
+        x = gated_by_hand.inputs().requires_grad_()
+        return checkpoint(model, x, use_reentrant=False) if whole else model(x)  # pyright: ignore[reportReturnType]
+
+    with (
+        gate(model, branch=0.5),
+        pytest.raises(RuntimeError, match=r"gate: '.' is under activation checkpointing, .*:"),
+    ):
+        run()
+    with gate(model, branch=lambda junction: 1.0, where="2"):
+        run().sum().backward()
 
 
 # What the probes see.

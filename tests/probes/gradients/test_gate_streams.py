@@ -27,6 +27,11 @@ from tests.support.streams import TABLE, Arm, Stream, StreamModel, tokens, unit
 FLOWS = [
     STOP_GRADIENT, SHORTEST_PATH, PLAIN, Flow(branch=0.0), Flow(0.5, 2.0), Flow(0.5, 2.0, 1.0, 0.0), GRADIENT_ONLY,
 ]  # fmt: skip
+REFUSED_PARTS = {
+    (False, False): "works",
+    (False, True): "works; gradient-only is refused",
+    (True, False): "works; forward weights are refused",
+}
 every_stream = pytest.mark.parametrize("stream", TABLE.values(), ids=TABLE)
 
 
@@ -123,6 +128,25 @@ def test_a_gated_stream_is_the_one_edited_by_hand(stream: Stream, flow: Flow) ->
 
 
 @every_stream
+def test_a_stream_under_activation_checkpointing(stream: Stream) -> None:
+    """What is computed again in the backward is computed without us, and must save as many tensors."""
+    model = StreamModel(stream.body)
+    tables: list[pd.DataFrame] = []
+    gradients: list[dict[str, Tensor | None]] = []
+    for model.checkpointed in (False, True):
+        with record(model, keep=True) as recording, gate(model, shortcut_gradient=0.5):
+            gradients.append(step(model)[1])
+        tables.append(gradient_norms(recording))
+    assert_equal(*gradients)
+    pd.testing.assert_frame_equal(*tables, rtol=1e-12, atol=1e-13)
+    if not stream.backwards:
+        with gate(model, branch=0.5), pytest.raises(RuntimeError, match="is under activation checkpointing"):
+            step(model)
+    with gate(model, branch=lambda junction: 1.0):
+        assert_equal(step(model)[1], step(StreamModel(stream.body))[1])
+
+
+@every_stream
 def test_a_record_inside_and_outside_of_a_gate_sees_what_is_added_or_says_that_it_cannot(stream: Stream) -> None:
     if stream.backwards:
         return
@@ -206,7 +230,7 @@ def test_the_table_of_streams_says_what_works() -> None:
     found = {
         name: {
             "junctions": " ".join(sorted(set(stream.kinds))),
-            "gate": "gradients" if stream.backwards else "works, but gradient-only" if stream.shares_gate else "works",
+            "gate": REFUSED_PARTS[stream.backwards, stream.shares_gate],
             "record": "works",
             "path lengths": path_lengths(StreamModel(stream.body)),
             "path limits": path_limits(StreamModel(stream.body), len(stream.kinds)),
