@@ -59,13 +59,15 @@ class Add:
 
     def addend(self, operand: int) -> Tensor:
         """An addend as it is added; it may share its memory."""
+        x, factor = (self.first, self.second)[operand], self.factors[operand]
+        if self.stack is None and is_one(factor):
+            return x
         with unseen():
-            if self.stack is not None:
-                parts = [self.first, self.second]
-                parts[1 - operand] = torch.zeros_like(parts[1 - operand])
-                return self.of(*parts)
-            x, factor = (self.first, self.second)[operand], self.factors[operand]
-            return x if is_one(factor) else factor * x
+            if self.stack is None:
+                return factor * x
+            parts = [self.first, self.second]
+            parts[1 - operand] = torch.zeros_like(parts[1 - operand])
+            return self.of(*parts)
 
     @property
     def shapes(self) -> list[torch.Size]:
@@ -272,8 +274,7 @@ class AddMode(TorchFunctionMode):
         if out is not None and not isinstance(func, BUILTIN):
             func = getattr(torch, name)  # the operator torch.ops.aten.add.out wants its `out`
         sum_of = IN_PLACE.get(name, func)
-        with unseen():
-            operands = _operands(name, sum_of, *args, **kwargs)
+        operands = _operands(name, sum_of, *args, **kwargs)
         if not all(isinstance(x, Tensor) and x.is_floating_point() for x in operands[:2]):
             return func(*args, **kwargs) if out is None else func(*args, **kwargs, out=out)
         if in_place and args[0]._is_view():
@@ -340,13 +341,16 @@ def _operands(
     """What a sum adds, times which factors, and how it is made of other tensors."""
     if name in ("lerp", "lerp_"):
         (end, weight), rest = _bound(others, keywords, "end", "weight")
-        return input, end, (1 - weight, weight), lambda a, b: function(a, b, weight, **rest)
+        with unseen():
+            rest_of_it = 1 - weight
+        return input, end, (rest_of_it, weight), lambda a, b: function(a, b, weight, **rest)
     if name in ("addcmul", "addcmul_"):
         (one, two), rest = _bound(others, keywords, "tensor1", "tensor2")
-        value = rest.get("value", 1)
-        if one.grad_fn is not None and not is_parameter(one.grad_fn) and not is_gate(one.grad_fn):
-            return input, one, (1, two if value == 1 else value * two), lambda a, b: function(a, b, two, **rest)
-        return input, two, (1, one if value == 1 else value * one), lambda a, b: function(a, one, b, **rest)
+        first = one.grad_fn is not None and not is_parameter(one.grad_fn) and not is_gate(one.grad_fn)
+        content, factor = (one, two) if first else (two, one)
+        with unseen():
+            whole = factor if rest.get("value", 1) == 1 else rest["value"] * factor
+        return input, content, (1, whole), lambda a, b: function(a, *((b, two) if first else (one, b)), **rest)
     (other,), rest = _bound(others, keywords, "other")
     weight = rest.get("alpha", 1) * (-1 if name in SUBTRACTIONS else 1)
     return input, other, (1, weight), lambda a, b: function(a, b, **rest)
