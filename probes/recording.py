@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -95,16 +96,17 @@ class Recording:
                 its graph is there) or ``functools.partial(path_contributions, max_length=3)``.
 
         Returns:
-            ``gradient_norms``, where a backward reached all sites; ``residual_magnitudes``, where there are junctions;
+            ``gradient_norms`` of the sites that a backward reached; ``residual_magnitudes``, where there are junctions;
             then the tables of ``measurements``. The two are those that the functions of these names return.
 
         Raises:
             ValueError: Nothing was recorded, or two measurements have one name.
         """
         sites, found = self.sites, dict[str, pd.DataFrame]()
-        if all(site.norms and not _is_limited(site) for site in sites):
+        reached = [site for site in sites if site.norms]
+        if reached and not any(map(_is_limited, sites)):
             found["gradient_norms"] = table(
-                row for site in sites for row in _rows(site, {k: v.item() for k, v in site.norms.items()})
+                row for site in reached for row in _rows(site, {k: v.item() for k, v in site.norms.items()})
             )
         junctions = [site for site in sites if isinstance(site, JunctionSite)]
         if junctions:
@@ -209,6 +211,30 @@ class Recording:
                 "of a loss that depends on this part of the model (autograd.grad skips what its inputs do not need)"
             )
         return site.norms
+
+    def reached(self, wanted_by: str) -> list[Site]:
+        """The sites that a gradient reached: a loss need not depend on all parts of a model (an unused head, say).
+
+        Args:
+            wanted_by: Who needs them, for the warning.
+
+        Returns:
+            Those of ``sites`` that have norms; one warning names the others.
+
+        Raises:
+            ValueError: No gradient reached any site, or it was recorded under ``limit_paths``.
+        """
+        missed = [site.name for site in self.sites if not site.norms and not _is_limited(site)]
+        if len(missed) == len(self.sites):
+            self.norms(self.sites[0])
+        if missed:
+            names = ", ".join(map(repr, missed[:8])) + (f" and {len(missed) - 8} more" if len(missed) > 8 else "")
+            warnings.warn(
+                f"{wanted_by}: no gradient reached {names}, of which there are no rows: the loss of the last backward "
+                "does not depend on this part of the model",
+                stacklevel=3,
+            )
+        return [site for site in self.sites if site.name not in missed]
 
     def gradient(self, site: Site, name: str) -> Tensor:
         """A gradient at a site.

@@ -6,10 +6,10 @@ so the walk takes the youngest node first and stops there.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from operator import or_
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch.autograd.graph import Node
 
@@ -19,7 +19,12 @@ from .untracked import is_input
 Edge = tuple[Node, int]  # a tensor's place in the graph: the node that made it, and which of its outputs
 Entry = tuple[Node, int]  # where a gradient enters a tensor: the node that used it, and as which of its inputs
 
+Term = tuple[Node, int, int]  # where a sum's gradient enters its addends: a node, as which input, the addends as bits
+
 BOTH = 0b11
+COPY = "torch::autograd::CopyBackwards"
+SUMS = {"AddBackward0", "AddcmulBackward0", "LerpBackward0", "LerpBackward1", "SubBackward0"}
+OPERANDS = {"AddcmulBackward0": (0b01, 0b10, 0b10), "LerpBackward1": (0b01, 0b10, BOTH)}  # else one input for each
 LAYOUT = {  # where a user's backward hook sits on a module, too
     "AliasBackward0", "BackwardHookFunctionBackward", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
     "SqueezeBackward0", "SqueezeBackward1", "ToCopyBackward0", "TransposeBackward0", "UnsafeViewBackward0",
@@ -34,6 +39,7 @@ LINEAR = LAYOUT | {
     "MeanBackward1", "MiopenBatchNormBackward0", "MmBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0",
     "NativeLayerNormBackward0", "PixelShuffleBackward0", "PixelUnshuffleBackward0", "SliceBackward0", "SubBackward0",
     "TBackward0", "UpsampleBicubic2DBackward0", "UpsampleBilinear2DBackward0", "UpsampleNearest2DBackward0",
+    "torch::autograd::CopyBackwards",
 }  # fmt: skip
 INPUT = {  # which of their inputs these nodes act on; the others are weights
     "AddmmBackward0": 1, "ConvolutionBackward0": 0, "CudnnBatchNormBackward0": 0, "MiopenBatchNormBackward0": 0,
@@ -82,23 +88,81 @@ def ancestors(roots: Iterable[Node | None], end: Node | None = None, *, through_
             waiting += [n for n, _ in node.next_functions] if through_inputs or not is_input(node) else []
 
 
-def carried_tensors(add: Node, operand: int) -> Iterator[tuple[Edge, bool]]:
-    """The tensors that an operand carries, at most reshaped or multiplied by a factor; itself first. With each, whether
-    it is one of several factors of a product."""
-    waiting, seen, factors = [add.next_functions[operand]], set(), set()
+def terms_of(add: Node) -> list[Term]:
+    """Where the gradient of a sum enters its addends."""
+    bits = OPERANDS.get(add.name(), (0b01, 0b10))
+    return [(add, index, bits[index]) for index in range(len(add.next_functions))]
+
+
+def terms_of_stack(stack: Node) -> list[Term]:
+    """Where the gradient of a sum over a stack enters its addends: the last tensor, and the others from the last on."""
+    last = len(stack.next_functions) - 1
+    return [*((stack, index, 0b01) for index in reversed(range(last))), (stack, last, 0b10)]
+
+
+def stack_behind(node: Node | None) -> Node | None:
+    """The stack that a tensor is, perhaps taken apart, weighted by `scale_gradient` and put together again."""
+    while node is not None and (node.name() in ("CatBackward0", "SliceBackward0") or scales_gradient(node)):
+        node = node.next_functions[0][0]
+    return node if node is not None and node.name() == "StackBackward0" else None
+
+
+def mixes(node: Node, stack: Node) -> bool:
+    """Whether a sum over a stack's tensors is over this very one."""
+    waiting, seen = [node], {node}
     while waiting:
-        node, output = edge = waiting.pop(0)
-        if node is None or edge in seen or node.name() == "torch::autograd::AccumulateGrad":
+        node = waiting.pop()
+        if node is stack:
+            return True
+        if node.name() in LAYOUT | FACTOR | {"BmmBackward0", "ExpandBackward0", "MmBackward0", "SumBackward1"}:
+            found = {n for n, _ in node.next_functions if n is not None} - seen
+            seen |= found
+            waiting += found
+    return False
+
+
+def carried_tensors(terms: Sequence[Term], operand: int, *, mixed: bool = False) -> Iterator[tuple[Edge, bool]]:
+    """The tensors that an addend carries, at most reshaped or multiplied by a factor; itself first. With each, whether
+    it is one of several factors of a product.
+
+    mixed: those that it carries multiplied by a matrix, of parameters or computed ones, over other axes than a linear
+    layer's: what hyper-connections do to their streams.
+    """
+    own = [(node, index) for node, index, addends in terms if addends == 1 << operand]
+    waiting = [(*node.next_functions[index], False) for node, index in own]
+    seen: set[tuple[Node, int, bool]] = set()
+    is_product = len(own) > 1 and own[0][0].name() in OPERANDS  # the sum computes it itself, as addcmul does
+    factors = {node.next_functions[index] for node, index in own} if is_product else set()
+    while waiting:
+        node, output, by_matrix = place = waiting.pop(0)
+        if node is None or place in seen or node.name() == "torch::autograd::AccumulateGrad":
             continue
-        seen.add(edge)
-        yield (node, output), edge in factors
-        if node.name() in LAYOUT or scales_gradient(node):
-            waiting.append(node.next_functions[output])
-        elif node.name() == "AddBackward0" and None in [n for n, _ in node.next_functions]:
-            waiting += node.next_functions  # a constant was added
-        elif node.name() in FACTOR:
-            waiting += node.next_functions[:1] if node.name() == "DivBackward0" else node.next_functions
-            factors.update(node.next_functions if len(_activations(node)) > 1 else ())
+        seen.add(place)
+        if by_matrix == mixed:
+            yield (node, output), (node, output) in factors
+        name, before = node.name(), node.next_functions
+        if name in LAYOUT or scales_gradient(node):
+            before = before[output : output + 1]
+        elif name == COPY:
+            before = before[1:2]
+        elif name == "AddBackward0" and None in [n for n, _ in before]:
+            pass  # a constant was added
+        elif name in FACTOR:
+            before = before[:1] if name == "DivBackward0" else before
+            factors.update(before if len(_activations(node)) > 1 else ())
+        elif mixed and name == "ExpandBackward0":
+            pass
+        elif mixed and name == "BmmBackward0":
+            by_matrix = True
+        else:
+            continue
+        waiting += [(*edge, by_matrix) for edge in before]
+
+
+def shape_of(edge: Edge) -> tuple[int, ...]:
+    """The shape of the tensor at a place in the graph."""
+    node, output = edge
+    return tuple(cast(Any, node)._input_metadata[output].shape)
 
 
 def scales_gradient(node: Node) -> bool:
@@ -106,14 +170,22 @@ def scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
-def is_sum(node: Node | None, add: Node) -> bool:
-    """Whether a node gives the sum of an add, also where `y += x` wrote that into a view."""
-    if node is None or node is add:
-        return node is add
+def written(edge: Edge) -> Edge:
+    """Where the value of a tensor was computed, if it was then written into another one, or into a view, in place."""
+    node, _ = edge
+    if node is None or node.name() == COPY:
+        return edge if node is None else node.next_functions[1]
     before = node.next_functions[0][0] if node.next_functions else None
     if before is None or before.name() != "torch::autograd::CopySlices":
-        return False
-    return any(source is add for source, _ in before.next_functions[1:])
+        return edge
+    return before.next_functions[1] if len(before.next_functions) > 1 else edge
+
+
+def takes_a_part(node: Node) -> bool:
+    """Whether a node gives its input or a part of it: some channels, tokens or streams, next to each other."""
+    name = node.name()
+    in_one_piece = name == "SliceBackward0" and cast(Any, node)._saved_step == 1
+    return name in LAYOUT or in_one_piece or scales_gradient(node)
 
 
 def _through_layout(node: Node) -> Node:
@@ -165,17 +237,21 @@ def is_parameter(node: Node, depth: int = 8) -> bool:
 class Walk:
     """The walk back from an add: the nodes that its addends were made from, and the nodes that used them.
 
-    behind_gates: begin behind gates that scale a whole addend, as if they were not there.
+    terms: where its gradient enters its addends, where they are not the add's own inputs. behind_gates: begin behind
+    gates that scale a whole addend, as if they were not there.
     """
 
-    def __init__(self, add: Node, frozen: set[Node], *, behind_gates: bool = False) -> None:
+    def __init__(
+        self, add: Node, frozen: set[Node], terms: Sequence[Term] | None = None, *, behind_gates: bool = False
+    ) -> None:
         self.add, self.frozen = add, frozen
+        self.terms = terms_of(add) if terms is None else terms
         self.users: dict[Edge, list[Entry]] = defaultdict(list)
         self.reached: dict[Node, dict[int, int]] = {}  # node -> its output -> the addends made from it, as bits
         self.waiting: list[tuple[int, int, Node]] = []  # a heap, youngest node first
-        for index in range(len(add.next_functions)):
-            user, place = _behind_gate(add, index) if behind_gates else (add, index)
-            self._visit(user, place, 1 << index)
+        for node, index, addends in self.terms:
+            user, place = _behind_gate(node, index) if behind_gates and addends != BOTH else (node, index)
+            self._visit(user, place, addends)
 
     def meets_at(self, fork: Edge) -> bool:
         """Walk as far as that tensor; whether both addends were made from it."""
@@ -201,8 +277,9 @@ class Walk:
         counted as the shortcut's."""
         found: dict[Literal["shortcut", "branch"], list[Entry]] = {"shortcut": [], "branch": []}
         shared = False
+        of_terms = {(node, index): addends for node, index, addends in self.terms}
         for user, index in self.users[fork]:
-            addends = 1 << index if user is self.add else self._addends(user)
+            addends = of_terms[user, index] if (user, index) in of_terms else self._addends(user)
             found["shortcut" if addends & 1 << shortcut_operand else "branch"].append((user, index))
             shared |= addends == BOTH
         return found, shared
@@ -229,16 +306,26 @@ class Walk:
             if node in self.frozen
             or any(n is not None and n not in on_the_way and is_parameter(n) for n, _ in node.next_functions)
         }
+        factors = self._made_from(operand)
+        if len(factors) > 1 and (self.add in self.frozen or any(map(is_parameter, factors))):
+            acting.add(True)
         return None if not acting else "factor" if all(acting) else "weight"
 
     def gated_from_elsewhere(self, fork: Edge, operand: int) -> Node | None:
         """The factor of an addend that was made from the fork, where it is a product with a tensor that was not."""
         on_the_way = self.between(fork, operand) | {fork[0]}
-        addend, _ = self.add.next_functions[operand]
-        product = _through_layout(addend) if addend is not None else self.add
-        factors = _activations(product) if product.name() == "MulBackward0" else []
+        factors = self._made_from(operand)
+        if len(factors) == 1:
+            product = _through_layout(factors[0])
+            factors = _activations(product) if product.name() == "MulBackward0" else []
+        factors = [node for node in factors if not is_parameter(node)]
         from_fork = [node for node in factors if node in on_the_way]
         return from_fork[0] if len(factors) == 2 and len(from_fork) == 1 else None
+
+    def _made_from(self, operand: int) -> list[Node]:
+        """What the sum itself makes an addend from: one node, or the factors of a product."""
+        edges = [node.next_functions[index] for node, index, addends in self.terms if addends & 1 << operand]
+        return [node for node, _ in dict.fromkeys(edges) if node is not None]
 
     def only_gates(self, fork: Edge, operand: int) -> bool:
         """Whether what was made from the fork is in an addend only a gate of something else (a scan)."""
@@ -261,7 +348,8 @@ class Walk:
 
     def _step(self) -> None:
         node = heapq.heappop(self.waiting)[-1]
-        for index in range(len(node.next_functions)):
+        # What is copied overwrites the first input whole.
+        for index in range(node.name() == COPY, len(node.next_functions)):
             self._visit(node, index, self._addends(node))
 
     def _visit(self, user: Node, index: int, addends: int) -> None:

@@ -6,10 +6,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 from weakref import WeakKeyDictionary
 
 import pandas as pd
@@ -19,11 +19,28 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from .adds import Add, AddMode, call_name, intercept_adds, module_name
+from .adds import Add, AddMode, Factor, call_name, intercept_adds, is_one, module_name, unseen
 from .classify import JunctionMatch, added_to, classify_add, extend_match
-from .graph import LAYOUT, hidden_by, made_of_inputs, passes_for_parameter
-from .origins import ModuleCalls, Origin, tensors
-from .refusals import refusal, refuse_sharded_activation
+from .graph import (
+    BOTH,
+    LAYOUT,
+    SUMS,
+    Entry,
+    Term,
+    hidden_by,
+    made_of_inputs,
+    mixes,
+    passes_for_parameter,
+    scales_gradient,
+    stack_behind,
+    terms_of_stack,
+    written,
+)
+from .origins import ModuleCalls, Origin, tensors, version_of
+from .refusals import refusal, refuse_checkpoint, refuse_sharded_activation
+
+Addend = Literal["shortcut", "branch"]
+Place = tuple[Node | None, int]  # a tensor's in the graph, if it has one
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,8 @@ class Junction:
 
     name: str
     """The module that adds (``"layer1.0"``), ``@1`` behind it in that module's second call, ``#1`` at its call's second
-    add (or difference) of two tensors. A sum x + f(x) + g(x) is one junction, named after its last add."""
+    sum of two tensors (add, difference, ``lerp``, ``addcmul``, sum of a stack). A sum x + f(x) + g(x) is one junction,
+    named after its last add."""
     depth: int
     """Index in execution order, from 0 at the input."""
     shortcut: Literal["identity", "projection"]
@@ -55,9 +73,11 @@ def find_junctions(
     """Find the residual junctions of a model by running ``model(*inputs, **kwargs)`` once.
 
     An add is a junction when its addends reconverge on one earlier tensor: an *identity* shortcut carries that tensor
-    itself, at most reshaped or multiplied by a factor; a *projection* is linear in it (convolution, normalisation,
-    pooling, padding) while the branch is not; and the branch holds parameters. The model is not changed: buffers
-    (BatchNorm statistics) and random state stay as they are, and no gradient is left.
+    itself, at most reshaped or multiplied by a factor, or a part of it (some channels or streams); a *projection* is
+    linear in it (convolution, normalisation, pooling, padding, streams mixed by a matrix) while the branch is not; and
+    the branch holds parameters. ``lerp``, ``addcmul``, x + a (f(x) - x) and sums over ``torch.stack`` are adds, too; of
+    a stack, the last tensor is what a branch has given. The model is not changed: buffers (BatchNorm statistics) and
+    random state stay as they are, and no gradient is left.
 
     Args:
         model: Any module; nothing in it needs to be prepared.
@@ -141,6 +161,7 @@ def detect_junctions(
     on_start: Callable[[], None] = lambda: None,
     on_end: Callable[[list[Node]], None] = lambda roots: None,
     on_output: Callable[[Junction, Tensor], None] | None = None,
+    weigh: Callable[[Junction, Addend, Tensor], Tensor] | None = None,
     values: bool = True,
 ) -> AbstractContextManager[None]:
     """A context in which junctions are detected while the model runs.
@@ -149,14 +170,45 @@ def detect_junctions(
     before is but a part. on_other_add: called at each other add of two tensors, with its name and the reason. on_start,
     on_end: called before and after each forward with gradients, `on_end` with the outputs' nodes. on_output: called
     with the output of a module that adds, where this is the sum of its last junction behind an activation; then forks
-    and origins are looked for, too. values: whether the addends' values are needed, which costs a copy at an in-place
-    add. Raises RuntimeError where adds would be missed.
+    and origins are looked for, too. weigh: gives what is added in place of a junction's addend; then the model runs
+    with gradients also where they are off, since without autograd's graph no junction is known. values: whether the
+    addends' values are needed, which costs a copy at an in-place add. Raises RuntimeError where adds would be missed.
     """
-    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, values))
+    return intercept_adds(_Detector(model, on_junction, on_other_add, on_start, on_end, on_output, weigh, values))
 
 
 # What each model was given last (its signature), and whether inputs need a node in the graph there.
 LAST_INPUTS: WeakKeyDictionary[nn.Module, tuple[object, bool]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """The junction that an add makes, and which of its operands is a branch; or the last one, which it extends."""
+
+    junction: Junction
+    match: JunctionMatch
+    branch: int
+    part: DetectedJunction | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Interpolation:
+    """An add x + a (y - x)."""
+
+    parts: Add
+    """The same as a sum of (1 - a) x and a y, in the order of the add."""
+    operand: int
+    """Which operand of the add x is."""
+    subtracted: Entry
+    """Where x enters the difference."""
+    factor: Entry | None
+    """Where a enters its product, if there is one."""
+
+    def terms(self, add: Node) -> list[Term]:
+        """Where the gradient of the sum enters its addends."""
+        x, y, (difference, index) = 1 << self.operand, 2 >> self.operand, self.subtracted
+        found = [(add, self.operand, x), (difference, index, x), (difference, 1 - index, y)]
+        return found if self.factor is None else [*found, (*self.factor, BOTH)]
 
 
 class _Detector(AddMode):
@@ -170,9 +222,11 @@ class _Detector(AddMode):
         on_forward_start: Callable[[], None],
         on_forward_end: Callable[[list[Node]], None],
         on_output: Callable[[Junction, Tensor], None] | None,
+        weigh: Callable[[Junction, Addend, Tensor], Tensor] | None,
         values: bool,
     ) -> None:
         super().__init__(model)
+        self.weigh, self.needs_graph = weigh, weigh is not None
         self.on_junction, self.on_other_add = on_junction, on_other_add
         self.on_forward_start, self.on_forward_end = on_forward_start, on_forward_end
         self.on_output, self.values = on_output, values
@@ -181,6 +235,7 @@ class _Detector(AddMode):
         self.junctions: list[tuple[str, Node]] = []
         self.forks: list[Node] = []
         self.last: tuple[str, DetectedJunction] | None = None
+        self.recent: dict[Node, tuple[tuple[Any, ...], list[int]]] = {}
 
     def on_start(self, args: Any, kwargs: Any) -> bool:
         self.differentiable = torch.is_grad_enabled()
@@ -218,12 +273,9 @@ class _Detector(AddMode):
         super().release()
         self.junctions.clear()
         self.forks.clear()
+        self.recent.clear()
         self.last = self.module_calls = None
         self.last_of_call.clear()
-
-    def on_product(self, operands: tuple[Any, ...], result: Any) -> None:
-        if self.module_calls is not None:
-            self.module_calls.multiply(operands, result)
 
     def on_module_start(self, module: nn.Module, given: Any) -> None:
         if self.module_calls is not None:
@@ -241,71 +293,226 @@ class _Detector(AddMode):
                 self.on_output(detected.junction, first.detach())
 
     def on_add(self, add: Add) -> Tensor:
-        # An in-place add overwrites its first addend.
-        first = add.first.detach().clone() if self.values and add.in_place else add.first.detach()
+        if self.weigh is None or not self.differentiable:
+            return self._detect(add)
+        total = self._detect(self._weighed(add))
+        return add.first.copy_(total) if add.in_place and total is not add.first else total
+
+    def _detect(self, add: Add) -> Tensor:
+        interpolation = self._interpolation(add)
+        parts = add if interpolation is None else interpolation.parts
+        before = [_place(x) for x in (parts.first, parts.second)]
+        operands = [_place(x) for x in (add.first, add.second)]
+        values = [parts.addend(0), parts.addend(1)] if self.values else [parts.first, parts.second]
+        if self.values and add.in_place and values[0] is add.first:  # which is about to be overwritten
+            values[0] = values[0].detach().clone()
         total = add.execute()
-        node, second = total.grad_fn, add.second.detach()
-        if node is None:
-            self.on_other_add(add.name, "no gradient passes through it")
-        elif node.name() not in ("AddBackward0", "SubBackward0"):
-            self.on_other_add(add.name, "it writes into a part of another tensor")
-        elif first.shape != second.shape:
-            self.on_other_add(add.name, "its addends differ in shape: a bias, an embedding or a mask")
+        node = _sum_node(total)
+        found = self._match(add, node, interpolation)
+        if node is None or isinstance(found, str):
+            self.on_other_add(add.name, str(found))
         else:
-            self._classify(add, node, (first, second if add.weight == 1 else add.weight * second), total)
+            after, values = before, [value.detach() for value in values]
+            if interpolation is None and add.stack is None:
+                # The gate of another context may have multiplied them in the meantime.
+                after = [_weighted_place(node, place) for place in before]
+                factors = [_factor_between(*places) for places in zip(after, before, strict=True)]
+                values = [_times(value, factor) for value, factor in zip(values, factors, strict=True)]
+            elif not add.weighted and not _is_as_seen(node, add, operands):
+                raise RuntimeError(
+                    f"{add.name!r} interpolates or sums a stack, and a gate around this context gives its addends "
+                    "forward weights: enter that gate last, inside of the other contexts"
+                )
+            self._take(add, node, found, values, total, after, parts.factors)
+        if node is not None and node.name() == "SubBackward0":
+            self._remember(node, (add.first, add.second))
         return total
 
-    def _classify(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> None:
+    def _match(self, add: Add, node: Node | None, interpolation: "_Interpolation | None" = None) -> "_Match | str":
+        """What the junction is that the node of an add makes, or the reason why it makes none."""
+        if node is None:
+            return "no gradient passes through it"
+        if add.stack is None and node.name() not in SUMS:
+            return "it writes into a part of another tensor"
+        shapes = (add if interpolation is None else interpolation.parts).shapes
+        if shapes[0] != shapes[1]:
+            return "its addends differ in shape: a bias, an embedding or a mask"
         inside = "" if add.call == "(model)" else module_name(add.call) + "."
         outside = {found for name, found in self.junctions if not inside or not name.startswith(inside)}
-        match = classify_add(node, outside, self.frozen.nodes)
+        terms = None if interpolation is None else interpolation.terms(node)
+        if add.stack is not None:
+            if (stack := stack_behind(add.stack.grad_fn)) is None:
+                return "it sums a stack of tensors without gradients"
+            terms = terms_of_stack(stack)
+        match = classify_add(node, outside, self.frozen.nodes, terms)
         if isinstance(match, str):
-            if not self._extends_last(add, node, values, total):
-                self.on_other_add(add.name, match)
-            return
-        operand = match.shortcut_operand
-        junction = Junction(add.name, len(self.junctions), match.kind, ((add.name, 1 - operand),))
-        self.junctions.append((add.name, node))
-        self.forks.append(match.fork[0])
-        detected = DetectedJunction(junction, values[operand], values[1 - operand], node, match, total.detach())
-        self._detected(add, detected, 1 - operand)
+            return self._extension(add, node) or match
+        branch, depth = 1 - match.shortcut_operand, len(self.junctions)
+        if interpolation is not None and depth and self.junctions[-1][1] is interpolation.subtracted[0]:
+            depth -= 1  # x - f(x), which is no junction of its own
+        return _Match(Junction(add.name, depth, match.kind, ((add.name, branch),)), match, branch)
 
-    def _extends_last(self, add: Add, node: Node, values: tuple[Tensor, Tensor], total: Tensor) -> bool:
-        """Whether this add extends the sum of the last junction, which then is detected again."""
+    def _interpolation(self, add: Add) -> "_Interpolation | None":
+        """What an add x + a (y - x) mixes, which is (1 - a) x + a y."""
+        for operand in (0, 1):
+            x, change = (add.first, add.second)[:: 1 - 2 * operand]
+            factor = add.factors[1 - operand]
+            if not is_one(add.factors[operand]) or change.grad_fn is None or isinstance(factor, Tensor):
+                continue
+            product, node, by = None, change.grad_fn, factor
+            if node.name() == "MulBackward0" and (made_of := self._remembered(node)) is not None:
+                is_difference = [isinstance(x, Tensor) and self._remembered(x.grad_fn) is not None for x in made_of]
+                if sum(is_difference) != 1:
+                    continue
+                index = is_difference.index(True)
+                product, node = (node, 1 - index), made_of[index].grad_fn
+                with unseen():
+                    by = factor * made_of[1 - index]
+            ends = self._remembered(node)
+            if ends is None or node is None or node.name() != "SubBackward0" or x.grad_fn is None:
+                continue
+            behind = [_behind_weight(place) for place in node.next_functions]
+            if (index := next((i for i in (1, 0) if behind[i] == _place(x)), None)) is None:
+                continue
+            if self.weigh is not None and behind != list(node.next_functions):
+                raise ValueError(
+                    f"gate: {add.name!r} computes x - a (x - f(x)), whose difference has been given forward weights "
+                    "as if it were a junction: write it as x + a (f(x) - x), or gate gradients alone"
+                )
+            by = by if index == 1 else -by
+            parts = (x, ends[1 - index])[:: 1 - 2 * operand]
+            factors = (1 - by, by)[:: 1 - 2 * operand]
+            of_parts = replace(add, first=parts[0], second=parts[1], factors=factors)
+            return _Interpolation(of_parts, operand, (node, index), product)
+        return None
+
+    def on_product(self, operands: tuple[Any, ...], result: Any) -> None:
+        if self.module_calls is not None:
+            self.module_calls.multiply(operands, result)
+        if isinstance(result, Tensor) and result.grad_fn is not None and result.grad_fn.name() == "MulBackward0":
+            self._remember(result.grad_fn, operands)
+
+    def _remember(self, node: Node, operands: tuple[Any, ...]) -> None:
+        """Keep what a product or a difference was made of, for the next few sums."""
+        if len(operands) == 2:
+            self.recent[node] = (operands, [version_of(x) for x in operands])
+            for oldest in list(self.recent)[:-6]:
+                del self.recent[oldest]
+
+    def _remembered(self, node: Node | None) -> tuple[Any, ...] | None:
+        """What a node was made of, if it is kept and nothing has overwritten it since."""
+        operands, versions = self.recent.get(node, ((), [None])) if node is not None else ((), [None])
+        return operands if [version_of(x) for x in operands] == versions else None
+
+    def _extension(self, add: Add, node: Node) -> "_Match | None":
+        """The last junction, whose sum this add extends."""
         call, last = self.last or (None, None)
-        operand = None if last is None else added_to(last.add, node)
-        if last is None or operand is None or call != add.call or (add.weight != 1 and operand == 0):
-            return False
+        if last is None or call != add.call or add.stack is not None:
+            return None
+        operand = added_to(last.add, node)
+        if operand is None or not is_one(add.factors[1 - operand]):
+            return None
         match = extend_match(last.match, last.add, node, self.frozen.nodes)
         if match is None:
-            return False
-        self.junctions[-1] = (add.name, node)
-        branch = last.branch_value + values[operand] if self.values else values[operand]
+            return None
         junction = replace(last.junction, name=add.name, adds=(*last.junction.adds, (add.name, operand)))
-        detected = DetectedJunction(junction, last.shortcut_value, branch, node, match, total.detach())
-        self._detected(add, detected, operand, part=last)
-        return True
+        return _Match(junction, match, operand, last)
 
-    def _detected(
-        self, add: Add, detected: DetectedJunction, operand: int, part: DetectedJunction | None = None
+    def _weighed(self, add: Add) -> Add:
+        """An add of weighted operands, where it is a junction."""
+        original = add
+        with unseen():  # to see what it is; the modes of other contexts see the one that counts
+            trial = add.of(add.first, add.second)
+        interpolation = self._interpolation(add)
+        found = self._match(add, trial.grad_fn, interpolation)
+        if isinstance(found, str) or self.weigh is None:
+            return add
+        operands = [add.first, add.second]
+        if interpolation is not None:
+            add = replace(add, of=torch.add, factors=(1, 1))
+            operands = [interpolation.parts.addend(0), interpolation.parts.addend(1)]
+        given = list(operands)
+        operands[found.branch] = self.weigh(found.junction, "branch", operands[found.branch])
+        if found.part is None:
+            operands[1 - found.branch] = self.weigh(found.junction, "shortcut", operands[1 - found.branch])
+        if operands[0] is given[0] and operands[1] is given[1]:
+            return original
+        refuse_checkpoint(add.name)
+        first, second = operands
+        return replace(
+            add, first=first, second=second, in_place=False, execute=lambda: add.of(first, second), weighted=True
+        )
+
+    def _take(
+        self,
+        add: Add,
+        node: Node,
+        found: "_Match",
+        values: list[Tensor],
+        total: Tensor,
+        places: Sequence[Place],
+        factors: tuple[Factor, Factor],
     ) -> None:
-        """operand: which one is the branch. part: the junction of which this extends the sum."""
-        refuse_sharded_activation(detected.sum, detected.junction.name)
+        """Call back with a junction, or with the last one, whose sum goes on. places: its addends' in the graph."""
+        refuse_sharded_activation(total, found.junction.name)
+        last = found.part
+        if last is None:
+            depth = found.junction.depth
+            self.junctions[depth:], self.forks[depth:] = [(add.name, node)], [found.match.fork[0]]
+            shortcut, branch = values[1 - found.branch], values[found.branch]
+        else:
+            self.junctions[-1] = (add.name, node)
+            shortcut, branch = last.shortcut_value, values[found.branch]
+            branch = last.branch_value + branch if self.values else branch
+        detected = DetectedJunction(found.junction, shortcut, branch, node, found.match, total.detach())
         self.last = (add.call, detected)
         if self.module_calls is not None:
-            detected.fork = self.module_calls.value(detected.match.fork)
-            detected.origin = _origin(self.module_calls, add, detected.add, operand)
-            if part is not None and part.origin is not None:
-                same = part.origin.factor == detected.origin.factor
-                detected.origin = Origin(None, part.origin.factor if same else math.nan)
+            detected.fork = self.module_calls.value(found.match.fork)
+            detected.origin = self.module_calls.origin_of_addend(places[found.branch], factors[found.branch])
+            if last is not None and last.origin is not None:
+                same = last.origin.factor == detected.origin.factor
+                detected.origin = Origin(None, last.origin.factor if same else math.nan)
             self.last_of_call[add.call] = detected
         self.on_junction(detected)
 
 
-def _origin(calls: ModuleCalls, add: Add, node: Node, operand: int) -> Origin:
-    before, output = node.next_functions[operand]
-    origin = Origin(None, 1.0) if before is None else calls.origin((before, output))
-    return Origin(None, add.weight * origin.factor) if operand == 1 and add.weight != 1 else origin
+def _sum_node(total: Tensor) -> Node | None:
+    """The node that computed a sum, which may have been written into another tensor."""
+    return None if total.grad_fn is None else written((total.grad_fn, 0))[0]
+
+
+def _place(x: Tensor) -> Place:
+    return x.grad_fn, x.output_nr
+
+
+def _weighted_place(node: Node, place: Place) -> Place:
+    """Which input of a sum's node an operand is, or what another context's gate has made of it."""
+    return next((found for found in node.next_functions if _behind_weight(found) == place), place)
+
+
+def _is_as_seen(node: Node, add: Add, operands: Sequence[Place]) -> bool:
+    """Whether a sum is of what it was asked to be of: its operands, or its stack."""
+    if add.stack is None:
+        return list(node.next_functions) == list(operands)
+    return add.stack.grad_fn is None or mixes(node, add.stack.grad_fn)
+
+
+def _behind_weight(place: Place) -> Place:
+    node, _ = place
+    return _behind_weight(node.next_functions[0]) if node is not None and scales_gradient(node) else place
+
+
+def _factor_between(after: Place, before: Place) -> float:
+    """What `scale_gradient` multiplied a tensor by, between two places in the graph."""
+    factor = 1.0
+    while after != before and after[0] is not None:
+        factor *= cast(Any, after[0]).value
+        after = after[0].next_functions[0]
+    return factor
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else torch.zeros_like(x) if factor == 0 else factor * x
 
 
 ACTIVATIONS = {
@@ -317,8 +524,9 @@ ACTIVATIONS = {
 
 def _is_activated(output: Tensor, detected: DetectedJunction) -> bool:
     """Whether a tensor is a junction's sum behind an activation."""
-    node, activated = output.grad_fn, False
+    node, activated = _sum_node(output), False
     while node is not None and node is not detected.add and node.name() in ACTIVATIONS | LAYOUT:
         activated |= node.name() in ACTIVATIONS
-        node = node.next_functions[0][0]
+        before = node.next_functions[0]
+        node = None if before[0] is None else written(before)[0]
     return activated and node is detected.add

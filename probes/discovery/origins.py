@@ -53,19 +53,19 @@ class ModuleCalls:
         """A product (or quotient) of these operands was computed."""
         # Not read from what the node has saved: under checkpointing, that computes the forward again.
         if isinstance(result, Tensor) and result.grad_fn is not None and len(operands) == 2:
-            versions = [_version(x) for x in operands]
+            versions = [version_of(x) for x in operands]
             self._products[result.grad_fn] = list(zip(operands, versions, strict=True))
 
     def note(self, x: Tensor) -> Edge:
         """Remember a tensor's value while nothing overwrites it; its place in the graph."""
         edge = cast(Edge, (x.grad_fn, x.output_nr))
-        self._values[edge] = (x, _version(x))
+        self._values[edge] = (x, version_of(x))
         return edge
 
     def value(self, edge: Edge) -> Tensor | None:
         """The tensor that was at a place in the graph, if a module took or gave it and it was not overwritten since."""
         x, version = self._values.get(edge, (None, 0))
-        return x.detach() if x is not None and _version(x) == version else None
+        return x.detach() if x is not None and version_of(x) == version else None
 
     def origin(self, edge: Edge) -> Origin:
         """Where the addend at a place in the graph comes from.
@@ -90,6 +90,14 @@ class ModuleCalls:
             edge, times = step
             reshaped = reshaped and times is None
             factor *= 1.0 if times is None else times
+
+    def origin_of_addend(self, place: tuple[Node | None, int], factor: Any) -> Origin:
+        """Where an addend comes from that is what is at a place in the graph, times a factor."""
+        node, output = place
+        origin = Origin(None, 1.0) if node is None else self.origin((node, output))
+        if isinstance(factor, int | float) and factor == 1:
+            return origin
+        return Origin(None, _size(factor, version_of(factor)) * origin.factor)
 
     def _behind(self, edge: Edge, *, outside: bool) -> tuple[Edge, float | None] | None:
         """What a tensor is but for its shape, or but for a factor; and that factor. outside: of all modules."""
@@ -133,7 +141,7 @@ class ModuleCalls:
         return True
 
 
-def _version(x: Any) -> int:
+def version_of(x: Any) -> int:
     """How often a tensor was overwritten."""
     return x._version if isinstance(x, Tensor) and not x.is_inference() else 0
 
@@ -142,7 +150,7 @@ def _size(factor: Any, version: int) -> float:
     """A factor's value, or the root mean square of its elements; nan if it was overwritten since."""
     if not isinstance(factor, Tensor):
         return float(factor)
-    if _version(factor) != version or not factor.numel():
+    if version_of(factor) != version or not factor.numel():
         return math.nan
     return float(factor.item()) if factor.numel() == 1 else norm(factor.detach()).item() / math.sqrt(factor.numel())
 

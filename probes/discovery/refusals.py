@@ -54,6 +54,18 @@ def refuse_transforms() -> None:
         raise refusal("torch.func")
 
 
+def refuse_checkpoint(name: str) -> None:
+    """Raise where a sum that is to be weighted is computed under activation checkpointing, of either kind."""
+    frame = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
+        frame = frame.f_back
+    if frame is not None:
+        raise RuntimeError(
+            f"gate: {name!r} is under activation checkpointing, which computes the forward again without its forward "
+            "weights: leave checkpointing out, or gate gradients alone"
+        )
+
+
 def called_by_checkpoint(frame: FrameType | None) -> bool:
     """Whether reentrant checkpointing is among the callers."""
     while frame is not None:

@@ -286,14 +286,36 @@ def next_places(
 
 
 def _operands(site: JunctionSite) -> dict[Addend, list[Entry]]:
-    """Where a gradient enters a junction's addends; x + f(x) + g(x) has two branches, at two adds."""
-    node, branches, shortcut = site.add, list[Entry](), 0
-    for _, operand in reversed(site.junction.adds):
-        if branches:
-            node = cast(Node, node.next_functions[shortcut][0])
-        branches.append((node, operand))
-        shortcut = 1 - operand
-    return {"shortcut": [(node, shortcut)], "branch": branches}
+    """Where a gradient enters a junction's addends. A sum may be of several adds, or of a stack times factors: what
+    enters no branch (a gate of both addends, say) is the shortcut's."""
+    branches = list(site.match.branches)
+    inside = _between(site.add, {node for node, _ in branches})
+    others = [
+        (node, index)
+        for node in inside
+        for index, (before, _) in enumerate(node.next_functions)
+        if before is not None and before not in inside and (node, index) not in branches
+    ]
+    return {"shortcut": others, "branch": branches}
+
+
+def _between(add: Node, ends: set[Node]) -> list[Node]:
+    """The nodes by which a gradient at an add reaches some earlier nodes, with both."""
+    oldest = min(node._sequence_nr() for node in ends)
+    users, waiting = defaultdict[Node, list[Node]](list), [add]
+    while waiting:
+        node = waiting.pop()
+        for before, _ in node.next_functions:
+            if before is not None and before._sequence_nr() >= oldest:
+                if before not in users:
+                    waiting.append(before)
+                users[before].append(node)
+    found, waiting = dict.fromkeys([add, *ends]), list(ends)
+    while waiting:
+        node = waiting.pop()
+        waiting += [user for user in users[node] if user not in found]
+        found.update(dict.fromkeys(users[node]))
+    return list(found)
 
 
 def _all_ends(segment: _Segment) -> list[Edge]:

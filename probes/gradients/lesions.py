@@ -64,7 +64,7 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
     Args:
         model: Any module.
         delete: Junctions, as ``find_junctions`` returns them, whose branches contribute nothing; the shortcut's value,
-            and what follows the sum, stay.
+            and what follows the sum, stay. Of an interpolation x + a (f(x) - x) the whole change is deleted.
         skip: Modules that return their (first) input as it is, the matching lesion for blocks without a shortcut.
 
     Raises:
@@ -98,7 +98,7 @@ def _without(operand: int) -> Callable[[Add], Tensor]:
     """The sum without one of its operands: a copy, since the model may go on to overwrite it."""
 
     def replacement(add: Add) -> Tensor:
-        return add.first.clone() if operand == 1 else add.weight * add.second
+        return add.addend(1 - operand).clone()
 
     return replacement
 

@@ -111,7 +111,7 @@ class _OperandKeeper(AddMode):
 
     def on_add(self, add: Add) -> Tensor:
         if add.name in self.wanted:
-            self.kept[add.name] = (add.first.detach().clone(), add.weight * add.second.detach())
+            self.kept[add.name] = (add.addend(0).detach().clone(), add.addend(1).detach())
         return add.execute()
 
 

@@ -29,13 +29,15 @@ def gradient_norms(recording: Recording, *, per: Per | None = None) -> pd.DataFr
         - ``other``: what came by neither (long skips, auxiliary heads, returned hidden states). Where a branch reads
           its fork several times (queries, keys, values), it holds rounding.
 
-        total = shortcut + branch + other as tensors, while their norms need not add up.
+        total = shortcut + branch + other as tensors, while their norms need not add up. A site that no gradient reached
+        (an unused head's) has no rows, and a warning names it.
 
         Each norm is L2 over the whole batch tensor, of the gradient of the loss as given: the loss summed over a batch
         of N has N times the norms of its mean.
 
     Raises:
-        ValueError: No forward or no backward was recorded; with ``per``, no tensor was kept, or there are no tokens.
+        ValueError: No forward was recorded, or no backward that reached a site; with ``per``, no tensor was kept, or
+            there are no tokens.
 
     Example::
 
@@ -45,11 +47,12 @@ def gradient_norms(recording: Recording, *, per: Per | None = None) -> pd.DataFr
     """
     check_per(per, "gradient_norms")
     if per is not None:
-        sites = recording.kept_sites(f'gradient_norms(recording, per="{per}")')
-        return table(row for site in sites for row in _rows_per(recording, site, per))
+        recording.kept_sites(f'gradient_norms(recording, per="{per}")')
+        reached = recording.reached("gradient_norms")
+        return table(row for site in reached for row in _rows_per(recording, site, per))
     return table(
         {"block": site.name, "depth": site.depth, "quantity": name, "value": value.item()}
-        for site in recording.sites
+        for site in recording.reached("gradient_norms")
         for name, value in recording.norms(site).items()
     )
 

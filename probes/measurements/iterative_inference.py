@@ -26,6 +26,7 @@ def iterative_inference(recording: Recording, *, per: Per | None = None) -> pd.D
         Columns ``block``, ``depth``, ``quantity``, ``value``, with the quantity ``cosine``; nan where the value or the
         gradient is zero, and where branch and fork differ in shape (behind most projections). A projection of one shape
         has a value, although branch and fork then stand in different bases. The value is the addend, as it was added.
+        A junction that no gradient reached has no row, and a warning names it.
 
     Raises:
         ValueError: There is no junction, no backward was recorded, no tensor was kept, or there are no tokens.
@@ -38,7 +39,8 @@ def iterative_inference(recording: Recording, *, per: Per | None = None) -> pd.D
     """
     check_per(per, "iterative_inference")
     found: list[dict[str, object]] = []
-    for site in recording.kept_junctions("iterative_inference"):
+    junctions, reached = recording.kept_junctions("iterative_inference"), recording.reached("iterative_inference")
+    for site in (junction for junction in junctions if junction in reached):
         gradient = recording.gradient(site, "total")
         branch = portions(site.branch, per, site.name)
         if gradient.shape == site.branch.shape:

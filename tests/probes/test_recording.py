@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from probes import (
     Recording,
     gradient_norms,
+    iterative_inference,
     path_contributions,
     path_gradients,
     record,
@@ -76,8 +77,45 @@ def test_a_backward_that_ends_early_leaves_nothing_of_the_one_before() -> None:
         out, hidden = model(one())
         out.sum().backward(retain_graph=True)
         hidden.sum().backward()
+    with pytest.warns(UserWarning, match="gradient_norms: no gradient reached 'last', of which there are no rows"):
+        table = gradient_norms(recording)
+    assert table["block"].unique().tolist() == ["first"]
+    assert values(table, "total") == [3]
+    pd.testing.assert_frame_equal(recording.tables()["gradient_norms"], table)
     with pytest.raises(ValueError, match="no gradient reached 'last'"):
-        gradient_norms(recording)
+        path_contributions(recording)
+
+
+@pytest.mark.parametrize("per", [None, "example"])
+def test_a_part_that_gets_no_gradient_is_missing_from_the_tables_and_named_once(per: Any) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.get_submodule("body")(x)
+        for index in range(10):
+            self.get_submodule(f"head{index}")(x)
+        return x
+
+    heads = {f"head{index}": nn.Sequential(linear(1.0), Residual(linear(3.0))) for index in range(10)}
+    recording = recorded(Apply(forward, body=Residual(linear(2.0)), **heads), one(), keep=True)
+    for measure in (gradient_norms, iterative_inference):
+        with pytest.warns(UserWarning, match="no gradient reached 'head0.1', .*, 'head7.1' and 2 more") as caught:
+            table = measure(recording, per=per)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        assert table["block"].unique().tolist() == ["body"]
+    assert len(residual_magnitudes(recording)["block"].unique()) == 11
+
+
+def test_a_pooler_that_nobody_uses() -> None:
+    """Hugging Face's BERT computes it always; it has no junction, and nothing is missing."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=9))
+    with record(model) as recording:
+        model(torch.tensor([[1, 2, 3]])).last_hidden_state.square().sum().backward()
+    assert model.pooler.dense.weight.grad is None
+    table = gradient_norms(recording)
+    assert set(table["block"]) == {site.name for site in recording.sites}
+    assert len(recording.sites) == 2
 
 
 def test_a_backward_that_enters_inside_a_branch_is_not_added_to_the_one_before() -> None:

@@ -138,6 +138,8 @@ ZOO = {
         small("focalnet_tiny_srf"), images, 24, 0,
         {"": ("<{}.norm1", "{}.drop_path1>"), "#1": ("<{}.norm2", "{}.drop_path2>")},
     ),
+    # The first block of each stage projects behind an activation of its own: not found.
+    "timm:dpn68": Specimen(small("dpn68"), images, 18, 0),
     "timm:hiera_tiny_224": Specimen(small("hiera_tiny_224"), partial(images, 224), 21, 3),
     "timm:mvitv2_tiny": Specimen(small("mvitv2_tiny"), partial(images, 64), 27, 3),
     "hf:gpt2": Specimen(

@@ -205,6 +205,16 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "positions": lambda home, x: x + home.positions(torch.arange(x.shape[1])).expand_as(x),
     "GELU, written out": lambda home, x: home.v(gelu(home.q(x))),
     "a mixture of two experts": lambda home, x: home.f(x) * home.q(x).sigmoid() + home.g(x) * home.k(x).sigmoid(),
+    "a stack of three experts": lambda home, x: torch.einsum(
+        "nbtd,btn->btd", torch.stack([home.f(x), home.g(x), home.h(x)]), home.gate(x)[..., :3].softmax(-1)
+    ),
+    "a stack of copies": lambda home, x: (torch.stack([x, 2 * x, -x]) * home.scale).sum(0),
+    "a linear layer of a stack": lambda home, x: torch.stack([x[:, 0], home.f(x[:, 0])]) @ home.q.weight,
+    "lerp of two experts": lambda home, x: torch.lerp(home.f(x), home.g(x), 0.3),
+    "lerp of two learned factors": lambda home, x: torch.lerp(x, 2 * x, home.gamma),
+    "addcmul of a constant": lambda home, x: torch.addcmul(torch.ones_like(x), home.gamma, home.f(x)),
+    "attention beside a perceptron": lambda home, x: home.attention(x) + home.f(x),
+    "values mixed beside a perceptron": lambda home, x: (home.q(x) @ home.k(x).mT).softmax(-1) @ home.v(x) + home.f(x),
     "two streams of one input": lambda home, x: home.f(x) + home.g(x),
     "a mean of three": lambda home, x: (home.f(x) + home.g(x) + home.h(x)) / 3,
     "noise": lambda home, x: home.f(x + torch.randn_like(x)),

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 import torchvision
 import transformers
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from models import RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, cifar_resnet
+from models import GRADIENT_ONLY, PLAIN, RESIDUAL, SHORTEST_PATH, STOP_GRADIENT, Flow, cifar_resnet
 from probes import gate, scale_gradient
 from tests.support.networks import FLOAT64, images
 from tests.support.zoo import ZOO
@@ -128,7 +129,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]
 }  # fmt: skip
 
 
-def edited(model: nn.Module, block: str, edit: Edit, weights: Pair) -> nn.Module:
+def edited(model: nn.Module, block: str, edit: Edit, weights: Pair | Flow) -> nn.Module:
     """A copy of the model whose blocks run the edited forward."""
     twin, count = copy.deepcopy(model), 0
     for module in twin.modules():
@@ -178,6 +179,115 @@ def test_gated_gradients_are_those_of_the_model_edited_by_hand(name: str, weight
     assert [n for n in got if (got[n] is None) != (gradients[n] is None)] == []
     with pytest.raises(AssertionError):
         assert_equal(got, gradients)
+
+
+# Forward weights: each addend as `models.Flow` means it, with its parameters' gradients weighted by hand.
+
+
+class Call(nn.Module):
+    def __init__(self, block: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block, self.functions = block, [function]  # in a list: a part of the block is not registered twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.functions[0](x)
+
+
+def weighted(block: Any, function: Callable[[Tensor], Tensor], x: Tensor, value: float, gradient: float) -> Tensor:
+    """value · function(x), with the block's parameters; its gradient reaches x with a weight of its own."""
+    call = Call(block, function)
+    parameters = {name: scale_gradient(p, value) for name, p in call.named_parameters()}
+    return scale_gradient(functional_call(call, parameters, (scale_gradient(x, gradient),)), 1.0, value=value)
+
+
+def junction(block: Any, flow: Flow, x: Tensor, shortcut: Any, branch: Any) -> Tensor:
+    return weighted(block, branch, x, flow.branch, flow.branch_gradient) + weighted(
+        block, shortcut, x, flow.shortcut, flow.shortcut_gradient
+    )
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def weighted_basic_block(block: Any, flow: Flow, x: Tensor) -> Tensor:
+    branch = lambda x: block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))  # noqa: E731
+    return block.relu(junction(block, flow, x, block.downsample or same, branch))
+
+
+def weighted_convnext_block(block: Any, flow: Flow, x: Tensor) -> Tensor:
+    scale = lambda x: x.mul(block.gamma.reshape(1, -1, 1, 1))  # noqa: E731
+    branch = lambda x: block.drop_path(scale(block.mlp(block.norm(block.conv_dw(x)))))  # noqa: E731
+    return junction(block, flow, x, block.shortcut, branch)
+
+
+def weighted_gpt2_block(block: Any, flow: Flow, x: Tensor, *_: Any, attention_mask: Any = None, **__: Any) -> Tensor:
+    x = junction(block, flow, x, same, lambda x: block.attn(block.ln_1(x), attention_mask=attention_mask)[0])
+    return junction(block, flow, x, same, lambda x: block.mlp(block.ln_2(x)))
+
+
+def weighted_llama_layer(layer: Any, flow: Flow, hidden_states: Tensor, *_: Any, **keywords: Any) -> Tensor:
+    attention = lambda x: layer.self_attn(layer.input_layernorm(x), **keywords)[0]  # noqa: E731
+    x = junction(layer, flow, hidden_states, same, attention)
+    return junction(layer, flow, x, same, lambda x: layer.mlp(layer.post_attention_layernorm(x)))
+
+
+ORDER = (
+    1e-13  # GPT-2's attention, in memory of another alignment, rounds otherwise; the others are equal to the last bit
+)
+WEIGHTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, Edit]] = {
+    "resnet18": (*CASES["resnet18"][:3], weighted_basic_block),
+    "convnext_atto": (*CASES["convnext_atto"][:3], weighted_convnext_block),
+    "gpt2": (*CASES["gpt2"][:3], weighted_gpt2_block),
+    "llama": (ZOO["hf:llama"].make, tokens, "LlamaDecoderLayer", weighted_llama_layer),
+}
+FLOWS = [
+    Flow(shortcut=0.0), Flow(shortcut=0.0, shortcut_gradient=1.0), Flow(shortcut_gradient=0.0), Flow(0.5, 2.0),
+    Flow(branch=0.0, branch_gradient=0.5), Flow(0.5, 0.25, 1.0, 0.0), Flow(branch=0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=str)
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_forward_weights_are_those_of_the_model_edited_by_hand(name: str, flow: Flow) -> None:
+    make, inputs, block, edit = WEIGHTED[name]
+    model, x = make().to(FLOAT64).train(), inputs()
+    twin = edited(model, block, edit, flow)
+    evaluated = copy.deepcopy(twin).eval()
+    wanted_out, wanted = step(twin, x)
+    ordinary: dict[str, Any] = {"shortcut": flow.shortcut, "branch": flow.branch}
+    gradients: dict[str, Any] = {"shortcut_gradient": flow.shortcut_gradient, "branch_gradient": flow.branch_gradient}
+    for weights in (ordinary | gradients, ordinary) if flow == flow.exact else (ordinary | gradients,):
+        copied = copy.deepcopy(model)
+        with gate(copied, **weights):
+            out, got = step(copied, x)
+            assert (out - wanted_out).norm() <= ORDER * wanted_out.norm()
+            assert_equal(got, wanted)
+            assert None not in [got[n] for n, gradient in wanted.items() if gradient is not None]
+    if name != "resnet18":  # whose running statistics have moved
+        with torch.no_grad(), gate(model.eval(), **ordinary):
+            got_out, wanted_out = model(x), evaluated(x)
+        if not isinstance(got_out, Tensor):
+            got_out, wanted_out = got_out.last_hidden_state, wanted_out.last_hidden_state
+        assert (got_out - wanted_out).norm() <= ORDER * wanted_out.norm()
+        assert not got_out.requires_grad
+
+
+@pytest.mark.parametrize("projection", ["A", "B"])
+@pytest.mark.parametrize("arm", [GRADIENT_ONLY, PLAIN, Flow(0.5, 2.0, 0.0, 1.0), Flow(1.0, 0.0, 1.0, 1.0)], ids=str)
+def test_ours_under_forward_weights_equals_its_arm(arm: Flow, projection: Any) -> None:
+    model = cifar_resnet(14, flow=RESIDUAL, width=4, projection=projection).to(FLOAT64)
+    twin = cifar_resnet(14, flow=arm, width=4, projection=projection).to(FLOAT64)
+    twin.load_state_dict(model.state_dict())
+    x = images(3, 16)
+    out, wanted = step(twin, x)
+    weights: dict[str, Any] = {
+        name: getattr(arm, name) for name in ("shortcut", "branch", "shortcut_gradient", "branch_gradient")
+    }
+    with gate(model, **weights):
+        gated_out, got = step(model, x)
+    assert torch.equal(gated_out, out)
+    assert_equal(got, wanted)
 
 
 @pytest.mark.parametrize("projection", ["A", "B"])
