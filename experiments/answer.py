@@ -250,9 +250,9 @@ def write(found: Tables, families: Sequence[Family], output: Output) -> None:
         "conditions": results.summary(found["replicates"]),
         "shares": pd.concat([family.table for family in families], ignore_index=True),
         "power": pd.concat([family.power for family in families if family.is_judged], ignore_index=True),
-        "text_outcomes": show.text_table(outcome_rows(found["replicates"])),
-        "text_shares": show.text_table(share_rows(families)),
-        "text_jacobians": show.text_table(jacobian_rows(found["jacobians"])),
+        "text_outcomes": show.text_table(outcome_rows(found["replicates"]), heading="where"),
+        "text_shares": show.text_table(share_rows(families), heading="where"),
+        "text_jacobians": show.text_table(jacobian_rows(found["jacobians"]), heading="where"),
     }
     for name, rows in tables.items():
         if len(rows):

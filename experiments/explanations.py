@@ -376,7 +376,7 @@ def report(found: pd.DataFrame, output: Output) -> None:
         "text_subsets": subset_rows(networks, names),
     }
     for name, rows in text.items():
-        output.table(name, show.text_table(rows).drop(columns="where"))
+        output.table(name, show.text_table(rows))
     if np.isfinite(select(correlations, quantity="rho")["value"]).any():
         drawn = pd.concat([correlations, found[found["measurement"].isin(largest(correlations, SCATTERED))]])
         show.save_figure(output, figures.explanations(drawn), drawn, EXPERIMENT)

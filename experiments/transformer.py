@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 
 import figures
@@ -527,7 +526,7 @@ def report(tables: Tables, diverged: list[Run], rates: Mapping[str, float], grid
     output.table("scores", score_table(losses, changes, gaps, rates, grid))
     drawings = {
         "losses": (
-            partial(figures.conditions, quantity="loss"),
+            partial(figures.conditions, quantity="loss", legend=False),
             tables["outcomes"].assign(control=tables["outcomes"]["arm"]),
         ),
         "gradient_norms": (figures.gradient_norms, among_drawn(tables["gradients"])),
@@ -537,14 +536,19 @@ def report(tables: Tables, diverged: list[Run], rates: Mapping[str, float], grid
     }
     for name, (draw, rows) in drawings.items():
         show.save_figure(output, draw(rows), rows, name)
-    show_losses(console, losses, rates, changes, gaps)
-    show.diverged(console, diverged)
     readings = {"above": "worse", "below": "better", "within": "none"}
     made = {f"{arm} - {other}": show.decision(found, MARGIN, readings) for (arm, other), found in changes.items()}
     made |= {
         f"{arm}: of the gap from {GAPS[arm]}": (show.interval(gap.mean, gap.low, gap.high), f"{HALF}", gap.recovers)
         for arm, gap in gaps.items()
     }
+    rows = loss_rows(losses, rates, changes, gaps)
+    output.table("text_losses", show.text_table(rows))
+    if made:
+        output.table("text_decisions", show.text_table(show.decision_rows(made)))
+    title = "Nats a character of the test text: mean ± sd over n seeds; differences and gaps [95 % interval]"
+    show.table(console, rows, title=title)
+    show.diverged(console, diverged)
     show.files(console, output)
     if made:
         show.decisions(console, made, title="test loss, nats a character, paired by seed")
@@ -607,14 +611,13 @@ def score_table(
     return table(rows)
 
 
-def show_losses(
-    console: Console,
+def loss_rows(
     losses: pd.DataFrame,
     rates: Mapping[str, float],
     changes: Mapping[tuple[str, str], Estimate],
     gaps: Mapping[str, GapClosed],
-) -> None:
-    """Arm: its rate, its test loss, that against residual, and the part of a gap that it closes."""
+) -> show.Rows:
+    """By arm: its rate, its test loss, that against residual, and the part of a gap that it closes."""
     rows = {}
     for arm in map(str, losses):
         of_seeds = losses[arm].dropna()
@@ -626,8 +629,7 @@ def show_losses(
             "from": GAPS[arm] if arm in gaps else "",
             "n": str(len(of_seeds)),
         }
-    title = "Nats a character of the test text: mean ± sd over n seeds; differences and gaps [95 % interval]"
-    show.table(console, rows, title=title)
+    return rows
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import pytest
 from scipy import stats
 from torch import Tensor, nn
 
-import figures
 from experiments import answer
 from experiments.engine.conditions import learning_rate_search
+from experiments.engine.reporting import show
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.running.workers import Execution
@@ -286,7 +286,7 @@ def test_it_says_what_the_primary_shares_are(toy: Toy) -> None:
 
 
 def test_a_second_call_trains_nothing_and_prints_the_same(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "save", lambda *_: ())
+    monkeypatch.setattr(show, "save_figure", lambda *_: None)
     before = {path: path.stat().st_mtime_ns for path in toy.folder.glob("runs/*/*")}
     tables = {name: toy.table(name) for name in TABLES}
     trained = len(toy.runs)
@@ -302,7 +302,7 @@ def test_parts_that_were_finished_elsewhere_are_reported_as_if_they_were_trained
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all parts, nothing is trained. Beside one that is trained, its own runs may not be there."""
-    monkeypatch.setattr(figures, "save", lambda *_: ())
+    monkeypatch.setattr(show, "save_figure", lambda *_: None)
     trained = len(toy.runs)
     shown = call(replace(toy.settings, parts=(), tables=toy.folder, out=tmp_path))
     assert len(toy.runs) == trained

@@ -33,9 +33,11 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=100)
 
 
-def text_table(rows: Rows, *, heading: str = "where") -> pd.DataFrame:
-    """Rows of text as a table, for a page: the heading, an unnamed column of names, and the columns of the rows."""
-    return pd.DataFrame([{heading: above, "": name, **row} for (above, name), row in rows.items()]).fillna("")
+def text_table(rows: Rows, *, heading: str = "") -> pd.DataFrame:
+    """Rows of text as a table, for a page: the headings in a column of that name, if one is given, an unnamed column of
+    names, and the columns of the rows."""
+    found = ({**({heading: above} if heading else {}), "": name, **row} for (above, name), row in rows.items())
+    return pd.DataFrame(found).fillna("")
 
 
 def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
@@ -98,12 +100,16 @@ def conclusion(console: Console, output: Output, made: Mapping[str, Decision], *
 
 
 def decisions(console: Console, made: Mapping[str, Decision], *, title: str) -> None:
+    """Print each effect's estimate, margin and reading."""
+    table(console, decision_rows(made), title=f"Decisions: {title}", caption=RULE)
+
+
+def decision_rows(made: Mapping[str, Decision]) -> Rows:
     """Each effect's estimate, margin and reading."""
-    rows = {
+    return {
         ("", effect): {"estimate [95 % interval]": found, "margin": margin, "reading": reading}
         for effect, (found, margin, reading) in made.items()
     }
-    table(console, rows, title=f"Decisions: {title}", caption=RULE)
 
 
 def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np.ndarray], name: str) -> None:
