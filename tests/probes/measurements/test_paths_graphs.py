@@ -155,9 +155,10 @@ def highway(m: Any, x: Tensor) -> Tensor:
 
 
 def two_branches(m: Any, x: Tensor) -> Tensor:
-    """x + f(x) + g(x) is one junction."""
-    first = m.a(m.stem(x))
-    second = added(m.b, first, m.b.branch(first))
+    """x + f(x) + g(x) is one junction, whose first branch reads an earlier state, too."""
+    stem = m.stem(x)
+    first = m.a(stem)
+    second = added(m.b, first, m.b.branch(first * stem.sin()))
     return mixed(WEIGHTS, m.d(added(m.b, second, m.c.branch(first))), first)
 
 
