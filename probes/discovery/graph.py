@@ -132,12 +132,12 @@ def carried_tensors(terms: Sequence[Term], operand: int, *, mixed: bool = False)
     waiting = [(*node.next_functions[index], False) for node, index in own]
     seen: set[tuple[Node, int, bool]] = set()
     is_product = len(own) > 1 and own[0][0].name() in OPERANDS  # the sum computes it itself, as addcmul does
-    factors = {node.next_functions[index] for node, index in own} if is_product else set()
+    factors: set[tuple[Node | None, int]] = {node.next_functions[index] for node, index in own} if is_product else set()
     while waiting:
         node, output, by_matrix = place = waiting.pop(0)
         if node is None or place in seen or node.name() == "torch::autograd::AccumulateGrad":
             continue
-        seen.add(place)
+        seen.add((node, output, by_matrix))
         if by_matrix == mixed:
             yield (node, output), (node, output) in factors
         name, before = node.name(), node.next_functions
@@ -170,7 +170,7 @@ def scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
-def written(edge: Edge) -> Edge:
+def written(edge: tuple[Node | None, int]) -> tuple[Node | None, int]:
     """Where the value of a tensor was computed, if it was then written into another one, or into a view, in place."""
     node, _ = edge
     if node is None or node.name() == COPY:

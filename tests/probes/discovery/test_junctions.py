@@ -116,6 +116,14 @@ def test_a_shortcut_times_a_gate_is_still_a_shortcut(both: bool) -> None:
     assert values(residual_magnitudes(recording), "shortcut") == wanted
 
 
+def test_a_gate_that_addcmul_takes_first_stands_beside_the_shortcut() -> None:
+    def highway(host: Host, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(host.linear(x))
+        return torch.addcmul((1 - gate) * host.f(x), gate, x)
+
+    assert found(Host(highway)) == [("(model)", 0, "identity")]
+
+
 @pytest.mark.parametrize("join", PROJECTIONS.values(), ids=PROJECTIONS)
 def test_an_addend_that_is_linear_in_the_fork_is_a_projection(join: Callable[[Host, Tensor], Tensor]) -> None:
     assert found(Host(join)) == [("(model)", 0, "projection")]
