@@ -85,7 +85,7 @@ class Case:
     @cached_property
     def traced(self) -> Any:
         """The model in nnsight's wrapper."""
-        from nnsight import NNsight
+        from nnsight import NNsight  # pyright: ignore[reportMissingImports]
 
         return NNsight(self.model)
 
@@ -101,8 +101,8 @@ def gpt2() -> Case:
     """Hugging Face's GPT-2 with random weights, on random tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    size = {"vocab_size": 512, "n_positions": 64, "n_embd": 128, "n_layer": 4, "n_head": 4}
-    dropout = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    size: dict[str, Any] = {"vocab_size": 512, "n_positions": 64, "n_embd": 128, "n_layer": 4, "n_head": 4}
+    dropout: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     config = GPT2Config(**size, **dropout, bos_token_id=None, eos_token_id=None, use_cache=False)
     tokens = torch.randint(512, (8, 64))
     blocks = [f"transformer.h.{layer}" for layer in range(config.n_layer)]
@@ -147,7 +147,7 @@ def recorded(case: Case) -> Any:
 
 def nnsight_traced(case: Case) -> Norms:
     """A trace with a backward inside it, in which gradients are asked for from the last to the first."""
-    import nnsight
+    import nnsight  # pyright: ignore[reportMissingImports]
 
     with case.traced.trace(case.inputs):
         sizes = nnsight.save([])
@@ -157,7 +157,7 @@ def nnsight_traced(case: Case) -> Norms:
             outputs.append(case.traced.get(name).output)
             sizes.append(outputs[-1].detach().norm())
         loss = case.loss(case.traced.output)
-        with loss.backward():
+        with loss.backward():  # pyright: ignore[reportOptionalContextManager]
             for output in reversed(outputs):
                 gradients.append(output.grad.norm())
     return torch.stack(sizes).tolist(), torch.stack(gradients[::-1]).tolist()
@@ -165,7 +165,7 @@ def nnsight_traced(case: Case) -> Norms:
 
 def torchlens_traced(case: Case) -> Norms:
     """The graph of all operations, as its README begins."""
-    import torchlens
+    import torchlens  # pyright: ignore[reportMissingImports]
 
     trace = torchlens.trace(
         case.model, case.inputs, capture=torchlens.options.CaptureOptions(save_grads=True, backward_ready=True)
@@ -179,7 +179,7 @@ def torchlens_traced(case: Case) -> Norms:
 
 def torchlens_recorded(case: Case) -> Norms:
     """Chosen operations alone, as its guide to performance has it for loops."""
-    import torchlens
+    import torchlens  # pyright: ignore[reportMissingImports]
 
     chosen = reduce(or_, map(torchlens.module, case.places))
     output, recording = torchlens.record(case.model, case.inputs, save=chosen, backward_ready=True, return_output=True)

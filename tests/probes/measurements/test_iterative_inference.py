@@ -126,7 +126,7 @@ def test_measuring_changes_nothing() -> None:
 def trained_on_digits(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A network of 20 layers after 300 steps, in eval mode and float64, and the held-out images and labels."""
     torch.manual_seed(seed)
-    digits = load_digits()
+    digits: Any = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     y = torch.tensor(digits.target)
     held_out, fitted = torch.randperm(len(x)).split([297, len(x) - 297])

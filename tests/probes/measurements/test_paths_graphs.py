@@ -197,7 +197,9 @@ def blocks_of(model: nn.Module, recording: Recording) -> list[tuple[str, Block]]
     used = {site.name: site for site in recording.junctions}
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]
     ordered = [(name, dict(found).get(name)) for name in used]
-    by_hand = {both_addends_elsewhere: "two"}.get(getattr(model, "function", None), "b")  # where the graph itself adds
+    by_hand = (
+        "two" if getattr(model, "function", None) is both_addends_elsewhere else "b"
+    )  # where the graph itself adds
     return [(name, module) if module is not None else (by_hand, dict(found)[by_hand]) for name, module in ordered]
 
 
