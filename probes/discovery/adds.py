@@ -288,8 +288,15 @@ class AddMode(TorchFunctionMode):
         if in_place and args[0]._is_view():
             out, func = args[0], sum_of
         first, second, factors, of = operands
-        add = Add(*self._next_name(), first, second, factors, in_place, lambda: func(*args, **kwargs), of)
-        total = self.on_add(add)
+
+        def noted(total: Tensor) -> Tensor:
+            """Frozen parameters that are factors of the sum are known before it is classified."""
+            if self.frozen:
+                self.frozen.on_operation((args, kwargs), total)
+            return total
+
+        execute, other = lambda: noted(func(*args, **kwargs)), lambda a, b: noted(of(a, b))
+        total = self.on_add(Add(*self._next_name(), first, second, factors, in_place, execute, other))
         # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
         return total if out is None or total is out else out.copy_(total)
 

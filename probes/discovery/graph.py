@@ -306,8 +306,8 @@ class Walk:
             if node in self.frozen
             or any(n is not None and n not in on_the_way and is_parameter(n) for n, _ in node.next_functions)
         }
-        factors = self._made_from(operand)
-        if len(factors) > 1 and (self.add in self.frozen or any(map(is_parameter, factors))):
+        is_product = sum(bool(addends & 1 << operand) for _, _, addends in self.terms) > 1
+        if is_product and (self.add in self.frozen or any(map(is_parameter, self._made_from(operand)))):
             acting.add(True)
         return None if not acting else "factor" if all(acting) else "weight"
 

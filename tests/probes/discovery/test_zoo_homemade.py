@@ -146,11 +146,30 @@ def difference_in_place(home: Home, x: Tensor) -> Tensor:
     return x
 
 
+def copied(home: Home, x: Tensor) -> Tensor:
+    """The shortcut is written into a tensor that something else was computed in."""
+    return home.note(home.f(x).clone().copy_(x), home.g(x))
+
+
+def stacked(home: Home, x: Tensor) -> Tensor:
+    branch = home.f(x)
+    home.expect(x, branch)
+    return torch.stack([x, branch]).sum(0)
+
+
+def multiplied(home: Home, x: Tensor) -> Tensor:
+    home.expect(x, home.gamma * x)
+    return torch.addcmul(x, home.gamma, x)
+
+
 FOUND: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "a learned scale of the shortcut": lambda home, x: home.note(x * home.scale, home.f(x)),
     "a constant scale of the shortcut": lambda home, x: home.note(x * 0.5, home.f(x)),
     "a divided shortcut": lambda home, x: home.note(x / 2, home.f(x)),
     "a negative shortcut": lambda home, x: home.note(-x, home.f(x)),
+    "a copy in place": copied,
+    "a stack": stacked,
+    "a learned factor by addcmul": multiplied,
     "LayerScale": lambda home, x: home.note(x, home.gamma * home.f(home.norm(x))),
     "drop-path": lambda home, x: home.note(x, home.drop_path(home.f(home.norm(x)))),
     "dropout": lambda home, x: home.note(x, home.dropout(home.f(x))),
@@ -208,6 +227,7 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "a stack of three experts": lambda home, x: torch.einsum(
         "nbtd,btn->btd", torch.stack([home.f(x), home.g(x), home.h(x)]), home.gate(x)[..., :3].softmax(-1)
     ),
+    "a stack whose last tensor is the oldest": lambda home, x: torch.stack([home.f(x), x]).sum(0),
     "a stack of copies": lambda home, x: (torch.stack([x, 2 * x, -x]) * home.scale).sum(0),
     "a linear layer of a stack": lambda home, x: torch.stack([x[:, 0], home.f(x[:, 0])]) @ home.q.weight,
     "lerp of two experts": lambda home, x: torch.lerp(home.f(x), home.g(x), 0.3),
@@ -215,6 +235,7 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "addcmul of a constant": lambda home, x: torch.addcmul(torch.ones_like(x), home.gamma, home.f(x)),
     "attention beside a perceptron": lambda home, x: home.attention(x) + home.f(x),
     "values mixed beside a perceptron": lambda home, x: (home.q(x) @ home.k(x).mT).softmax(-1) @ home.v(x) + home.f(x),
+    "a sum with what was overwritten": lambda home, x: x + home.f(x).clone().copy_(torch.ones(WIDTH)),
     "two streams of one input": lambda home, x: home.f(x) + home.g(x),
     "a mean of three": lambda home, x: (home.f(x) + home.g(x) + home.h(x)) / 3,
     "noise": lambda home, x: home.f(x + torch.randn_like(x)),
