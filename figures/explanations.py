@@ -35,19 +35,20 @@ def explanations(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, 
     width, first_weights ("he"; all others are hollow), and the quantities "measured" and "outcome" (0: chance, 1: the
     residual network of that size).
     """
-    of_all = table[table["control"].isna()] if "control" in table else table
+    of_networks = table["control"].notna() if "control" in table else pd.Series(False, table.index)
+    of_all, networks = table[~of_networks], table[of_networks]
     rows = select(of_all, ["measurement", "treatment"], figure="explanations", quantity=ENDS)
     numbers = rows.pivot(index="measurement", columns="quantity", values="value").reindex(columns=ENDS)
     kind = rows.drop_duplicates("measurement").set_index("measurement")["treatment"]
     order = list(numbers["rho"].abs().sort_values(ascending=False, kind="stable", na_position="last").index)
     best = [name for name in order if kind[name] != BASELINE and np.isfinite(numbers["rho"][name])][:BEST]
+    best = best if len(networks) else []
     height, ratios = ROW * (len(order) + 0.5), (1.5, *[1.0] * BEST)
     if is_narrow(axes):
         grid = np.array([mosaic([[0] * BEST, range(1, 1 + BEST)], heights=(height, 0.8))], dtype=object)
     else:
         grid = panels(axes, 1, 1 + BEST, figure="explanations", height=height, width_ratios=ratios)
     _forest(grid[0, 0], numbers, kind, order)
-    networks = table[table["control"].notna()] if "control" in table else table.iloc[:0]
     if len(networks):
         check_columns(networks, [*NETWORK, "measurement", "quantity", "value"], figure="explanations")
     looks = looks_of(networks["arm"], looks) if len(networks) else {}
@@ -57,7 +58,7 @@ def explanations(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, 
             continue
         _scatter(axis, networks, name, looks)
     grid[0, 1].set_ylabel("gap closed")
-    column_titles(grid[0], ["(a)", *["(b)", "(c)", "(d)"][: len(best)]])
+    column_titles(grid[0][: 1 + len(best)], ["(a)", "(b)", "(c)", "(d)"][: 1 + len(best)])
     families = networks["control"].nunique() if len(networks) else 0
     count = len(networks.drop_duplicates(["control", "depth_total", "width"])) if len(networks) else 0
     title = f"{count} networks of {families} families; (a) point: over all; thick bar: 95 % over networks, thin: over"
