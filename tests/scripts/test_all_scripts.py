@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import figures
+from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
 from models import ARMS, Flow
 from tests.support.conditions import short_search
@@ -297,7 +297,7 @@ def test_where_every_run_diverged_that_is_said(script: str, tmp_path: Path) -> N
 def test_a_second_call_repeats_no_run_and_prints_the_same(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "save", lambda *_: ())  # drawing takes longer than all the rest
+    monkeypatch.setattr(show, "save_figure", lambda *_: None)  # drawing takes longer than all the rest
     files, shown, log = [], [], ""
     with short_search():
         for _ in range(2):

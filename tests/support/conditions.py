@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import figures
 from experiments.engine.conditions import learning_rate_search as module
 from experiments.engine.conditions.gap_closed import condition_table
+from experiments.engine.reporting import show
 from experiments.engine.running.run import Outcome, Run
 from experiments.engine.running.workers import Execution
 from experiments.engine.training.data import Data
@@ -97,6 +97,6 @@ def run_made_up(script: ModuleType, out: Path, ends: Ends, **changes: Any) -> st
 
     with short_search() as patch, redirect_stdout(io.StringIO()) as text:
         patch.setattr(script, "ConditionRunner", partial(module.ConditionRunner, task=train))
-        patch.setattr(figures, "save", lambda *_: ())
+        patch.setattr(show, "save_figure", lambda *_: None)
         script.main(script.Settings(out=out, **SMALL | changes))
     return " ".join(text.getvalue().split())
