@@ -394,8 +394,8 @@ def conclusions(families: Sequence[Family], profiles: pd.DataFrame, linear: pd.D
         where = f"{about['data']}, {about['step']} steps"
         if (about["treatment"], about["outcome"]) == ("added later", JUDGED[0]):
             for of in family.estimates:
-                share = f"{of.value:.2f} [{of.low:.2f}, {of.high:.2f}]"
-                lines.append(f"{where}, added after the primary runs: {of.name} {share}: {family.reading(of)}.")
+                share = f" {of.value:.2f} [{of.low:.2f}, {of.high:.2f}]" if np.isfinite(of.value) else ""
+                lines.append(f"{where}, added after the primary runs: {of.name}{share}: {family.reading(of)}.")
         if (about["treatment"], about["outcome"]) == ("gap closed", JUDGED[0]):
             lines += [f"{where}: {line}" for line in name_of_first_share(family.outcomes)]
             means = [family.outcomes[of.name].mean(1) for of in (PLAIN, RESIDUAL)]
