@@ -431,10 +431,10 @@ def subset_rows(networks: pd.DataFrame, names: list[str]) -> show.Rows:
         if not np.isfinite(tested.best).any():
             continue
         rho = {name: spearman(of[name].to_numpy(float), of["outcome"].to_numpy(float)) for name in names}
-        largest = max((name for name in names if rho[name] == rho[name]), key=lambda name: abs(rho[name]))
+        top = max((name for name in names if rho[name] == rho[name]), key=lambda name: abs(rho[name]))
         row = {"n": str(len(of)), "chosen": f"{np.nanmean(tested.best):.2f}"}
         row |= {name: f"{np.nanmean(values):.2f}" for name, values in tested.baselines.items()}
-        rows["", subset] = {**row, "rho": f"{rho[largest]:.2f}", "note": largest}
+        rows["", subset] = {**row, "rho": f"{rho[top]:.2f}", "note": top}
     return rows
 
 

@@ -63,6 +63,8 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         self._backward: int | None = None
         self._roots: list[Node] = []
+        self._first: JunctionSite | None = None
+        """`first`, from the end of the forward on: a backward asks for it at every site."""
         self._outputs: dict[Edge, Tensor] = {}
         """The gradients that arrived at what the model returned, as far as they are kept."""
         self._loss_meets_last = False
@@ -345,6 +347,7 @@ class Recording:
     def _on_start(self) -> None:
         self._release()
         self._sites.clear()
+        self._first = None
         self._roots.clear()
         self._outputs.clear()
 
@@ -357,7 +360,8 @@ class Recording:
         used = {n for node in ancestors(roots) for n, _ in node.next_functions} if len(self._roots) > 1 else set()
         outer = [(node, output) for node in self._roots if node not in used for output in _outputs(node)]
         ends, passed = next_places(outer, places)
-        before = self.first.match.fork[0]._sequence_nr()
+        self._first = self.first
+        before = self._first.match.fork[0]._sequence_nr()
         bypassed = any(node._sequence_nr() < before for node in passed)
         self._loss_meets_last = list(ends) == [(junctions[-1].add, 0)] and not bypassed
         for index, node in enumerate(self._roots):
@@ -445,7 +449,7 @@ class Recording:
         else:
             site.norms["total"] = norm(site.gradients["total"])
         if not self._keep:  # the path functions begin at the last junction's sum, and end at the first fork
-            first = site is (self.first if isinstance(site, JunctionSite) else self._sites[0])
+            first = site is ((self._first or self.first) if isinstance(site, JunctionSite) else self._sites[0])
             last = site is self._sites[-1]
             ends = {"total": first, "junction": last}
             site.gradients = {name: gradient for name, gradient in site.gradients.items() if ends.get(name)}

@@ -55,13 +55,13 @@ def classify_add(
     one of them is a merge of features (a pyramid's lateral connection, say), not a shortcut. frozen: nodes that act
     with parameters which have no leaf. terms: where its gradient enters its addends, where they are not its inputs.
     """
-    inputs = terms_of(add)
-    match = _classify(add, junctions, frozen, inputs if terms is None else terms)
+    elsewhere = terms is not None or add.name() not in ("AddBackward0", "SubBackward0")
+    terms = terms_of(add) if terms is None else terms
+    match = _classify(add, junctions, frozen, terms)
     if isinstance(match, str):
         return match
     # Where an addend is not an input of the add, it cannot be walked by itself.
-    shared = match.shared or terms is not None or add.name() not in ("AddBackward0", "SubBackward0")
-    terms = inputs if terms is None else terms
+    shared = match.shared or elsewhere
     return replace(match, shared=shared, terms=terms, branches=_entries_of(terms, 1 - match.shortcut_operand))
 
 
