@@ -149,8 +149,9 @@ def _is_finite(recording: Recording) -> bool:
 def _wait_for_a_step(model: nn.Module) -> bool:
     """Whether parameters hold gradients that an optimizer could take: not all are 0 or missing, and all are finite."""
     sizes: list[float] = []
-    for gradient in (p.grad for p in model.parameters() if p.grad is not None):
-        own: Any = gradient.to_local() if is_sharded(gradient) else gradient
+    found: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
+    for gradient in found:
+        own = gradient.to_local() if is_sharded(gradient) else gradient
         values = own._values() if own.is_sparse else own
         sizes.append(torch.linalg.vector_norm(values.detach(), dtype=torch.float64).item())
     return sum(sizes) > 0 and math.isfinite(sum(sizes))
