@@ -21,6 +21,11 @@ NO_CHAIN = (
     "(path_gradients and path_contributions take any graph); or gradient weights have changed since the recorded "
     "backward"
 )
+UNREACHED = (
+    "the junctions are no chain: no gradient reached {!r} (an unused head, a detached stream), and paths are sampled "
+    "and limited in a chain alone (path_gradients and path_contributions take any graph): let the loss depend on this "
+    "part of the model, or leave it out of the forward"
+)
 
 K = TypeVar("K")
 Addend = Literal["shortcut", "branch"]
