@@ -28,9 +28,9 @@ def gradient_correlation(
     r"""How alike the gradients at every block's fork are, for inputs along a line, by their distance on it.
 
     In plain ReLU networks the gradients of neighbouring inputs become white noise with depth (*shattered gradients*:
-    Balduzzi et al. 2017, arXiv:1702.08591): their correlation falls like 1 / 2^L where two inputs share a quarter of
-    each layer's active neurons, and like 1 / √L with shortcuts and normalisation. A network of one layer has brown
-    noise.
+    Balduzzi et al. 2017, arXiv:1702.08591): their correlation falls like 1 / 2^L where a quarter of each layer's
+    neurons are active for both of two inputs, and like 1 / √L with shortcuts and normalisation. A network of one layer
+    has brown noise.
 
     Let g_i be the gradient at the fork that belongs to input i (of N), flattened, and m the mean of all. It is what the
     *backward* gives: the weights of a ``gate`` or of a network's gradient count.
