@@ -195,8 +195,10 @@ def test_errors_say_what_to_do() -> None:
         stream_statistics(recording, per="image")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"per=\"token\" needs tensors \(N, T, D\), and '0' has \(2, 3\)"):
         stream_statistics(recording, per="token")
-    with pytest.raises(ValueError, match=r"features is 4, and the stream is \(2, 3\): give one of its dimensions"):
-        stream_statistics(recording, features=4)
+    for wrong, behind in ((4, ""), (0, " behind the first"), (-2, " behind the first")):
+        text = rf"features is {wrong}, and the stream is \(2, 3\): give one of its dimensions{behind}"
+        with pytest.raises(ValueError, match=text):
+            stream_statistics(recording, features=wrong)
 
 
 def test_measuring_changes_nothing() -> None:
