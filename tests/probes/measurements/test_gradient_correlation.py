@@ -271,6 +271,15 @@ def test_with_shortcuts_too_it_falls_like_a_power_of_depth() -> None:
         assert sum(found) / 5 == pytest.approx(wanted, rel=0.15)
 
 
+@pytest.mark.parametrize(("other", "vanished"), [(1.0, 0.0), (-1.0, 0.6)])
+def test_a_gradient_has_vanished_where_all_of_it_is_0(other: float, vanished: float) -> None:
+    """Of ReLU(x) at (-1, other) ... (1, other) in five steps: three lose the first of two numbers, or both."""
+    layer = linear([[1.0, 0], [0, 1]])
+    ends = torch.tensor([[-1.0, other], [1, other]], dtype=FLOAT64)
+    found = gradient_correlation(nn.Sequential(layer, relu := nn.ReLU()), ends, points=5, blocks=[relu])
+    assert curve(found, "vanished") == [vanished]
+
+
 def test_train_modes_batch_norm_centres_the_gradient_whatever_the_network_does() -> None:
     """Nothing of it is left in common, behind a single linear layer: the trap that the docstring names."""
     parts = [nn.Linear(32, 32), nn.BatchNorm1d(32)]
