@@ -79,7 +79,7 @@ def test_the_wheel_holds_probes_and_figures_and_nothing_else(wheel: Path) -> Non
     shipped = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "probes").rglob("*.py")}
     sources |= {f"probes/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "figures").rglob("*.py")}
-    assert shipped == sources | {"probes/py.typed"}
+    assert shipped == sources | {"probes/py.typed", "probes/figures/page/page.html"}
 
 
 def test_it_asks_for_torch_and_pandas_and_for_nothing_else_without_an_extra(wheel: Path) -> None:
