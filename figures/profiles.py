@@ -19,6 +19,11 @@ GRADIENT = {
 }
 RATIO = {"ratio": Look("ratio", "#009E73")}
 SHARE = {"share": Look("share", "#000000")}
+PANELS = {  # by the quantity that is drawn over a training: the column of x, and the labels
+    "total": ("depth", {"xlabel": "junction depth", "ylabel": "gradient norm at the fork"}),
+    "ratio": ("depth", {"xlabel": "junction depth", "ylabel": "branch / shortcut\n(ratio of norms)"}),
+    "share": ("path_length", {"xlabel": "path length (branches)", "ylabel": "signed share\nof the gradient"}),
+}
 WEAKEST = 0.25  # strength of the first checkpoint's colour
 CHECKPOINTS = 6  # drawn at most
 
@@ -47,7 +52,8 @@ def profiles(
     drawn = _draw(gradient, table, gradients, x="depth", log=True)
     _draw(ratio, table, ratios, x="depth", log=True)
     _draw(share, table, shares, x="path_length", log=False)
-    _label(grid)
+    for axis, (_, labels) in zip(grid.flat, PANELS.values(), strict=True):
+        axis.set(**labels)
     entries = arm_handles({part: gradients[part] for part in drawn}, marker=True)
     caption = f"of {title}\n" * bool(title) + "zeros are left out of log axes"
     finish(grid, entries, legend=legend, caption=caption)
@@ -58,7 +64,7 @@ def profiles(
 def checkpoints(
     table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, legend: bool = True, title: str = ""
 ) -> Axes2D:
-    """A network's profile over its training: the panels of `profiles`, light to dark from the first checkpoint on.
+    """A network's profile over its training: those panels of `profiles` that the table has, light to dark.
 
     Of more than six checkpoints six are drawn, evenly spaced, the first and the last among them.
 
@@ -67,30 +73,22 @@ def checkpoints(
     title: What network it is, for the caption.
     """
     places = [column for column in ("depth", "path_length") if column in table]
-    wanted = ["total", "ratio", "share"]
-    rows = select(table, ["checkpoint", *places], figure="checkpoints", quantity=wanted)
+    rows = select(table, ["checkpoint", *places], figure="checkpoints", quantity=list(PANELS))
     names = list(dict.fromkeys(rows["checkpoint"]))
     drawn = [names[round(k)] for k in np.linspace(0, len(names) - 1, min(len(names), CHECKPOINTS))]
     strengths = np.linspace(1, WEAKEST, len(drawn))[::-1]  # one alone is dark
     shades = {name: Look(str(name), shade(ONE.colour, k)) for name, k in zip(drawn, strengths, strict=True)}
     shades = looks_of(drawn, looks, known=shades)
-    grid = panels(axes, 1, 3, figure="checkpoints", height=1.15)
-    for axis, quantity in zip(grid.flat, wanted, strict=True):
-        x = "path_length" if quantity == "share" else "depth"
+    panel = {quantity: PANELS[quantity] for quantity in PANELS if quantity in set(rows["quantity"])}
+    grid = panels(axes, 1, len(panel), figure="checkpoints", height=1.15)
+    for axis, (quantity, (x, labels)) in zip(grid.flat, panel.items(), strict=True):
         _draw(axis, rows[rows["quantity"] == quantity], shades, by="checkpoint", x=x, log=quantity != "share")
-    _label(grid)
+        axis.set(**labels)
     left = f"; {len(drawn)} of {len(names)} are drawn" * (len(drawn) < len(names))
     caption = f"of {title}\n" * bool(title) + f"light to dark: early to late checkpoints{left}\n"
     caption += "zeros are left out of log axes"
     finish(grid, arm_handles(shades, marker=True), legend=legend, caption=caption)
     return grid
-
-
-def _label(grid: Axes2D) -> None:
-    gradient, ratio, share = grid.flat
-    gradient.set(xlabel="junction depth", ylabel="gradient norm at the fork")
-    ratio.set(xlabel="junction depth", ylabel="branch / shortcut\n(ratio of norms)")
-    share.set(xlabel="path length (branches)", ylabel="signed share\nof the gradient")
 
 
 def _draw(

@@ -5,6 +5,7 @@ training's checkpoints; with ``--out DIR`` also tables, and where the extra ``fi
 Nothing is downloaded: weights are random unless ``--weights`` gives state dicts.
 """
 
+import json
 import platform
 import shlex
 import sys
@@ -20,11 +21,10 @@ from torch import Tensor, nn
 
 from . import __version__
 from .files import to_csv
-from .profile import MEASUREMENTS, Profile, count_adds, describe, describe_checkpoints, measure, one_table
+from .profile import Profile, count_adds, describe, describe_checkpoints, measure, one_table
 from .sources import FORMS, load_model, load_weights, make_inputs
 
-CHECKPOINTS, FIGURE, PAGE = "checkpoints", "profiles", "report.html"
-WRITTEN = ["adds", "path_contributions", CHECKPOINTS, *(probe.__name__ for probe in MEASUREMENTS)]  # CSVs
+CHECKPOINTS, FIGURE, PAGE, MANIFEST = "checkpoints", "profiles", "report.html", "written.json"
 MOST_ROWS, CUT = 400, "The first 400 of {} rows; the file has all of them."  # of a table on the page
 NO_FIGURES = "No figures and no page: {} is not installed; pip install 'residual-probes[figures]'"
 
@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check(given)
         profiles = _profiles(given)
-        print(f"{_title(given)}\n")
-        print(describe(profiles[""]) if "" in profiles else describe_checkpoints(profiles))
+        print(f"{_title(given)}\n\n{_text(profiles)}")
         if given.out is not None:
             _write(profiles, given)
     except ValueError as error:
@@ -149,6 +148,10 @@ def short_names(files: Sequence[Path]) -> list[str]:
     return ["/".join(path) for path in parts]
 
 
+def _text(profiles: Mapping[str, Profile]) -> str:
+    return describe(profiles[""]) if "" in profiles else describe_checkpoints(profiles)
+
+
 def _title(given: Namespace) -> str:
     weights = {0: "random weights", 1: f"weights of {given.weights[0]}" if given.weights else ""}
     inputs = str(given.image or given.images or "random inputs")
@@ -161,30 +164,41 @@ def _title(given: Namespace) -> str:
 def _write(profiles: Mapping[str, Profile], given: Namespace) -> None:
     """Write tables, then figures and a page where there are figures; print the files.
 
-    Files of an earlier call are deleted, since another model may not have them all.
+    What an earlier call wrote, of another model perhaps, is deleted first, and nothing else.
     """
     first = next(iter(profiles.values()))
     tables = {"adds": first.adds, **(first.tables if "" in profiles else {CHECKPOINTS: one_table(profiles)})}
-    names = [*(f"{name}.csv" for name in WRITTEN), PAGE]
-    names += [f"figures/{name}.{suffix}" for name in (FIGURE, CHECKPOINTS) for suffix in ("pdf", "png", "csv")]
-    for name in names:
-        (given.out / name).unlink(missing_ok=True)
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            (given.out / f"{name}.csv").write_text(to_csv(table), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--out {given.out}: cannot be written ({error.strerror}); choose another folder") from None
-    missing = ""
+    name, missing = FIGURE if "" in profiles else CHECKPOINTS, ""
     try:
         figures = _figures()
     except ModuleNotFoundError as error:
-        missing = NO_FIGURES.format(error.name)
-    else:
-        _draw(figures, profiles, tables, given)
-    print(f"\nWritten to {given.out}:", *(f"  {name}" for name in names if (given.out / name).exists()), sep="\n")
+        figures, missing = None, NO_FIGURES.format(error.name)
+    names = [f"{table}.csv" for table in tables]
+    names += [*(f"figures/{name}.{suffix}" for suffix in ("pdf", "png", "csv")), PAGE] if figures else []
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        for earlier in _listed(given.out):
+            earlier.unlink(missing_ok=True)
+        (given.out / MANIFEST).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+        for table, rows in tables.items():
+            (given.out / f"{table}.csv").write_text(to_csv(rows), encoding="utf-8")
+        if figures:
+            _draw(figures, name, profiles, tables, given)
+    except OSError as error:
+        raise ValueError(f"--out {given.out}: cannot be written ({error.strerror}); choose another folder") from None
+    print(f"\nWritten to {given.out}:", *(f"  {file}" for file in names), sep="\n")
     if missing:
         print(missing)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files in a folder that an earlier call wrote; none where its list is missing or no such list."""
+    try:
+        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = [folder / name for name in names]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []
+    return [file for file in files if file.resolve().is_relative_to(folder.resolve()) and file.is_file()]
 
 
 def _figures() -> Any:
@@ -198,17 +212,16 @@ def _figures() -> Any:
     return import_module("figures")
 
 
-def _draw(figures: Any, profiles: Mapping[str, Profile], tables: Mapping[str, pd.DataFrame], given: Namespace) -> None:
-    """Draw the profile, or that over a training, and write the page."""
-    if "" in profiles:
-        name, table, text = FIGURE, profiles[""].drawn, describe(profiles[""])
-    else:
-        name, table, text = CHECKPOINTS, tables[CHECKPOINTS], describe_checkpoints(profiles)
+def _draw(
+    figures: Any, name: str, profiles: Mapping[str, Profile], tables: Mapping[str, pd.DataFrame], given: Namespace
+) -> None:
+    """Draw the figure of that name, and write the page."""
+    table = tables[CHECKPOINTS] if name == CHECKPOINTS else profiles[""].drawn
     axes = getattr(figures, name)(table, title=_title(given))
     page = import_module(f"{figures.__name__}.page")
-    picture = page.picture(axes, title="Profile", file=f"figures/{name}.csv")
+    picture = page.picture(axes, file=f"figures/{name}.csv")
     figures.save(axes, table, given.out / "figures", name)
-    sections = [page.Section("Profile", [picture, page.Code(text)])]
+    sections = [page.Section("Profile", [picture, page.Code(_text(profiles))])]
     for name, table in tables.items():
         caption = CUT.format(len(table)) if len(table) > MOST_ROWS else ""
         shown = page.Table(table.head(MOST_ROWS), caption=caption, file=f"{name}.csv")

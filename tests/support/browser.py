@@ -7,6 +7,7 @@ import subprocess
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -27,8 +28,8 @@ FLAGS = [
 class Browser:
     """One tab."""
 
-    def __init__(self, write: int, read: int) -> None:
-        self._write, self._read, self._rest, self._count = write, os.fdopen(read, "rb", buffering=0), b"", 0
+    def __init__(self, write: int, read: FileIO) -> None:
+        self._write, self._read, self._rest, self._count = write, read, b"", 0
         self._session = ""
         self.events: list[dict[str, Any]] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -127,7 +128,8 @@ def browser() -> Iterator[Browser]:
         os.close(theirs_in)
         os.close(theirs_out)
         try:
-            yield Browser(ours_out, ours_in)
+            with FileIO(ours_in, "rb") as answers:
+                yield Browser(ours_out, answers)
         finally:
             process.terminate()
             process.wait()
