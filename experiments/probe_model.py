@@ -148,7 +148,8 @@ def measure(
 
 def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame, settings: Settings) -> None:
     """Write and draw what was measured, and print the junctions."""
-    output = Output(settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-"))
+    folder = settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-")
+    output = Output(folder, settings=settings)
     output.clear()
     for name, table in {"adds": adds, **tables}.items():
         output.table(name, table)
@@ -161,15 +162,30 @@ def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
     show.save_figure(output, figures.profiles(together, title=title), together, "profiles")
     console = show.terminal()
     found = adds[adds["verdict"] != "none"]
-    console.print(found[["block", "depth", "verdict"]].astype({"depth": int}).to_string(index=False), soft_wrap=True)
+    rows = {
+        ("", str(row["block"])): {"depth": f"{row['depth']:.0f}", "shortcut": row["verdict"]}
+        for row in found.to_dict("records")
+    }
+    show.table(console, rows, title="Junctions")
     kinds = found["verdict"].value_counts()
     counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    console.print(f"{len(found)} junctions: {counts}; {len(adds) - len(found)} other adds (adds.csv says why)")
+    junctions = f"{len(found)} junctions: {counts}; {len(adds) - len(found)} other adds (adds.csv says why)."
     if "path_bands" in tables:
         notes = [*notes, describe_bands(tables["path_bands"], len(found), settings.samples)]
-    for note in notes:
-        console.print(note, soft_wrap=True)
     show.files(console, output)
+    answer = f"{junctions} {describe_profile(tables)}"
+    show.end(console, output, answer=answer, remark="\n".join(notes))
+
+
+def describe_profile(tables: dict[str, pd.DataFrame]) -> str:
+    """A sentence: how the gradient changes on its way back, and how large the residuals are."""
+    totals = tables["gradient_norms"].query("quantity == 'total'").sort_values("depth")["value"]
+    ratios = tables["residual_magnitudes"].query("quantity == 'ratio'")["value"]
+    return (
+        f"From the last junction back to the first, the gradient's norm goes from {totals.iloc[-1]:.3g} to "
+        f"{totals.iloc[0]:.3g}; a residual has {ratios.median():.2g} times the norm of what its shortcut carries "
+        f"(median; {ratios.min():.2g} to {ratios.max():.2g})."
+    )
 
 
 def describe_bands(bands: pd.DataFrame, junctions: int, samples: int) -> str:

@@ -28,7 +28,7 @@ class Browser:
     """One tab."""
 
     def __init__(self, write: int, read: int) -> None:
-        self._write, self._read, self._rest, self._count = write, os.fdopen(read, "rb", buffering=0), b"", 0
+        self._write, self._read, self._rest, self._count = write, read, b"", 0
         self._session = ""
         self.events: list[dict[str, Any]] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -94,7 +94,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            more = self._read.read(1 << 20)
+            more = os.read(self._read, 1 << 20)
             assert more, "the browser has ended"
             self._rest += more
         text, _, self._rest = self._rest.partition(b"\0")
@@ -132,3 +132,4 @@ def browser() -> Iterator[Browser]:
             process.terminate()
             process.wait()
             os.close(ours_out)
+            os.close(ours_in)
