@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,9 +50,9 @@ class Output:
             make_folder(folder)
 
     def below(self, *names: str) -> "Output":
-        """A folder in this one, whose grids are this one's, too."""
-        inner = Output(self.folder.joinpath(*names), settings=self.settings, dry_run=self.dry_run)
-        inner.grids, inner.watch = self.grids, self.watch
+        """A folder in this one, whose grids are this one's, too; it is made when something is written to it."""
+        inner = copy(self)
+        inner.folder, inner.files = self.folder.joinpath(*names), []
         return inner
 
     def begin(self, home: Path, runs: Sequence[Run], ended: Iterable[str]) -> Callable[[Run], None]:
@@ -100,6 +101,7 @@ class Output:
 
     def add(self, files: Iterable[Path]) -> None:
         """Note files that are written below the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.files += [file for file in files if file not in self.files]
         names = [file.relative_to(self.folder).as_posix() for file in self.files]
         write_text(self.folder / MANIFEST, json.dumps(names, indent=1) + "\n")
