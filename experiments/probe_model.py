@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from rich.text import Text
 
 import figures
 from experiments.engine.reporting import show
@@ -22,8 +23,9 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.workers import check_device
 from experiments.questions.any_model import as_bad_input, load_model, load_weights
 from experiments.questions.path_spectra import VEIT, format_band, spectra
+from figures.page import Table
 from probes import Recording
-from probes.profile import Profile, describe, measure, spectrum
+from probes.profile import Profile, describe, measure, spectrum, summarise
 from probes.sources import make_inputs
 
 EXPERIMENT = "probe_model"
@@ -110,7 +112,8 @@ def paths_of(settings: Settings) -> Callable[[Recording], dict[str, pd.DataFrame
 
 def report(found: Profile, settings: Settings) -> None:
     """Write and draw what was measured, and print it."""
-    output = Output(settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-"))
+    folder = settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-")
+    output = Output(folder, settings=settings)
     output.clear()
     for name, table in {"adds": found.adds, **found.tables}.items():
         output.table(name, table)
@@ -118,11 +121,13 @@ def report(found: Profile, settings: Settings) -> None:
     title = f"{settings.model}, {mode} mode, {'given' if settings.weights else 'random'} weights"
     show.save_figure(output, figures.profiles(found.drawn, title=title), found.drawn, "profiles")
     console = show.terminal()
-    console.print(describe(found), soft_wrap=True, markup=False)
+    console.print(Text(describe(found)), soft_wrap=True)
+    console.shown.keep(Table(found.junctions, title="Junctions"))
+    notes = [*found.notes]
     if "path_bands" in found.tables:
-        bands = describe_bands(found.tables["path_bands"], len(found.junctions), settings.samples)
-        console.print(bands, soft_wrap=True, markup=False)
+        notes.append(describe_bands(found.tables["path_bands"], len(found.junctions), settings.samples))
     show.files(console, output)
+    show.end(console, output, answer=summarise(found), remark="\n".join(notes))
 
 
 def describe_bands(bands: pd.DataFrame, junctions: int, samples: int) -> str:

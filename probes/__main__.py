@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .files import to_csv
-from .profile import Profile, count_adds, describe, describe_checkpoints, measure, one_table
+from .profile import Profile, describe, describe_checkpoints, measure, one_table, summarise
 from .sources import FORMS, load_model, load_weights, make_inputs
 
 CHECKPOINTS, FIGURE, PAGE, MANIFEST = "checkpoints", "profiles", "report.html", "written.json"
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check(given)
         profiles = _profiles(given)
         print(f"{_title(given)}\n\n{_text(profiles)}")
+        for note in dict.fromkeys(note for profile in profiles.values() for note in profile.notes):
+            print(note)
         if given.out is not None:
             _write(profiles, given)
     except ValueError as error:
@@ -229,7 +231,7 @@ def _draw(
     about = [page.Code(given.command), page.Facts(_facts(given))]
     sections.append(page.Section("How to repeat it", about, folded=True))
     question = "Where are its residual junctions, and how do gradient and residuals spread over its depth?"
-    answer = count_adds(next(iter(profiles.values())))
+    answer = summarise([*profiles.values()][-1])
     page.Page(given.model, question, answer, sections).write(given.out / PAGE)
 
 

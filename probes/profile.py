@@ -20,6 +20,10 @@ from .sources import first_output, one_line
 from .tables import ordered
 
 MEASUREMENTS = (gradient_norms, residual_magnitudes, contributions, stream_statistics, iterative_inference)
+COLUMNS = (
+    ("gradient norm", "gradient_norms", "total"),
+    ("branch / shortcut", "residual_magnitudes", "ratio"),
+)
 SHOWN = 6  # checkpoints, in text
 BAR = 16  # characters
 BARS = "Gradient norms: at each junction's fork; of all paths of a length, at the first fork. Bars are logarithmic."
@@ -38,9 +42,15 @@ class Profile:
 
     @property
     def junctions(self) -> pd.DataFrame:
-        """The adds that are junctions: block, depth, verdict (the kind of the shortcut)."""
-        found = self.adds[self.adds["verdict"] != "none"]
-        return found[["block", "depth", "verdict"]].astype({"depth": int}).reset_index(drop=True)
+        """A row for each junction: block, depth, shortcut (its kind), gradient norm (at its fork; nan where none came),
+        branch / shortcut (the ratio of their norms)."""
+        found = self.adds[self.adds["verdict"] != "none"].rename(columns={"verdict": "shortcut"})
+        found = found[["block", "depth", "shortcut"]].astype({"depth": int}).reset_index(drop=True)
+        for name, probe, quantity in COLUMNS:
+            table = self.tables[probe]
+            values = table[table["quantity"] == quantity].set_index("block")["value"]
+            found[name] = values.reindex(found["block"]).to_numpy()
+        return found
 
     @property
     def drawn(self) -> pd.DataFrame:
@@ -123,57 +133,63 @@ def one_table(profiles: Mapping[str, Profile]) -> pd.DataFrame:
     return ordered(together.astype(dict.fromkeys(numbers, "Int64")))
 
 
-def describe(profile: Profile) -> str:
-    """A profile in text: a line for each junction, one for each path length, and what could not be measured."""
-    found = profile.junctions
-    norms = _values(profile.tables["gradient_norms"], "total").reindex(found["block"])
-    ratios = _values(profile.tables["residual_magnitudes"], "ratio").reindex(found["block"])
-    columns = {
-        "depth": [str(depth) for depth in found["depth"]],
-        "block": found["block"].tolist(),
-        "shortcut": found["verdict"].tolist(),
-        "gradient norm": _with_bars(norms.tolist()),
-        "branch / shortcut": _with_bars(ratios.tolist()),
-    }
-    lines = [count_adds(profile), "", *_text_table(columns, right=("depth",))]
-    if "path_contributions" in profile.tables:
-        table = profile.tables["path_contributions"].set_index("path_length")
-        size, share = (table.loc[table["quantity"] == name, "value"] for name in ("norm", "share"))
-        spectrum = {
-            "path length": [str(k) for k in size.index],
-            "gradient norm": _with_bars(size.tolist()),
-            "share": [f"{value:+.3f}" for value in share],
-        }
-        lines += ["", *_text_table(spectrum, right=("path length", "share"))]
-    lines += ["", BARS]
-    return "\n".join([*lines, *([""] if profile.notes else []), *profile.notes])
+def summarise(profile: Profile) -> str:
+    """How many junctions there are, how the gradient changes on its way back, and how large residuals are."""
+    norms = profile.junctions["gradient norm"].dropna()
+    ratios = profile.junctions["branch / shortcut"].dropna()
+    text = f"{count_adds(profile)}."
+    if len(norms):
+        text += (
+            f" From the last junction back to the first, the gradient's norm goes from {norms.iloc[-1]:.3g} to "
+            f"{norms.iloc[0]:.3g}."
+        )
+    if len(ratios):
+        text += (
+            f" A residual has {ratios.median():.2g} times the norm of what its shortcut carries (median; "
+            f"{ratios.min():.2g} to {ratios.max():.2g})."
+        )
+    return text
 
 
 def count_adds(profile: Profile) -> str:
     """How many junctions there are, of which kinds, and how many other adds."""
     found = profile.junctions
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["verdict"].value_counts().items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["shortcut"].value_counts().items())
     return f"{len(found)} junctions: {kinds}; {len(profile.adds) - len(found)} other adds"
+
+
+def describe(profile: Profile) -> str:
+    """A profile in text: a line for each junction, and one for each path length."""
+    found = profile.junctions
+    columns = {
+        "depth": [str(depth) for depth in found["depth"]],
+        **{name: found[name].tolist() for name in ("block", "shortcut")},
+        **{name: _with_bars(found[name].tolist()) for name, _, _ in COLUMNS},
+    }
+    lines = [count_adds(profile), "", *_text_table(columns, right=("depth",))]
+    if "path_contributions" in profile.tables:
+        table = profile.tables["path_contributions"].set_index("path_length")
+        size, share = (table.loc[table["quantity"] == name, "value"] for name in ("norm", "share"))
+        lengths = {
+            "path length": [str(k) for k in size.index],
+            "gradient norm": _with_bars(size.tolist()),
+            "share": [f"{value:+.3f}" for value in share],
+        }
+        lines += ["", *_text_table(lengths, right=("path length", "share"))]
+    return "\n".join([*lines, "", BARS])
 
 
 def describe_checkpoints(profiles: Mapping[str, Profile]) -> str:
     """Gradient norms and ratios over a training, in text: a line for each junction, a column for each checkpoint."""
-    names = _some(list(profiles), SHOWN)
-    first = next(iter(profiles.values()))
+    first, names = next(iter(profiles.values())), _some(list(profiles), SHOWN)
     lines, found = [count_adds(first)], first.junctions
-    for probe, quantity, heading in (
-        ("gradient_norms", "total", "norm of the gradient at the fork"),
-        ("residual_magnitudes", "ratio", "branch / shortcut"),
-    ):
+    for heading, _, _ in COLUMNS:
         columns = {"depth": [str(depth) for depth in found["depth"]], "block": found["block"].tolist()}
-        for name in names:
-            values = _values(profiles[name].tables[probe], quantity).reindex(found["block"])
-            columns[name] = [_number(value) for value in values]
+        columns |= {name: [_number(value) for value in profiles[name].junctions[heading]] for name in names}
         lines += ["", f"{heading}, by checkpoint", "", *_text_table(columns, right=("depth", *names))]
     if len(names) < len(profiles):
         lines += ["", f"{len(names)} of {len(profiles)} checkpoints; the table has all of them"]
-    notes = dict.fromkeys(note for profile in profiles.values() for note in profile.notes)
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    return "\n".join(lines)
 
 
 def _some(items: Sequence[str], most: int) -> list[str]:
@@ -206,10 +222,6 @@ def _text_table(columns: Mapping[str, Sequence[str]], *, right: Sequence[str] = 
         ).rstrip()
         for row in (tuple(columns), *rows)
     ]
-
-
-def _values(table: pd.DataFrame, quantity: str) -> "pd.Series[float]":
-    return table[table["quantity"] == quantity].set_index("block")["value"]
 
 
 def _number(value: float) -> str:

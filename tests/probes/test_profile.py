@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
-from probes.profile import Profile, describe, describe_checkpoints, measure, one_table
+from probes.profile import Profile, describe, describe_checkpoints, measure, one_table, summarise
 from tests.support.networks import Residual, perceptron
 
 
@@ -33,7 +33,11 @@ def test_tables_are_those_of_the_probes() -> None:
         model(x).float().square().mean().backward(retain_graph=True)
     for probe in (gradient_norms, residual_magnitudes, path_contributions):
         pd.testing.assert_frame_equal(profile().tables[probe.__name__], probe(recording))
-    assert list(profile().junctions["verdict"]) == ["identity"] * 3
+    junctions = profile().junctions
+    assert list(junctions["shortcut"]) == ["identity"] * 3
+    norms = profile().tables["gradient_norms"].query("quantity == 'total'")["value"]
+    assert list(junctions["gradient norm"]) == list(norms)
+    assert f"goes from {norms.iloc[-1]:.3g} to {norms.iloc[0]:.3g}." in summarise(profile())
     assert profile().notes == []
 
 
@@ -45,7 +49,7 @@ def test_labels_make_the_loss_a_cross_entropy() -> None:
     pd.testing.assert_frame_equal(found.tables["gradient_norms"], gradient_norms(recording))
     assert "path_contributions" not in found.tables
     assert found.notes == ["path lengths: not taken of 3 junctions; raise --paths to have them"]
-    assert describe(found).endswith(found.notes[0])
+    assert "path length" not in describe(found)
 
 
 def test_a_training_is_one_table() -> None:

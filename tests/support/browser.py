@@ -7,7 +7,6 @@ import subprocess
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -28,7 +27,7 @@ FLAGS = [
 class Browser:
     """One tab."""
 
-    def __init__(self, write: int, read: FileIO) -> None:
+    def __init__(self, write: int, read: int) -> None:
         self._write, self._read, self._rest, self._count = write, read, b"", 0
         self._session = ""
         self.events: list[dict[str, Any]] = []
@@ -95,7 +94,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            more = self._read.read(1 << 20)
+            more = os.read(self._read, 1 << 20)
             assert more, "the browser has ended"
             self._rest += more
         text, _, self._rest = self._rest.partition(b"\0")
@@ -128,9 +127,9 @@ def browser() -> Iterator[Browser]:
         os.close(theirs_in)
         os.close(theirs_out)
         try:
-            with FileIO(ours_in, "rb") as answers:
-                yield Browser(ours_out, answers)
+            yield Browser(ours_out, ours_in)
         finally:
             process.terminate()
             process.wait()
             os.close(ours_out)
+            os.close(ours_in)

@@ -1,4 +1,4 @@
-"""A report is one file, whole at any moment; it shows what comes from outside as text, and numbers as CSVs have them."""
+"""A report is one file, whole at any moment; it shows what comes from outside as text, numbers as CSVs have them."""
 
 import os
 import re
