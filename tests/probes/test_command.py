@@ -98,6 +98,8 @@ def test_checkpoints_are_one_table_each_as_if_alone(here: Path, capsys: pytest.C
     assert "step-0" in capsys.readouterr().out
     both = pd.read_csv(here / "both" / "checkpoints.csv", dtype={"block": str})
     assert list(dict.fromkeys(both["checkpoint"])) == ["step-0", "step-9"]
+    first, last = (both[both["checkpoint"] == name]["value"].to_numpy() for name in ("step-0", "step-9"))
+    assert (first != last).mean() > 0.5
     for name, file in zip(("step-0", "step-9"), files, strict=True):
         command.main([*MINE, "--weights", file, "--out", name])
         alone = pd.read_csv(here / name / "gradient_norms.csv", dtype={"block": str})
