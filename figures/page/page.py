@@ -112,6 +112,12 @@ class Picture:
     """The table that it was drawn from, relative to the page."""
 
     @property
+    def width(self) -> int | None:
+        """CSS pixels that a PNG of 200 dots an inch takes where there is room: a fourth more than on paper."""
+        png = self.image.startswith(b"\x89PNG")
+        return round(int.from_bytes(self.image[16:20]) * 96 / 200 * 1.25) if png and len(self.image) >= 20 else None
+
+    @property
     def uri(self) -> str:
         """The image itself as an address; ValueError where it is neither PNG nor SVG."""
         kind = next((kind for start, kind in SIGNATURES.items() if self.image.startswith(start)), None)
