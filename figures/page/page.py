@@ -208,6 +208,11 @@ def _cell(value: Any) -> Cell:
     return Cell(str(value))
 
 
+def _whole(text: str) -> str:
+    """The text, in whose intervals, such as [-0.1, +0.2] and 0.5 ± 0.1, no line ends."""
+    return re.sub(r" (?=±)|(?<=±) |(?<=\d,) (?=[-+\d.]+[\]*)])", "\N{NO-BREAK SPACE}", text)
+
+
 def _link(file: str) -> str:
     """A file's name as the address in a link, in which nothing has a meaning of its own."""
     if PurePosixPath(file).is_absolute() or "\\" in file:
@@ -228,5 +233,5 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"link": _link, "kind": _kind}
+    environment.filters |= {"link": _link, "kind": _kind, "whole": _whole}
     return environment.from_string(text)

@@ -236,8 +236,14 @@ def _where(reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {
         "hardware": _listed({report["hardware"] for report in reports}),
         "versions": ", ".join(f"{name} {_listed(numbers)}" for name, numbers in versions.items()),
-        "commit": _listed({report["commit"] for report in reports}),
+        "commit": _listed({_short(report["commit"]) for report in reports}),
     }
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit, and whether files differed from it."""
+    digits, dirty, _ = commit.partition("-dirty")
+    return digits[:12] + dirty
 
 
 def recipe_facts(recipes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
