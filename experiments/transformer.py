@@ -6,8 +6,9 @@ Beside them: paths of at most two branches; a gradient that keeps its size altho
 shortcuts, and blocks that begin near the identity; branches that begin smaller by the root of their number; gradients
 that reach the last blocks alone; and training in float64, whose optimiser sees gradients however small.
 
-Each arm takes the learning rate that is best on the validation text, on seeds that are not reported. Writes tables,
-figures and every run's run.json to OUT/transformer; finished runs are not repeated.
+Each arm takes the learning rate that is best on the validation text, on seeds that are not reported; one that learns
+nothing at any is tried at lower ones, too. Writes tables, figures and every run's run.json to OUT/transformer; finished
+runs are not repeated.
 """
 
 import hashlib
@@ -45,12 +46,12 @@ from experiments.engine.training.settings import RunSettings, check_tuning_seeds
 from experiments.engine.training.train_run import probing_batch, train_run
 from models import GPT, PLAIN, RESIDUAL, STOP_GRADIENT, Flow, gpt
 from models.transformer import TransformerWeights
-from probes import gradient_norms, path_contributions, read_out, record, stream_statistics, update_sizes
+from probes import Recording, gradient_norms, path_contributions, read_out, record, stream_statistics, update_sizes
 from probes.tables import table
 
 EXPERIMENT = "transformer"
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
-MEASURED = ("gradients", "paths", "alignment", "updates", "stream", "read_out")
+MEASURED = ("gradients", "paths", "kinds", "alignment", "updates", "stream", "read_out")
 PROBED = 8
 """Sequences of the training text on which a network is measured."""
 STEP = math.sqrt(10)
@@ -171,7 +172,8 @@ class Settings(RunSettings):
     """Use only so many characters, from the beginning."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Highest learning rates that are tried, instead of --learning-rate: each arm takes the best on the validation
-    text, and an arm whose best is at an end is tried at up to two more beyond it. One alone is taken untried."""
+    text. An arm whose best is at an end is tried at up to two more beyond it; one that learns nothing at any, at up to
+    two lower ones. One alone is taken untried."""
     seeds: tuple[int, ...] = (40, 41, 42, 43, 44)
     """Reported seeds; one decides the first weights and the order of the data, alike in all arms."""
     tuning_seeds: tuple[int, ...] = (100,)
@@ -286,6 +288,12 @@ def cut(numbers: np.ndarray, context: int) -> Arrays:
     return first.reshape(-1, context), following.reshape(-1, context)
 
 
+def frequency_loss(text: Dataset, split: str) -> float:
+    """Nats a character of one who knows how often each character follows in the training text, and nothing else."""
+    count = np.bincount(text.splits["train"][1].flatten(), minlength=len(text.classes)) + 1  # none is impossible
+    return float(-np.log(count / count.sum())[text.splits[split][1]].mean())
+
+
 # A run
 
 
@@ -391,6 +399,7 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool, *, run: 
     return {
         "gradients": gradient_norms(recording),
         "paths": path_contributions(recording),
+        "kinds": paths_by_kind(recording),
         "stream": stream_statistics(recording),
         "read_out": read_out(recording, lambda stream: network.head(network.norm(stream)), following),
         "alignment": alignment(
@@ -399,6 +408,13 @@ def measure(model: nn.Module, batches: Batches, epoch: int, last: bool, *, run: 
         ),
         "updates": updates(network, given, following, run=run),
     }  # fmt: skip
+
+
+def paths_by_kind(recording: Recording) -> pd.DataFrame:
+    """The gradient by its paths' branches of both kinds together: `path_length`, and the attentions among them in
+    `count` (the others are MLPs), of the quantities of `path_contributions`."""
+    found = path_contributions(recording, by=lambda junction: junction.name.rpartition(".")[2])
+    return found.drop(columns=["mlp"]).rename(columns={"attention": "count"})
 
 
 def updates(model: GPT, given: Tensor, following: Tensor, *, run: Run) -> pd.DataFrame:
@@ -466,13 +482,14 @@ class Grid:
     def best_rates(self, output: Output) -> dict[str, float]:
         """By arm, the learning rate that is best on the tuning seeds' validation text; the search goes to the output.
 
-        An arm whose best rate is at an end of those tried is tried beyond it, at two more at most. An arm without a
-        rate at which no seed diverged takes the lowest.
+        An arm whose best rate is at an end of those tried is tried beyond it, at two more at most. So is one that
+        has not learned at any, beyond the lowest: at chance, rates cannot be told apart, and lower ones may train. An
+        arm without a rate at which no seed diverged takes the lowest.
         """
         settings = self.settings
         if len(settings.rates) == 1:
             return dict.fromkeys(settings.arms, settings.rates[0])
-        tried = {arm: set(settings.rates) for arm in settings.arms}
+        tried, chance = {arm: set(settings.rates) for arm in settings.arms}, frequency_loss(self.text, "validation")
         while True:
             runs = [
                 self.run_of(arm, rate, seed, tuning=True)
@@ -482,27 +499,31 @@ class Grid:
             ]
             tables, _ = self.run(runs, output, then="further rates if need be, and runs at the best")
             found = best_rates(tables["outcomes"], seeds=len(settings.tuning_seeds)) if "outcomes" in tables else {}
-            best = {arm: found.get(arm, min(rates)) for arm, rates in tried.items()}
-            further = {arm: next_rate(tried[arm], best[arm], first=len(settings.rates)) for arm in tried}
+            best = {arm: found.get(arm, (min(rates), math.inf)) for arm, rates in tried.items()}
+            further = {
+                arm: next_rate(tried[arm], best=rate if loss < chance - MARGIN else None, first=len(settings.rates))
+                for arm, (rate, loss) in best.items()
+            }
             if not any(further.values()):
-                return best
+                return {arm: rate for arm, (rate, _) in best.items()}
             for arm, rate in further.items():
                 tried[arm] |= {rate} if rate else set()
 
 
-def best_rates(outcomes: pd.DataFrame, *, seeds: int) -> dict[str, float]:
-    """By arm, the learning rate of the lowest mean validation loss, of those at which no seed diverged; arms without
-    such a rate are left out."""
+def best_rates(outcomes: pd.DataFrame, *, seeds: int) -> dict[str, tuple[float, float]]:
+    """By arm, the learning rate of the lowest mean validation loss, of those at which no seed diverged, and this loss;
+    arms without such a rate are left out."""
     rows = select(outcomes, split="validation", quantity="loss")
     found = rows.groupby(["arm", "learning_rate"], sort=False)["value"].agg(["mean", "count"]).reset_index()
     found = found[found["count"] == seeds]
     best = found.loc[found.groupby("arm", sort=False)["mean"].idxmin()]
-    return dict(zip(best["arm"], best["learning_rate"], strict=True))
+    return dict(zip(best["arm"], zip(best["learning_rate"], best["mean"], strict=True), strict=True))
 
 
-def next_rate(tried: set[float], best: float, *, first: int) -> float | None:
-    """The rate to try next, to three digits: beyond the end at which the best is, unless enough have been added to the
-    first ones."""
+def next_rate(tried: set[float], *, best: float | None, first: int) -> float | None:
+    """The rate to try next, to three digits: beyond the end at which the best is, or beyond the lowest where none has
+    learned, unless enough have been added to the first ones."""
+    best = min(tried) if best is None else best
     if best not in (min(tried), max(tried)) or len(tried) - first >= FURTHER:
         return None
     return float(f"{best * STEP if best == max(tried) else best / STEP:.3g}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any, get_args
 
 import pandas as pd
@@ -55,7 +56,7 @@ def jacobian_spectrum(
             input to its output. For stages and stream, what lies between two of them counts too.
         probes: Random vectors for each Jacobian of more than 512 dimensions, at least 2. It takes a backward of
             activations for each, and the memory of as many ends and forks.
-        seed: Of these vectors.
+        seed: Of these vectors, which are the same for all Jacobians of one size.
         kwargs: The forward's keyword arguments.
 
     Returns:
@@ -100,22 +101,21 @@ def jacobian_spectrum(
     for name, number, least in (("probes", probes, 2), ("seed", seed, 0)):
         if not isinstance(number, int) or number < least:
             raise ValueError(f"jacobian_spectrum: {name} is {number!r}: give a whole number of at least {least}")
-    generator = torch.Generator().manual_seed(seed)
+    vectors = lru_cache(maxsize=1)(partial(_Vectors, probes, seed))  # consecutive blocks are of one size, mostly
     rows: list[dict[str, object]] = []
     with linearised(model, inputs, kwargs, blocks=blocks, of=of) as jacobians:
         for jacobian in jacobians:
-            found = _quantities(jacobian, probes, generator)
+            exact = max(jacobian.n_in, jacobian.n_out) <= EXACT
+            found = (
+                _exact(jacobian)
+                if exact
+                else _estimated(jacobian, vectors(jacobian.n_out, jacobian.device, jacobian.dtype))
+            )
             rows += [
                 {"block": jacobian.name, "depth": jacobian.depth, "quantity": name, "value": value}
                 for name, value in found.items()
             ]
     return table(rows)
-
-
-def _quantities(jacobian: Jacobian, probes: int, generator: torch.Generator) -> dict[str, float]:
-    if max(jacobian.n_in, jacobian.n_out) <= EXACT:
-        return _exact(jacobian)
-    return _estimated(jacobian, probes, generator)
 
 
 def _exact(jacobian: Jacobian) -> dict[str, float]:
@@ -137,16 +137,15 @@ def _exact(jacobian: Jacobian) -> dict[str, float]:
     }
 
 
-def _estimated(jacobian: Jacobian, probes: int, generator: torch.Generator) -> dict[str, float]:
+def _estimated(jacobian: Jacobian, vectors: "_Vectors") -> dict[str, float]:
     n_out, least = jacobian.n_out, min(jacobian.n_in, jacobian.n_out)
-    vectors = [_on_sphere(n_out, generator).to(jacobian.device, jacobian.dtype) for _ in range(probes)]
-    products = _Products(jacobian, vectors)
+    products = _Products(jacobian, vectors.tensors)
     gram = products.gram()  # u_i^T A u_j, of A = J J^T
     if not gram.isfinite().all():
         return dict.fromkeys(QUANTITIES, math.nan)
-    squares, pairs = gram.diagonal(), ~torch.eye(probes, dtype=torch.bool)
+    squares, pairs = gram.diagonal(), ~torch.eye(len(gram), dtype=torch.bool)
     trace, trace_squared = squares.mean(), torch.outer(squares, squares)[pairs].mean()
-    rest = (gram - trace / n_out * _gram(vectors))[pairs].square().mean()  # tr(A²) - tr(A)² / n_out
+    rest = (gram - trace / n_out * vectors.gram)[pairs].square().mean()  # tr(A²) - tr(A)² / n_out
     return dict.fromkeys(QUANTITIES, math.nan) | {
         "mean_square": times_power(trace.item() / least, 2 * products.exponent, "jacobian_spectrum"),
         "spread": least * (1 / n_out + rest / trace_squared).item(),
@@ -154,10 +153,14 @@ def _estimated(jacobian: Jacobian, probes: int, generator: torch.Generator) -> d
     }
 
 
-def _on_sphere(dimensions: int, generator: torch.Generator) -> Tensor:
-    """A random vector of length √n: like a Gaussian one E uu^T = I, but an isometry's products have no variance."""
-    u = torch.randn(dimensions, generator=generator, dtype=torch.float64)
-    return u * (math.sqrt(dimensions) / u.norm())
+class _Vectors:
+    """Random vectors of length √n: like Gaussian ones E uu^T = I, but an isometry's products have no variance."""
+
+    def __init__(self, count: int, seed: int, dimensions: int, device: torch.device, dtype: torch.dtype) -> None:
+        generator, length = torch.Generator().manual_seed(seed), math.sqrt(dimensions)
+        drawn = (torch.randn(dimensions, generator=generator, dtype=torch.float64) for _ in range(count))
+        self.tensors = [(u * (length / u.norm())).to(device, dtype) for u in drawn]
+        self.gram = _gram(self.tensors)
 
 
 class _Products:

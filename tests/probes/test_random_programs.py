@@ -170,7 +170,8 @@ def assert_paths(program: Program, network: Network, x: Tensor, recording: Recor
     """The terms by path length sum to autograd's gradient at the fork that was made first, of nested junctions the
     outermost; in a chain they are sums over all paths."""
     lengths = path_gradients(recording)
-    size = lengths.flatten(1).norm(dim=1).sum()
+    # What rounds is as large as the largest gradient on the way: one that has shrunk to 1e-5 of it has fewer digits.
+    size = max(lengths.flatten(1).norm(dim=1).sum().item(), *(fork.total().norm().item() for fork in trace.forks))
     first = trace.forks[min(truth.fork for truth in trace.truths)]
     assert (lengths.sum(0) - first.total()).norm() <= ROUNDING * size
     junctions = len(trace.truths)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from experiments.engine.running.messages import BadInput
+from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.long_tables import select
-from experiments.engine.training.data import Batches, Dataset
+from experiments.engine.training.data import Arrays, Batches, Dataset
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.train_run import probing_batch
 from experiments.transformer import (
@@ -30,6 +31,7 @@ from experiments.transformer import (
     differences,
     evaluate,
     final_losses,
+    frequency_loss,
     gaps_closed,
     make_network,
     measure,
@@ -218,7 +220,7 @@ def test_measurements_at_the_first_and_the_last_step() -> None:
     for name in MEASURED:
         assert tables[name]["epoch"].unique().tolist() == [0, 1], name
     blocks = [f"blocks.{block}.{part}" for block in range(4) for part in ("attention", "mlp")]
-    for name in set(MEASURED) - {"paths"}:
+    for name in set(MEASURED) - {"paths", "kinds"}:
         assert tables[name]["block"].unique().tolist()[:8] == blocks, name
     cosine = select(tables["alignment"], quantity="cosine", epoch=0).set_index("block")["value"]
     assert cosine["blocks.3.mlp"] == pytest.approx(1, abs=1e-6)  # nothing is above it; float32
@@ -227,6 +229,16 @@ def test_measurements_at_the_first_and_the_last_step() -> None:
     read = select(tables["read_out"], quantity="loss", epoch=0, block="blocks.3.mlp")["value"].item()
     assert read == pytest.approx(next_character(network(given), given, following).item(), rel=1e-6)  # float32
     assert select(tables["paths"], quantity="share", path_length=8)["value"].tolist() == pytest.approx([1, 1])
+    # Stop-gradient has the longest path alone, which takes all attentions and all MLPs.
+    assert select(tables["kinds"], quantity="share", path_length=8, count=4)["value"].tolist() == pytest.approx([1, 1])
+
+
+def test_paths_by_kind_are_those_by_length_taken_apart() -> None:
+    """The share of a length is the sum of the shares of its kinds; a path of one branch takes an attention or none."""
+    found = measure(make_network(run_of("residual"), toy_text()), on_cpu(toy_text()), 0, False, run=run_of("residual"))
+    kinds, paths = (select(found[name], quantity="share") for name in ("kinds", "paths"))
+    assert kinds.groupby("path_length")["value"].sum().tolist() == pytest.approx(paths["value"].tolist(), abs=1e-6)
+    assert select(kinds, path_length=1)["count"].tolist() == [0, 1]
 
 
 def test_the_alignment_is_that_of_the_arm_s_own_limited_gradient() -> None:
@@ -279,15 +291,51 @@ def test_rates_are_chosen_by_validation_where_no_seed_diverged() -> None:
     ]  # fmt: skip
     found = pd.DataFrame(rows, columns=["arm", "learning_rate", "seed", "value"])
     outcomes = found.assign(split="validation", quantity="loss")
-    assert best_rates(outcomes, seeds=2) == {"residual": 0.2, "a": 0.2}
+    assert best_rates(outcomes, seeds=2) == {"residual": (0.2, 2.1), "a": (0.2, 2.0)}
 
 
 def test_a_best_rate_at_an_end_is_tried_beyond_it_twice() -> None:
-    assert next_rate({0.001, 0.003, 0.01}, 0.003, first=3) is None
-    assert next_rate({0.001, 0.003, 0.01}, 0.01, first=3) == 0.0316
-    assert next_rate({0.001, 0.003, 0.01}, 0.001, first=3) == 0.000316
-    assert next_rate({0.001, 0.003, 0.01, 0.0316}, 0.0316, first=3) == 0.0999
-    assert next_rate({0.001, 0.003, 0.01, 0.0316, 0.0999}, 0.0999, first=3) is None
+    assert next_rate({0.001, 0.003, 0.01}, best=0.003, first=3) is None
+    assert next_rate({0.001, 0.003, 0.01}, best=0.01, first=3) == 0.0316
+    assert next_rate({0.001, 0.003, 0.01}, best=0.001, first=3) == 0.000316
+    assert next_rate({0.001, 0.003, 0.01, 0.0316}, best=0.0316, first=3) == 0.0999
+    assert next_rate({0.001, 0.003, 0.01, 0.0316, 0.0999}, best=0.0999, first=3) is None
+
+
+def test_what_has_not_learned_is_tried_at_lower_rates_twice() -> None:
+    assert next_rate({0.001, 0.003, 0.01}, best=None, first=3) == 0.000316
+    assert next_rate({0.000316, 0.001, 0.003, 0.01}, best=None, first=3) == 0.0000999
+    assert next_rate({0.0000999, 0.000316, 0.001, 0.003, 0.01}, best=None, first=3) is None
+
+
+@pytest.mark.parametrize(("loss", "further"), [(3.0, [0.0316, 0.0999]), (3.39, [0.000316, 0.0000999])])
+def test_an_arm_at_chance_looks_for_lower_rates(
+    loss: float, further: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest rate is best at every step of the search; chance is 3.4, and what is within 0.1 of it is at it."""
+    grid = Grid(settings(arms=("plain",), rates=(0.001, 0.003, 0.01)), toy_text(), 1)
+    tried: set[float] = set()
+
+    def run(
+        self: Grid, runs: list[Run], output: Output, *, then: str = ""
+    ) -> tuple[dict[str, pd.DataFrame], list[Run]]:
+        found = [{"arm": one.arm, "learning_rate": one.labels["learning_rate"]} for one in runs]
+        tried.update(row["learning_rate"] for row in found)
+        rows = pd.DataFrame(found).assign(split="validation", quantity="loss")
+        return {"outcomes": rows.assign(value=loss - rows["learning_rate"] / 1000)}, []
+
+    monkeypatch.setattr(Grid, "run", run)
+    monkeypatch.setattr("experiments.transformer.frequency_loss", lambda text, split: 3.4)
+    assert grid.best_rates() == {"plain": max(tried)}
+    assert tried == {0.001, 0.003, 0.01, *further}
+
+
+def test_the_loss_of_one_who_knows_frequencies_alone_is_as_on_paper() -> None:
+    """Of "ab", b follows thrice as often as a in training; one more of each, so that nothing is impossible."""
+    train, test = np.array([[0, 1, 1, 1]]), np.array([[0, 1]])
+    splits: dict[str, Arrays] = {"train": (np.zeros_like(train), train), "test": (np.zeros_like(test), test)}
+    text = Dataset("", ("a", "b"), splits, augment="none", normalise="none")
+    assert frequency_loss(text, "test") == pytest.approx(-(np.log(2 / 6) + np.log(4 / 6)) / 2, rel=1e-12)
 
 
 def test_each_budget_has_its_arms_rates_seeds_and_epochs() -> None:

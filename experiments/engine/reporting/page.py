@@ -236,8 +236,14 @@ def _where(reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {
         "hardware": _listed({report["hardware"] for report in reports}),
         "versions": ", ".join(f"{name} {_listed(numbers)}" for name, numbers in versions.items()),
-        "commit": _listed({report["commit"] for report in reports}),
+        "commit": _listed({_short(report["commit"]) for report in reports}),
     }
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit, and whether files differed from it."""
+    digits, dirty, _ = commit.partition("-dirty")
+    return digits[:12] + dirty
 
 
 def recipe_facts(recipes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -300,9 +306,8 @@ class LivePage:
     """Called when a run has ended: writes the page of unfinished work, from time to time."""
 
     def __init__(self, output: Output) -> None:
-        self.output, self.begun = output, time.monotonic()
-        self.next = self.begun + AFTER
-        self.written = False
+        self.output, self.written = output, False
+        self.next = time.monotonic() + AFTER
         self.curves: dict[Path, pd.DataFrame] = {}
         """Of runs that have ended, by their folder."""
 
@@ -323,8 +328,11 @@ class LivePage:
     def page(self) -> Page:
         """How far the last grid is, the curves of its runs so far, and what is known of all."""
         grid = self.output.grids[-1]
+        before = sum(run.work for run in grid.runs if run.name in grid.before)
         done, total = (float(sum(run.work for run in runs)) for runs in (self._ended(grid), grid.runs))
-        text = f"{len(grid.ended)} of {len(grid.runs)} runs, after {duration(time.monotonic() - self.begun)}"
+        seconds = time.monotonic() - grid.begun
+        left = f", about {duration(seconds * (total - done) / (done - before))} left" if before < done < total else ""
+        text = f"{len(grid.ended)} of {len(grid.runs)} runs, after {duration(seconds)}{left}"
         folder = _below(grid.folder, self.output)
         where = "" if folder == "this folder" else f" (of {folder})"
         sections = [
@@ -352,7 +360,7 @@ class LivePage:
         names = last.groupby("arm").mean().sort_values().index
         few = list(names[:MOST_LINES])
         axes = figures.learning_curves(rows[rows["arm"].isin(few)])
-        drawn = picture(axes, title="learning curves so far")
+        drawn = picture(axes)
         left_out = len(names) - len(few)
         note = f" Of {len(names)}, the {len(few)} of the lowest training loss." if left_out else ""
         return [replace(drawn, caption=drawn.caption + note)]

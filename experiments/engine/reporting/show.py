@@ -22,6 +22,7 @@ from figures.page import Text as PageText
 
 Decision = tuple[str, str, str]
 """An estimate as text, its margin, and the reading."""
+DECISIONS = "Decisions: "
 RULE = "The whole 95 % interval is compared with the margin; intervals are not corrected for their number."
 FEW, MANY = 6, 8
 """Decisions that are named with their estimates, and names of one reading, in the one line of a page."""
@@ -92,7 +93,8 @@ def table(console: Console, rows: Rows, *, title: str, caption: str = "", decide
     console.print(shown)
     console.print(Text(f"{caption}\n" if caption else ""))
     if isinstance(console, Terminal):
-        kept = PageTable(text_table(rows, heading="where"), title=title, caption=caption, by="where")
+        short = title.removeprefix(DECISIONS)  # the page has a heading above it
+        kept = PageTable(text_table(rows, heading="where"), title=short, caption=caption, by="where")
         console.shown.keep(kept, decides="reading" in columns if decides is None else decides)
 
 
@@ -160,12 +162,12 @@ def readings(decided: PageTable | None) -> str:
         f"{reading}: {', '.join(names[:MANY])}" + f" and {len(names) - MANY} more" * (len(names) > MANY)
         for reading, names in by_reading.items()
     ]
-    return f"{decided.title.removeprefix('Decisions: ')}. {'; '.join(parts)}." if parts else ""
+    return f"{decided.title}. {'; '.join(parts)}." if parts else ""
 
 
 def decisions(console: Console, made: Mapping[str, Decision], *, title: str) -> None:
     """Print each effect's estimate, margin and reading."""
-    table(console, decision_rows(made), title=f"Decisions: {title}", caption=RULE)
+    table(console, decision_rows(made), title=f"{DECISIONS}{title}", caption=RULE)
 
 
 def decision_rows(made: Mapping[str, Decision]) -> Rows:

@@ -2,10 +2,11 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,8 +28,12 @@ class Grid:
     """The store of its runs."""
     runs: Sequence[Run]
     """One of each name."""
+    before: frozenset[str]
+    """The names of those that had ended when it began."""
     ended: set[str]
-    """The names of those that have."""
+    """The names of those that have by now."""
+    begun: float = field(default_factory=time.monotonic)
+    """When, by the clock of that name."""
 
 
 class Output:
@@ -57,7 +62,7 @@ class Output:
 
     def begin(self, home: Path, runs: Sequence[Run], ended: Iterable[str]) -> Callable[[Run], None]:
         """Note a grid that begins, and give a function to be called with each run that ends."""
-        self.grids.append(grid := Grid(self.folder, home, runs, set(ended)))
+        self.grids.append(grid := Grid(self.folder, home, runs, before := frozenset(ended), set(before)))
 
         def end(run: Run) -> None:
             grid.ended.add(run.name)

@@ -37,8 +37,12 @@ class Settings:
 
 
 def toy_runs() -> list[Run]:
-    about = {"about": {"title": NASTY}, "labels": {"control": NASTY}}
-    return [Run("toy", arm, 8, seed, Toy(rate), **about) for arm in "ab" for seed in (0, 1) for rate in (1, 2)]
+    return [
+        Run("toy", arm, 8, seed, Toy(rate), about={"title": NASTY}, labels={"control": NASTY})
+        for arm in "ab"
+        for seed in (0, 1)
+        for rate in (1, 2)
+    ]
 
 
 def toy_task(run: Run, checkpoint: Path) -> Outcome:

@@ -150,3 +150,10 @@ def test_a_page_replaces_the_old_one_as_a_whole(tmp_path: Path, monkeypatch: pyt
         of(Picture(PNG, "")).write(file)
     assert file.read_text() == old
     assert parse(Page("new").write(file).read_text()).one("title").text == "new"
+
+
+def test_no_line_ends_within_an_interval() -> None:
+    text = "0.91 [0.68, 1.15], n = 3, -0.5 ± 0.1, +0.5 [-0.2, +1.0]* of 2, 3 and (0.1, -0.2)"
+    html = of(Text(text)).html()
+    assert "0.91 [0.68,\N{NO-BREAK SPACE}1.15], n = 3, -0.5\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1" in html
+    assert "+0.5 [-0.2,\N{NO-BREAK SPACE}+1.0]* of 2, 3 and (0.1,\N{NO-BREAK SPACE}-0.2)" in html
