@@ -50,16 +50,18 @@ def load_weights(
 
     Args:
         model: The model.
-        file: What ``torch.save`` wrote; prefixes "module." (of DataParallel) are dropped.
+        file: What ``torch.save`` wrote, or a ``.safetensors``; prefixes "module." (of DataParallel) are dropped.
         rename: What gives the file's entries the model's names.
 
     Raises:
         ValueError: The file is missing or holds something else, or its entries are not the model's.
     """
     try:
-        state: Any = torch.load(file, weights_only=True, map_location="cpu")
+        state: Any = _read_state(file)
     except FileNotFoundError:
         raise ValueError(f"--weights {file}: there is no such file") from None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--weights {file}: {error.name} is not installed; pip install {error.name}") from None
     except pickle.UnpicklingError:
         raise ValueError(
             f"--weights {file}: is no state dict, or holds more than one, which is not read since it could run code; "
@@ -146,6 +148,14 @@ def one_line(error: Exception) -> str:
     """An error's type and message in one line, which is cut where it is long."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _read_state(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, weights_only=True, map_location="cpu")
 
 
 def _torchvision(name: str) -> nn.Module:

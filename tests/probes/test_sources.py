@@ -1,5 +1,6 @@
 """Models by name, their weights, and inputs that they take."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_weights_are_loaded_whatever_they_are_wrapped_in(tmp_path: Path, wrap: t
     torch.save(wrap({f"module.{name}": value for name, value in twin.state_dict().items()}), tmp_path / "w.pt")
     load_weights(model, tmp_path / "w.pt")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_weights_of_hugging_face_s_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    twin, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    safetensors.save_file(twin.state_dict(), tmp_path / "model.safetensors")
+    load_weights(model, tmp_path / "model.safetensors")
+    assert torch.equal(model.weight, twin.weight)
+    with pytest.raises(ValueError, match=r"gone\.safetensors: there is no such file$"):
+        load_weights(model, tmp_path / "gone.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ValueError, match=r"--weights .*: safetensors.* is not installed; pip install safetensors"):
+        load_weights(model, tmp_path / "model.safetensors")
 
 
 def test_images_and_labels_of_a_file(tmp_path: Path) -> None:
