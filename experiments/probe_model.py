@@ -93,7 +93,8 @@ def main(settings: Settings) -> None:
             image=settings.image,
             images=settings.images,
         )
-        inputs = {name: x.to(device) for name, x in inputs.items()}
+    inputs = {name: x.to(device) for name, x in inputs.items()}
+    with as_bad_input(f"--model {settings.model}: "):
         found = measure(model, inputs, labels, most_junctions=settings.paths, of_paths=paths_of(settings))
     report(found, settings)
 

@@ -27,17 +27,18 @@ def load_model(name: str, more: Mapping[str, Source] | None = None) -> nn.Module
         name: ``torchvision:NAME``, ``timm:NAME``, ``hf:TYPE`` (Hugging Face, from the type's default config) or
             ``FILE.py:FUNCTION``, a function without arguments that returns the model; the file may import those beside
             it.
-        more: Further sources: what makes a model of what is behind the colon.
+        more: Further sources by form, such as ``mine:DEPTH``: what makes a model of what is behind the colon.
 
     Raises:
         ValueError: The name has another form or means nothing, the library is not installed, or the function fails.
     """
-    sources = {"torchvision": _torchvision, "timm": _timm, "hf": _hf, **(more or {})}
+    further = {form.partition(":")[0]: make for form, make in (more or {}).items()}
+    sources = {"torchvision": _torchvision, "timm": _timm, "hf": _hf, **further}
     source, _, rest = name.rpartition(":")
     if source.endswith(".py"):
         return _from_file(Path(source), rest)
     if source not in sources or not rest:
-        forms = [*FORMS[:-1], *(f"{source}:..." for source in more or {}), FORMS[-1]]
+        forms = [*FORMS[:-1], *(more or {}), FORMS[-1]]
         raise ValueError(f"model {name}: there is no such source; give {', '.join(forms[:-1])} or {forms[-1]}")
     with _named_errors(name):
         return sources[source](rest)

@@ -14,7 +14,7 @@ from probes import sources
 def load_model(name: str) -> nn.Module:
     """A model with random weights by a name that `probes.sources` knows, or cifar_resnet:DEPTH (ours)."""
     with as_bad_input():
-        return sources.load_model(name, {"cifar_resnet": lambda depth: cifar_resnet(int(depth))})
+        return sources.load_model(name, {"cifar_resnet:DEPTH": lambda depth: cifar_resnet(int(depth))})
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -24,9 +24,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 @contextmanager
-def as_bad_input() -> Iterator[None]:
-    """A context in which a ValueError of the library is the user's mistake."""
+def as_bad_input(what: str = "") -> Iterator[None]:
+    """A context in which a ValueError of the library is the user's mistake; `what` is put before its text."""
     try:
         yield
     except ValueError as error:
-        raise BadInput(str(error)) from None
+        raise BadInput(f"{what}{error}") from None

@@ -38,11 +38,11 @@ def test_a_file_is_imported_as_a_script_is(tmp_path: Path) -> None:
 
 
 def test_a_further_source_is_offered_and_used() -> None:
-    further = {"width": lambda rest: nn.Linear(int(rest), 1)}
+    further = {"width:NUMBER": lambda rest: nn.Linear(int(rest), 1)}
     made = load_model("width:5", further)
     assert isinstance(made, nn.Linear)
     assert made.in_features == 5
-    with pytest.raises(ValueError, match=r"no such source; give torchvision:NAME, timm:NAME, hf:TYPE, width:\.\.\. or"):
+    with pytest.raises(ValueError, match=r"no such source; give torchvision:NAME, timm:NAME, hf:TYPE, width:NUMBER or"):
         load_model("height:5", further)
 
 
