@@ -4,6 +4,7 @@
 # make fuzz        random residual programs (PROGRAMS=20000, 0.1 s each), and counts of what was in them
 # make test-floors the fast tests on the oldest Python and the oldest releases that pyproject.toml allows
 # make docs        the documentation, to docs/_build/html
+# make notebooks   docs/notebooks/ executed anew, with what they show
 # make answer      the answer's grid (resumes where it was interrupted); CIFAR10=DIR adds CIFAR-10 from a folder of images
 # make answer-more the same question in other settings
 # make costs       the tables of what measurements cost, and of the same by other libraries (a quiet machine, half an hour)
@@ -18,7 +19,7 @@ PROGRAMS ?= 20000
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow fuzz test-floors lint docs answer answer-more gallery costs gpu
+.PHONY: run test test-slow fuzz test-floors lint docs notebooks answer answer-more gallery costs gpu
 run: .venv/with-experiments
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
@@ -44,6 +45,10 @@ lint: .venv/with-test
 
 docs: .venv/with-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+notebooks: .venv/with-test
+	$(BIN)/python -m pytest --overwrite docs/notebooks
+	$(BIN)/python tests/docs/test_notebooks.py  # leaves out when each cell ran
 
 answer: .venv/with-experiments
 	$(BIN)/python experiments/answer.py --out $(OUT) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(ARGS)

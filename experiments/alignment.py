@@ -133,9 +133,9 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     conditions = [Condition(arm, arm) for arm in settings.trained()]
-    rates = runner.best_rates(conditions, settings.depths, output.folder / "tuning")
+    rates = runner.best_rates(conditions, settings.depths, output.below("tuning"))
     runs = [
         replace(
             run,

@@ -158,19 +158,19 @@ def main(settings: Settings) -> None:
     """Run the parts, one after the other, and report what is finished after each."""
     settings.check()
     found = settings.finished_elsewhere()
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     families = results.families(found["replicates"], found["correct"])
     if settings.tables is not None:
         write(found, families, output)
     for part in settings.chosen():
-        of_part = results.tables_of(train_part(part, settings, output.folder / "parts" / str(number_of(part))))
+        of_part = results.tables_of(train_part(part, settings, output.below("parts", str(number_of(part)))))
         found = results.joined([found, of_part])
         families = with_families_of(of_part["replicates"], found, families)
         write(found, families, output)  # after each part: an interrupted call leaves what there is
     report(found, families, output)
 
 
-def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
+def train_part(part: Part, settings: Settings, output: Output) -> Trained:
     """Choose the learning rates of a part's conditions, and train its reported seeds."""
     settings = settings.of(part)
     splits = load_splits(settings.data, (*settings.seeds, *settings.tuning_seeds))
@@ -182,12 +182,12 @@ def train_part(part: Part, settings: Settings, folder: Path) -> Trained:
         outputs=OUTPUTS,
         task=train_replicate,
     )
-    rates, search = runner.search(part.conditions, settings.depths, folder / "tuning", part.budget)
+    rates, search = runner.search(part.conditions, settings.depths, output.below("tuning"), part.budget)
     runs = [
         run if run.seed in settings.seeds[:MEASURED] else replace(run, outputs=("correct",))
         for run in runner.runs(part.conditions, settings.depths, rates, part.budget)
     ]
-    tables, _ = runner.train(runs, Output(folder, dry_run=settings.execution.dry_run))
+    tables, _ = runner.train(runs, output)
     if part.budget == 1:
         tables["linear"] = linear_errors(splits, settings.seeds)
     window = settings.training.steps_per_epoch(dataset.size("train"))
@@ -288,10 +288,10 @@ def report(found: Tables, families: Sequence[Family], output: Output) -> None:
     )
     show.table(console, share_rows(families), title="Shares of the shortcut's effect", caption=results.RULE_TEXT)
     show.files(console, output)
-    for sentence in results.conclusions(families, found["profiles"], found["linear"]):
-        console.print(sentence)
+    answer, *others = results.conclusions(families, found["profiles"], found["linear"])
     if results.CIFAR10 not in set(found["replicates"]["data"]):
-        console.print("CIFAR-10 was left out: --cifar10 DIR adds it.")
+        others.append("CIFAR-10 was left out: --cifar10 DIR adds it.")
+    show.end(console, output, answer=answer, remark="\n".join(others))
 
 
 def outcome_rows(found: pd.DataFrame) -> show.Rows:

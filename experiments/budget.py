@@ -66,8 +66,8 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
-    output = settings.output(EXPERIMENT)
-    rates = runner.best_rates(UNMODIFIED_ARMS, settings.depths, output.folder / "tuning")
+    output = show.live(settings.output(EXPERIMENT))
+    rates = runner.best_rates(UNMODIFIED_ARMS, settings.depths, output.below("tuning"))
     runs = [run for budget in settings.budgets for run in runner.runs(UNMODIFIED_ARMS, settings.depths, rates, budget)]
     tables, diverged = runner.train(runs, output)
     report(tables, diverged, runner, settings, output)

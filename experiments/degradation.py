@@ -60,7 +60,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     outputs = ("errors", "responses")
     runs = settings.runs(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths, outputs=outputs)
     task = partial(train_run, dataset=dataset, measure=measure)
@@ -110,7 +110,8 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     show_responses(console, responses)
     if not by_depth:
         show.files(console, output)
-        console.print(f"{dataset.title}: one depth alone says nothing of degradation; give two or more --depths.")
+        answer = f"{dataset.title}: one depth alone says nothing of degradation; give two or more --depths."
+        show.end(console, output, answer=answer)
         return
     remark = "An arm degrades if its training error grows with depth. One learning rate, one budget."
     title = f"{dataset.title}, errors by depth"

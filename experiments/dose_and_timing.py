@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
-    output, conditions = settings.output(EXPERIMENT), settings.chosen()
+    output, conditions = show.live(settings.output(EXPERIMENT)), settings.chosen()
     tables, diverged, rates = runner.train_at_best_rates(conditions, output)
     report(tables, diverged, rates, conditions, runner, output)
 

@@ -59,7 +59,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     runs = settings.runs(EXPERIMENT, dataset, arms=(settings.arm,), depths=settings.depths, outputs=("probabilities",))
     tables, diverged = run_grid(runs, partial(train_member, dataset=dataset), output, execution=settings.execution)
     report(tables, diverged, runs, dataset, output)
@@ -132,7 +132,8 @@ def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Datase
     whole = [run for run in runs if run.seed not in lost]
     if not whole:
         show.files(console, output)
-        console.print("Of every seed a network diverged: there is no ensemble. A lower --learning-rate may help.")
+        answer = "Of every seed a network diverged: there is no ensemble. A lower --learning-rate may help."
+        show.end(console, output, answer=answer)
         return
     members = {
         (run.depth, run.seed): np.load(output.folder / "runs" / run.name / "arrays.npz")["probabilities"]
@@ -150,7 +151,9 @@ def report(tables: Tables, diverged: list[Run], runs: list[Run], dataset: Datase
         for name, change in differences(found, tables["outcomes"]).items()
     }
     title = f"{dataset.title}: the ensemble's top-1 error minus that of"
-    show.table(console, changes, title=title, caption="Paired by seed. One data set, one budget.")
+    show.table(console, changes, title=title, caption="Paired by seed. One data set, one budget.", decides=True)
+    said = "; ".join(f"{name}: {row['mean [95 % t interval]']}" for (_, name), row in changes.items())
+    show.end(console, output, answer=f"{title} {said}.")
 
 
 def show_errors(console: Console, found: pd.DataFrame) -> None:

@@ -297,8 +297,8 @@ QUICK = Settings(
 def main(settings: Settings) -> None:
     """Measure and train every network, and report what predicts."""
     settings.check()
-    output = settings.output(EXPERIMENT)
-    parts = [of_size(size, output.folder / "sizes" / f"width{size.width}") for size in settings.sizes()]
+    output = show.live(settings.output(EXPERIMENT))
+    parts = [of_size(size, output.below("sizes", f"width{size.width}")) for size in settings.sizes()]
     output.clear()
     output.table("networks", found := pd.concat(parts, ignore_index=True))
     report(found, output)
@@ -316,14 +316,14 @@ def train_measured(run: Run, checkpoint: Path | None = None, *, datasets: Mappin
     return train_condition(run, checkpoint, datasets=datasets, measure=measure)
 
 
-def of_size(settings: Settings, folder: Path) -> pd.DataFrame:
+def of_size(settings: Settings, output: Output) -> pd.DataFrame:
     """Measure and train all networks of one width: the table of `networks_of`."""
     splits = load_splits(settings.data, (*settings.seeds, *settings.tuning_seeds))
     dataset = splits[settings.seeds[0]]
     runner = ConditionRunner(
         settings, dataset, splits, effort=lambda _: Effort((-3, -2, -1)), outputs=OUTPUTS, task=train_measured
     )
-    tables, _, _ = runner.train_at_best_rates(settings.chosen(), Output(folder, dry_run=settings.execution.dry_run))
+    tables, _, _ = runner.train_at_best_rates(settings.chosen(), output)
     return networks_of(tables, settings, chance=1 - 1 / len(dataset.classes))
 
 
@@ -397,8 +397,8 @@ def report(found: pd.DataFrame, output: Output) -> None:
     for name, (title, caption) in titles.items():
         show.table(console, text[name], title=title, caption=caption)
     show.files(console, output)
-    for sentence in conclusions(correlations, tested):
-        console.print(sentence)
+    answer, *others = conclusions(correlations, tested)
+    show.end(console, output, answer=answer, remark="\n".join(others))
 
 
 def largest(correlations: pd.DataFrame, count: int) -> list[str]:

@@ -101,7 +101,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     every = on_networks(settings.networks)
     first = {c: runner.run_of(c, settings.depth_of(c.network), seed=0, rate=0.1) for c in every}
     dead = [condition for condition in every if is_dead(first[condition], runner.dataset)]
@@ -131,7 +131,7 @@ def best_rates(runner: ConditionRunner, settings: Settings, conditions: Sequence
     found: Rates = {}
     for depth in dict.fromkeys(settings.depth_of(condition.network) for condition in conditions):
         at_depth = [condition for condition in conditions if settings.depth_of(condition.network) == depth]
-        found |= runner.best_rates(at_depth, (depth,), output.folder / "tuning" / f"depth{depth}")
+        found |= runner.best_rates(at_depth, (depth,), output.below("tuning", f"depth{depth}"))
     return found
 
 

@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     task = partial(copy_input, dataset=dataset)
     tables, diverged = run_grid(make_runs(settings, dataset), task, output, execution=settings.execution)
     report(tables, diverged, dataset, settings.arms, output)
@@ -254,7 +254,8 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, arms: tuple[st
         show.conclusion(console, output, decide(found), title=title, remark="One data set, one budget.")
     else:
         show.files(console, output)
-        console.print("No comparison: it needs the arms plain and residual, and a seed that both have finished.")
+        answer = "No comparison: it needs the arms plain and residual, and a seed that both have finished."
+        show.end(console, output, answer=answer)
 
 
 def show_copying(console: Console, copying: pd.DataFrame, arms: tuple[str, ...]) -> None:

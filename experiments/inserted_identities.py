@@ -97,7 +97,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     task = partial(insert_and_train, dataset=dataset)
     tables, diverged = run_grid(make_runs(settings, dataset), task, output, execution=settings.execution)
     report(tables, diverged, dataset, output)
@@ -300,9 +300,10 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, output: Output
         show.save_figure(output, figures.insertion(rows), rows, "insertion")
     show_insertions(console, found, changes)
     show.files(console, output)
-    if residual := decide(changes):
+    answer = "" if (residual := decide(changes)) else "No blocks were inserted into residual networks."
+    if residual:
         show.decisions(console, residual, title=f"{dataset.title}, inserted blocks of residual networks")
-    console.print("One data set, one budget.")
+    show.end(console, output, answer=answer, remark="One data set, one budget.")
 
 
 def show_insertions(

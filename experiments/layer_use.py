@@ -94,7 +94,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     attribution = Attribution(settings.attributed, settings.steps)
     given = {"arms": settings.arms, "depths": (settings.depth,), "outputs": OUTPUTS}
     runs = settings.runs(EXPERIMENT, dataset, **given, treatment=attribution)

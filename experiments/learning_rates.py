@@ -47,8 +47,8 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     runner = ConditionRunner(settings, load(settings.data))
-    output = settings.output(EXPERIMENT)
-    rates, search = runner.search(UNMODIFIED_ARMS, settings.depths, output.folder / "tuning")
+    output = show.live(settings.output(EXPERIMENT))
+    rates, search = runner.search(UNMODIFIED_ARMS, settings.depths, output.below("tuning"))
     tables, diverged = runner.train(runner.runs(UNMODIFIED_ARMS, settings.depths, rates), output)
     report(tables, diverged, rates, search, runner, output)
 
@@ -75,7 +75,8 @@ def report(
     show.files(console, output)
     limits, classes = "One data set, one budget, each arm's best learning rate.", len(dataset.classes)
     decide_factorial(console, runs, depths[-1], title=dataset.title, limits=limits, classes=classes, by="control")
-    console.print(f"Each arm at its own best learning rate. {span(search, depths[-1])}{diverged_note(diverged)}")
+    remark = f"Each arm at its own best learning rate. {span(search, depths[-1])}{diverged_note(diverged)}"
+    show.end(console, output, remark=remark)
 
 
 def curves(search: pd.DataFrame, depth: int) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
     settings.check()
     dataset = load(settings.data)
     lesions = Lesions(settings.counts, settings.draws, weights_fingerprint(settings.weights))
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     given = settings if settings.weights is None else replace(settings, arms=("residual",), seeds=(0,))
     runs = given.runs(
         EXPERIMENT, dataset, arms=given.arms, depths=(given.depth,), outputs=("lesions",), treatment=lesions
@@ -200,6 +200,21 @@ def report(tables: Tables, images: int, output: Output) -> None:
             show.save_figure(output, draw(rows), rows, name)
     show_lesions(console, found, images)
     show.files(console, output)
+    show.end(console, output, answer=loss_by_deletion(found))
+
+
+def loss_by_deletion(found: pd.DataFrame) -> str:
+    """A sentence: how much the test error of each arm changes when a block is deleted, on average."""
+    errors = select(found, quantity="error", statistics="kept")
+    whole, deleted = (
+        select(errors, lesion=lesion).groupby("arm", sort=False)["value"].mean() for lesion in ("none", "delete")
+    )
+    points = ", ".join(f"{arm} {100 * change:+.1f}" for arm, change in (deleted - whole).dropna().items())
+    networks = errors["seed"].nunique()
+    return (
+        f"Change in test error when one block is deleted, in points: {points or 'not measured'} (mean over blocks, "
+        f"{networks} network{'s' * (networks != 1)} an arm, BatchNorm kept)."
+    )
 
 
 def show_lesions(console: Console, found: pd.DataFrame, images: int) -> None:

@@ -79,7 +79,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     given, outputs = {"arms": settings.arms, "depths": settings.depths}, ("paths", "sampled", "bands")
     runs = settings.runs(EXPERIMENT, dataset, **given, outputs=outputs, treatment=settings.probing)
     tables, diverged = run_grid(runs, partial(train_probed, dataset=dataset), output, execution=settings.execution)
@@ -112,7 +112,22 @@ def report(tables: Tables, diverged: list[Run], settings: Settings, output: Outp
         show_bands(console, tables, settings.arms, depth)
     show.diverged(console, diverged)
     show.files(console, output)
-    console.print(f"For comparison: {VEIT}; another network and data set, no target.")
+    remark = f"For comparison: {VEIT}; another network and data set, no target."
+    show.end(console, output, answer=where_the_mass_is(tables, settings), remark=remark)
+
+
+def where_the_mass_is(tables: Tables, settings: Settings) -> str:
+    """A sentence: the path lengths that hold most of the sampled mass of each arm in the end, at the largest depth."""
+    bands = select(tables["bands"], depth_total=(depth := max(settings.depths)))
+    blocks = select(tables["sampled"], depth_total=depth)["path_length"].max()
+    last = bands["epoch"].max()
+    wide = {
+        arm: select(bands, arm=arm, epoch=last).pivot(index="seed", columns="quantity", values="value")
+        for arm in settings.arms
+    }
+    said = "; ".join(f"{arm} {format_band(of, 'mass')}" for arm, of in wide.items() if len(of))
+    where = f"depth {depth}, epoch {last}, {blocks} blocks"
+    return f"Branches of the paths that hold 95 % of the sampled mass ({where}): {said}."
 
 
 def show_bands(console: Console, tables: Tables, arms: Sequence[str], depth: int) -> None:

@@ -10,7 +10,6 @@ Writes tables to OUT/robustness, runs to OUT/answer/runs; finished runs are not 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -119,15 +118,15 @@ QUICK = Settings(rows=("depth 20", "AdamW"), seeds=(1100, 1101, 1102), training=
 def main(settings: Settings) -> None:
     """Run every row and report it."""
     settings.check()
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     chosen = [row for row in ROWS if not settings.rows or row.name in settings.rows]
-    parts = [of_row(row, settings.of(row), output.folder / "rows" / row.name.replace(" ", "-")) for row in chosen]
+    parts = [of_row(row, settings.of(row), output.below("rows", row.name.replace(" ", "-"))) for row in chosen]
     output.clear()
     output.table(EXPERIMENT, found := pd.concat(parts, ignore_index=True))
     report(found, settings, output)
 
 
-def of_row(row: Row, settings: Settings, folder: Path) -> pd.DataFrame:
+def of_row(row: Row, settings: Settings, output: Output) -> pd.DataFrame:
     """Train a row's conditions; for each what it closes of the gap: setting, condition, and numbers as columns."""
     splits = load_splits(settings.data, (*settings.seeds, *settings.tuning_seeds))
     dataset = splits[settings.seeds[0]]
@@ -137,8 +136,7 @@ def of_row(row: Row, settings: Settings, folder: Path) -> pd.DataFrame:
     if len(row.exponents) == 1:
         rates = {(condition.name, depth): rate_of(row.exponents[0]) for condition in conditions}
     else:
-        rates = runner.best_rates(conditions, settings.depths, folder / "tuning")
-    output = Output(folder, dry_run=settings.execution.dry_run)
+        rates = runner.best_rates(conditions, settings.depths, output.below("tuning"))
     tables, _ = runner.train(runner.runs(conditions, settings.depths, rates), output)
     errors = by_condition(tables, conditions, settings.seeds, chance=1 - 1 / len(dataset.classes))
     plain, residual, *others = conditions
@@ -196,7 +194,7 @@ def report(found: pd.DataFrame, settings: Settings, output: Output) -> None:
     show.files(console, output)
     short = found[~(found["low"] > 0.5)]
     named = "; ".join(f"{row.condition} ({row.setting})" for row in short.itertuples()) or "none"
-    console.print(f"Not shown to close more than half of the gap: {named}.")
+    show.end(console, output, answer=f"Not shown to close more than half of the gap: {named}.")
 
 
 if __name__ == "__main__":

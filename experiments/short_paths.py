@@ -119,7 +119,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     task = partial(train_limited, dataset=dataset)
     tables, diverged = run_grid(make_runs(settings, dataset), task, output, execution=settings.execution)
     report(tables, diverged, dataset, settings, output)
@@ -170,7 +170,8 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
     show.changes(console, list(comparisons.values()))
     show.files(console, output)
     at_most = [found for limit, found in comparisons.items() if limit.paths == "at-most"]
-    console.print(f"{dataset.title}, depth {settings.depth} ({settings.blocks} blocks): {conclusion(at_most)}")
+    answer = f"{dataset.title}, depth {settings.depth} ({settings.blocks} blocks): {conclusion(at_most)}"
+    show.end(console, output, answer=answer)
 
 
 def conclusion(comparisons: Sequence[Comparison]) -> str:

@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
     settings = replace(settings, arms=settings.possible())
     settings.check_arms("--arms", *settings.arms)
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     outputs = ("gradients", "magnitudes", "paths")
     runs = settings.runs(EXPERIMENT, dataset, arms=settings.arms, depths=settings.depths, outputs=outputs)
     runs = [replace(run, labels={"first_weights": run.recipe.first_weights}) for run in runs]
@@ -124,6 +124,7 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         decide_factorial(console, runs, depth, title=dataset.title, limits=LIMITS, classes=classes)
     if gaps:
         show_gaps(console, runs, gaps, title=dataset.title)
+    show.end(console, output)
 
 
 # The sixth arm

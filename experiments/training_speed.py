@@ -84,7 +84,7 @@ QUICK = Settings(seeds=(0, 1), training=Training(epochs=4))
 def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
-    dataset, output = load(settings.data), settings.output(EXPERIMENT)
+    dataset, output = load(settings.data), show.live(settings.output(EXPERIMENT))
     runs = [
         run
         for network in settings.networks
@@ -117,7 +117,8 @@ def report(tables: Tables, diverged: list[Run], dataset: Dataset, settings: Sett
         show.conclusion(console, output, decisions, title=title, remark=f"{CLAIM}. {RULE}")
     else:
         show.files(console, output)
-        console.print(f"{title}: nothing can be said of {CLAIM}, since the plain arm was left out.")
+        answer = f"{title}: nothing can be said of {CLAIM}, since the plain arm was left out."
+        show.end(console, output, answer=answer)
 
 
 @dataclass(frozen=True)

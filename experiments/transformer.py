@@ -240,8 +240,9 @@ def main(settings: Settings) -> None:
     text = read_text(settings.text, context=settings.context, characters=settings.characters)
     for budget in settings.budgets:
         grid = Grid(settings.at(budget), text, budget)
-        rates = grid.best_rates()
-        output = grid.output()
+        name = EXPERIMENT if budget == 1 else f"{EXPERIMENT}/budget{budget}"
+        output = show.live(settings.output(name))
+        rates = grid.best_rates(output.below("tuning"))
         tables, diverged = grid.run(grid.runs(rates), output)
         report(tables, diverged, rates, grid, output)
 
@@ -442,11 +443,6 @@ class Grid:
     text: Dataset
     budget: int
 
-    def output(self, *below: str) -> Output:
-        """The budget's folder of tables and figures, or one below it."""
-        parts = (EXPERIMENT, *([] if self.budget == 1 else [f"budget{self.budget}"]), *below)
-        return self.settings.output("/".join(parts))
-
     def run(self, runs: Sequence[Run], output: Output, *, then: str = "") -> tuple[Tables, list[Run]]:
         """Train what the store of all budgets lacks; all tables, and the runs that diverged."""
         store = self.settings.out / EXPERIMENT / "runs"
@@ -483,8 +479,8 @@ class Grid:
         """A run for each arm at its rate and each reported seed."""
         return [self.run_of(arm, rate, seed) for arm, rate in rates.items() for seed in self.settings.seeds]
 
-    def best_rates(self) -> dict[str, float]:
-        """By arm, the learning rate that is best on the tuning seeds' validation text; the search goes to tuning/.
+    def best_rates(self, output: Output) -> dict[str, float]:
+        """By arm, the learning rate that is best on the tuning seeds' validation text; the search goes to the output.
 
         An arm whose best rate is at an end of those tried is tried beyond it, at two more at most. So is one that
         has not learned at any, beyond the lowest: at chance, rates cannot be told apart, and lower ones may train. An
@@ -494,7 +490,6 @@ class Grid:
         if len(settings.rates) == 1:
             return dict.fromkeys(settings.arms, settings.rates[0])
         tried, chance = {arm: set(settings.rates) for arm in settings.arms}, frequency_loss(self.text, "validation")
-        output = self.output("tuning")
         while True:
             runs = [
                 self.run_of(arm, rate, seed, tuning=True)
@@ -574,7 +569,8 @@ def report(tables: Tables, diverged: list[Run], rates: Mapping[str, float], grid
     if made:
         show.decisions(console, made, title="test loss, nats a character, paired by seed")
     size = f"{grid.settings.layers} layers, {grid.settings.training.epochs} epochs"
-    console.print(f"{grid.text.title}, {size}. One text, one size of network, each arm's best learning rate.")
+    remark = f"{grid.text.title}, {size}. One text, one size of network, each arm's best learning rate."
+    show.end(console, output, remark=remark)
 
 
 def among_drawn(rows: pd.DataFrame) -> pd.DataFrame:

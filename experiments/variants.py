@@ -87,7 +87,7 @@ def main(settings: Settings) -> None:
     """Run the grid and report it."""
     settings.check()
     dataset = load(settings.data)
-    output = settings.output(EXPERIMENT)
+    output = show.live(settings.output(EXPERIMENT))
     depths = {network: settings.depth_of(network) for network in settings.networks}
     runs = [
         run
@@ -124,7 +124,8 @@ def report(
         show.conclusion(console, output, decided, title=f"{title}, differences in test error", remark=remark)
     else:
         show.files(console, output)
-        console.print(f"{title}: nothing to compare; give two or more of residual, stop-gradient and plain.")
+        answer = f"{title}: nothing to compare; give two or more of residual, stop-gradient and plain."
+        show.end(console, output, answer=answer)
 
 
 def error_table(outcomes: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .sheet import describe
 from .style import style
 
 FORMATS = {".pdf": {"CreationDate": None}, ".png": {}, ".svg": {"Date": None}}  # no date: same table, same bytes
@@ -26,8 +27,13 @@ def figure_of(axes: Any, name: str) -> Figure:
 
 @style()
 def write(axes: Any, file: Path) -> None:
-    """Write a figure in the format of the file's suffix, one of `FORMATS`, its fonts embedded as TrueType."""
-    figure_of(axes, file.stem).savefig(file, metadata=FORMATS[file.suffix])
+    """Write a figure in the format of the file's suffix, one of `FORMATS`, its fonts embedded as TrueType.
+
+    A PNG says in its field Description what there is to see.
+    """
+    figure = figure_of(axes, file.stem)
+    said = {"Description": describe(axes)} if file.suffix == ".png" else {}
+    figure.savefig(file, metadata=FORMATS[file.suffix] | said)
 
 
 def save(

@@ -1,7 +1,7 @@
 """A new figure: panels as high as they should be on a page of a given width, no text over another, and a caption."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import pairwise
 from textwrap import fill
@@ -129,6 +129,33 @@ def caption(axes: Any) -> str:
     if first not in _captions:
         raise ValueError("caption: no figure of this package was drawn on these axes; give what its function returned.")
     return _captions[first]
+
+
+def describe(axes: Any) -> str:
+    """What there is to see in a figure, for those who do not see it: its panels, their axes, and the legend's entries.
+
+    axes: What a figure function returned, or any Axes of it.
+    """
+    sheet = np.asarray(axes, dtype=object).flat[0].get_figure(root=True)
+    shown = [axis for axis in sheet.axes if axis.axison]
+    labels = [sheet.get_supxlabel(), *(axis.get_xlabel() for axis in shown)]
+    across, up = _said(labels), _said(axis.get_ylabel() for axis in shown)
+    entries = sheet.entries if isinstance(sheet, Sheet) else ()
+    drawn = _said(str(entry.get_label()) for entry in entries)
+    titles = _said(axis.get_title() for axis in shown)
+    return ". ".join(
+        [
+            f"Figure of {len(shown)} panel{'s' * (len(shown) != 1)}: {', '.join(up) or 'images'}"
+            + f" against {', '.join(across)}" * bool(across),
+            *[f"Titles: {', '.join(titles)}"] * bool(titles),
+            *[f"Drawn: {', '.join(drawn)}"] * bool(drawn),
+        ]
+    )
+
+
+def _said(texts: Iterable[str]) -> list[str]:
+    """The different texts, each on one line, without the signs of mathematics."""
+    return list(dict.fromkeys(line for text in texts if (line := " ".join(text.replace("$", "").split()))))
 
 
 def explain(axes: Axes2D, *sentences: str) -> None:

@@ -1,18 +1,23 @@
 """What every script in experiments/ shows and does: help, dry runs, mistakes, a second call."""
 
 import ast
+import re
 import runpy
+import shlex
 import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments.engine.reporting import show
-from experiments.engine.running.cli import run_script
+from experiments.engine.reporting.page import command_of
+from experiments.engine.running.cli import parse, run_script
 from models import ARMS, Flow
 from tests.support.conditions import short_search
+from tests.support.pages import cells, read
 from tests.support.scripts import ROOT, file_of, print_of, run, toy_run
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
@@ -130,7 +135,7 @@ MISTAKES = {
     "probe_model": {
         "--model resnet18": "give torchvision:NAME, timm:NAME, hf:TYPE, cifar_resnet:DEPTH or FILE.py:FUNCTION",
         "--samples 1": "--samples 1: give at least 2, or 0 for none",
-        "--model torchvision:vgg11": "none of its 0 adds is a residual junction; for such a network name",
+        "--model torchvision:vgg11": "--model torchvision:vgg11: none of the model's 0 adds is a residual junction",
         "--batch-size 0": "--batch-size 0: give at least 1",
         "--model absent.py:network": "there is no such file",
     },
@@ -297,16 +302,41 @@ def test_where_every_run_diverged_that_is_said(script: str, tmp_path: Path) -> N
 def test_a_second_call_repeats_no_run_and_prints_the_same(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And its page, which is the same, too, has the question, an answer, and the decisions' numbers."""
     monkeypatch.setattr(show, "save_figure", lambda *_: None)  # drawing takes longer than all the rest
-    files, shown, log = [], [], ""
+    files, shown, pages, log = [], [], [], ""
     with short_search():
         for _ in range(2):
             done = run(script, *arguments(TOY[script].replace("--", "--out results --", 1)), cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             shown.append(done.stdout)
             log = done.stderr
+            pages.append((tmp_path / "results" / script / "report.html").read_text())
             files.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/runs/*/*")})
     assert shown[0] == shown[1]
     assert files[0] == files[1]
     assert files[0]
     assert "are already finished" in log
+    assert re.sub("[^,;>]* summed", "", pages[0]) == re.sub("[^,;>]* summed", "", pages[1])
+    page = read(tmp_path / "results" / script / "report.html")
+    question = str(import_module(f"experiments.{script}").__doc__).split("\n\n")[0]
+    assert page.one("h1").text == " ".join(question.split())
+    assert len(page.one("p", class_="answer").text) > 20
+    if (decisions := tmp_path / "results" / script / "decisions.csv").exists():
+        csv = pd.read_csv(decisions, dtype=str, keep_default_na=False)
+        tables = [table for table in page.all("figure", class_="table") if "decisions.csv" in table.text]
+        shown_cells = [cell for table in tables for row in cells(table.one("table")) for cell in row]
+        wanted = [cell for row in csv.drop(columns=["where", "table"]).to_numpy().tolist() for cell in row]
+        assert [cell for cell in shown_cells if cell] == [cell for cell in wanted if cell]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_command_on_the_page_gives_the_same_settings(script: str) -> None:
+    module = import_module(f"experiments.{script}")
+    own = {"answer": "--parts 1 3", "probe_model": "--model hf:gpt2 --train"}
+    for flags in ("", "--quick", TOY.get(script, own.get(script, "")), "--quick --device cuda"):
+        settings = parse(module, arguments(flags))
+        python, file, *given = shlex.split(command_of(settings))
+        assert (python, file) == ("python", f"experiments/{script}.py")
+        assert parse(module, given) == settings
+    assert command_of(parse(module, [])) == f"python experiments/{script}.py"

@@ -136,24 +136,23 @@ class ConditionRunner:
     def train_at_best_rates(self, conditions: Sequence[Condition], output: Output) -> tuple[Tables, list[Run], Rates]:
         """Choose each condition's learning rate at every depth of the settings, and train the reported seeds at it."""
         depths = self.settings.depths
-        rates = self.best_rates(conditions, depths, output.folder / "tuning")
+        rates = self.best_rates(conditions, depths, output.below("tuning"))
         return *self.train(self.runs(conditions, depths, rates), output), rates
 
-    def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path) -> Rates:
+    def best_rates(self, conditions: Sequence[Condition], depths: Sequence[int], output: Output) -> Rates:
         """Each condition's learning rate at each depth, as `search` chooses it."""
-        return self.search(conditions, depths, folder)[0]
+        return self.search(conditions, depths, output)[0]
 
     def search(
-        self, conditions: Sequence[Condition], depths: Sequence[int], folder: Path, budget: int = 1
+        self, conditions: Sequence[Condition], depths: Sequence[int], output: Output, budget: int = 1
     ) -> tuple[Rates, pd.DataFrame]:
         """Choose each condition's learning rate at each depth and budget; the rates, and the search as a long table.
 
         The best has the highest mean validation accuracy over its tuning seeds (of equals, the lowest mean validation
         loss). It is the lowest tried while nothing has learned at any: a network at chance tells no rates apart. A best
-        at an end of its range extends the range, by at most two decades. The whole search goes to `folder`/tuning.csv.
+        at an end of its range extends the range, by at most two decades. The whole search goes to tuning.csv.
         """
         check_conditions(self.settings, conditions, depths)
-        output = Output(folder, dry_run=self.settings.execution.dry_run)
         tried = {(one, depth): set(self.effort(one).exponents) for one in conditions for depth in depths}
         while True:
             runs = [

@@ -1,4 +1,4 @@
-"""The terminal: data frames as tables, numbers as text, and the files that were written."""
+"""The terminal: data frames as tables, numbers as text, the files that were written; it all goes to the page, too."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 import figures
+from experiments.engine.reporting.page import PAGE, LivePage, Shown, write_page
 from experiments.engine.running.output import Output, write_text
 from experiments.engine.running.run import Run
 from experiments.engine.statistics.equivalence import DEFINITION, MARGINS, Comparison
 from experiments.engine.statistics.estimates import Estimate, classify
+from figures.page import Table as PageTable
+from figures.page import Text as PageText
 
 Decision = tuple[str, str, str]
 """An estimate as text, its margin, and the reading."""
+DECISIONS = "Decisions: "
 RULE = "The whole 95 % interval is compared with the margin; intervals are not corrected for their number."
+FEW, MANY = 6, 8
+"""Decisions that are named with their estimates, and names of one reading, in the one line of a page."""
 CLIPPED = "*: the interval goes beyond the scale, and is cut where that ends."
 MARK = "]*"
 """The end of an interval that was cut."""
@@ -27,10 +33,31 @@ Rows = Mapping[tuple[str, str], Mapping[str, str]]
 """Text by (heading, row), then by column."""
 
 
-def terminal() -> Console:
+class Terminal(Console):
+    """A terminal that keeps what it shows, for the page: tables, and sentences (strings, not other renderables)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+        self.shown = Shown()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and keep a sentence."""
+        super().print(*objects, **options)
+        for sentence in objects:
+            if isinstance(sentence, str) and sentence.strip():
+                self.shown.keep(PageText(sentence))
+
+
+def live(output: Output) -> Output:
+    """The same output, whose report page says, while runs are under way, how far they are."""
+    output.watch = LivePage(output)
+    return output
+
+
+def terminal() -> Terminal:
     """The terminal, or a console wide enough for the tables where the output is a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=100)
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=100)
 
 
 def text_table(rows: Rows, *, heading: str = "") -> pd.DataFrame:
@@ -40,7 +67,7 @@ def text_table(rows: Rows, *, heading: str = "") -> pd.DataFrame:
     return pd.DataFrame(found).fillna("")
 
 
-def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> None:
+def table(console: Console, rows: Rows, *, title: str, caption: str = "", decides: bool | None = None) -> None:
     """Print rows of text as a table.
 
     Args:
@@ -49,6 +76,7 @@ def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> Non
             which they first appear, and a row may lack some.
         title: Above the table.
         caption: One paragraph below it; where an interval is marked as cut, a line says what the mark means.
+        decides: Whether it says what was decided; by default where it has a column "reading".
     """
     if any(MARK in text for row in rows.values() for text in row.values()):
         caption = f"{caption}\n{CLIPPED}" if caption else CLIPPED
@@ -63,7 +91,11 @@ def table(console: Console, rows: Rows, *, title: str, caption: str = "") -> Non
             shown.add_row(heading, style="bold")
         shown.add_row(Text(name), *(Text(rows[heading, name].get(column, "")) for column in columns))
     console.print(shown)
-    console.print(f"{caption}\n" if caption else "", markup=False)
+    console.print(Text(f"{caption}\n" if caption else ""))
+    if isinstance(console, Terminal):
+        short = title.removeprefix(DECISIONS)  # the page has a heading above it
+        kept = PageTable(text_table(rows, heading="where"), title=short, caption=caption, by="where")
+        console.shown.keep(kept, decides="reading" in columns if decides is None else decides)
 
 
 def decision(
@@ -96,12 +128,46 @@ def conclusion(console: Console, output: Output, made: Mapping[str, Decision], *
     """End a report: the files that were written, what was decided (by effect), and its limits in a sentence."""
     files(console, output)
     decisions(console, made, title=title)
-    console.print(remark)
+    end(console, output, remark=remark)
+
+
+def end(console: Console, output: Output, *, answer: str = "", remark: str = "") -> None:
+    """End a report: print its answer, by default the readings of the last decisions, and its limits; write the page.
+
+    answer: one measured sentence. remark: sentences, one a line.
+    """
+    shown = console.shown if isinstance(console, Terminal) else Shown()
+    if answer:
+        console.print(Text(answer))  # the page has it at its top
+    for sentence in remark.splitlines():
+        console.print(sentence)
+    if not output.dry_run:
+        last = shown.last(PageText)
+        write_page(output, shown, answer or readings(shown.last(PageTable)) or (last.text if last else ""))
+
+
+def readings(decided: PageTable | None) -> str:
+    """What a table of decisions says in one line: every effect by its reading, with its estimate where there are few;
+    "" for another table."""
+    if decided is None or "reading" not in decided.columns:
+        return ""
+    rows = decided.rows
+    effect, estimate = decided.columns[:2]
+    by_reading: dict[str, list[str]] = {}
+    for row in rows.to_dict("records"):
+        if row.get("reading"):
+            name = f"{row[effect]} {row[estimate]}" if len(rows) <= FEW else str(row[effect])
+            by_reading.setdefault(str(row["reading"]), []).append(name)
+    parts = [
+        f"{reading}: {', '.join(names[:MANY])}" + f" and {len(names) - MANY} more" * (len(names) > MANY)
+        for reading, names in by_reading.items()
+    ]
+    return f"{decided.title}. {'; '.join(parts)}." if parts else ""
 
 
 def decisions(console: Console, made: Mapping[str, Decision], *, title: str) -> None:
     """Print each effect's estimate, margin and reading."""
-    table(console, decision_rows(made), title=f"Decisions: {title}", caption=RULE)
+    table(console, decision_rows(made), title=f"{DECISIONS}{title}", caption=RULE)
 
 
 def decision_rows(made: Mapping[str, Decision]) -> Rows:
@@ -121,15 +187,16 @@ def save_figure(output: Output, axes: Any, table: pd.DataFrame | Mapping[str, np
 
 
 def files(console: Console, output: Output) -> None:
-    """Print where the files are."""
-    console.print(f"Written to {output.folder}:", soft_wrap=True)
+    """Print where the files are, the report page among them, which `end` writes."""
+    output.add([output.folder / PAGE])
+    console.print(Text(f"Written to {output.folder}:"), soft_wrap=True)
     endings: dict[str, list[str]] = {}
     for file in sorted(output.files, key=lambda file: (len(file.parts), file)):
         stem = file.relative_to(output.folder).with_suffix("").as_posix()
         endings.setdefault(stem, []).append(file.suffix[1:])
     for stem, suffixes in endings.items():
         ending = suffixes[0] if len(suffixes) == 1 else "{" + ",".join(suffixes) + "}"
-        console.print(f"  {stem}.{ending}", soft_wrap=True, markup=False)
+        console.print(Text(f"  {stem}.{ending}"), soft_wrap=True)
 
 
 def all_diverged(
@@ -143,7 +210,7 @@ def all_diverged(
     if "outcomes" in tables:
         return False
     files(console, output)
-    console.print(f"Every run diverged: there is nothing to compare. {advice}")
+    end(console, output, answer=f"Every run diverged: there is nothing to compare. {advice}")
     return True
 
 
@@ -151,7 +218,7 @@ def diverged(console: Console, runs: Sequence[Run]) -> None:
     """The runs that diverged, and so have no outcomes."""
     for run in runs:
         labels = "".join(f", {name} {value}" for name, value in run.labels.items())
-        console.print(f"diverged: {run.experiment}, {run.arm}, depth {run.depth}, seed {run.seed}{labels}")
+        console.print(Text(f"diverged: {run.experiment}, {run.arm}, depth {run.depth}, seed {run.seed}{labels}"))
 
 
 def changes(console: Console, comparisons: Sequence[Comparison], *, where: str = "") -> None:
@@ -164,7 +231,8 @@ def changes(console: Console, comparisons: Sequence[Comparison], *, where: str =
         for found in comparisons
     }
     title = f"Change from ordinary training{where}: mean [95 % t interval], paired by seed"
-    table(console, rows, title=title, caption=f"{DEFINITION}.\nIntervals are not corrected for their number")
+    caption = f"{DEFINITION}.\nIntervals are not corrected for their number"
+    table(console, rows, title=title, caption=caption, decides=True)
 
 
 def mean_sd(values: pd.Series) -> str:

@@ -2,9 +2,11 @@
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import tyro
 
@@ -21,12 +23,7 @@ def run_script(name: str) -> None:
     first process runs it, and the others train along.
     """
     script = import_module(name)
-    settings = tyro.cli(
-        script.Settings,
-        description=script.__doc__,
-        default=script.QUICK if "--quick" in sys.argv[1:] and hasattr(script, "QUICK") else script.Settings(),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    settings = parse(script, sys.argv[1:])
     level = logger.level
     logger.setLevel(getattr(settings, "log_level", "info").upper())
     try:
@@ -40,6 +37,17 @@ def run_script(name: str) -> None:
         logger.setLevel(level)
     if status:
         sys.exit(status)
+
+
+def parse(script: ModuleType, arguments: Sequence[str]) -> Any:
+    """The settings that a command line gives a script."""
+    return tyro.cli(
+        script.Settings,
+        args=arguments,
+        description=script.__doc__,
+        default=script.QUICK if "--quick" in arguments and hasattr(script, "QUICK") else script.Settings(),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
 
 
 def _attempt(main: Callable[[], int | None]) -> int:

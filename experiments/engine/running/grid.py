@@ -41,7 +41,7 @@ def run_grid(
     Args:
         runs: All runs; two of one name may differ in their labels alone.
         task: What each does.
-        output: Where the joined tables go, as CSV.
+        output: Where the joined tables go, as CSV; whoever watches it is called when a run ends.
         execution: Workers, and whether this is a dry run.
         store: Where runs are kept.
         then: The work that depends on the outcome of these runs, if any; a dry run prints it.
@@ -66,6 +66,7 @@ def run_grid(
         show_plan(different, missing, home, max_parallel=execution.max_parallel(device), then=then)
         if missing or not then:
             raise DryRun
+    end = output.begin(home, different, [run.name for run in different if states[run.name] == "finished"])
     with progress(different, states, home) as done, execution.pool(device, home, most=len(missing)) as imap:
 
         def attempt(runs: Sequence[Run], *, wait: bool) -> Iterator[tuple[Run, bool]]:
@@ -74,12 +75,19 @@ def run_grid(
 
         held = []
         for run, finished in attempt(missing, wait=False):
-            done(run) if finished else held.append(run)
+            if not finished:
+                held.append(run)
+                continue
+            done(run)
+            end(run)
         if held:
             logger.warning(f"waiting for {len(held)} runs that another invocation runs")
         for run, _ in attempt(held, wait=True):
             done(run)
-    return join(runs, home, output)
+            end(run)
+    joined = join(runs, home, output)
+    output.changed()
+    return joined
 
 
 def join(runs: Sequence[Run], home: Path, output: Output) -> tuple[Tables, list[Run]]:

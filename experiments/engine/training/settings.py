@@ -51,7 +51,7 @@ class RunSettings:
 
     def output(self, experiment: str) -> Output:
         """The experiment's folder of tables and figures."""
-        return Output(self.out / experiment, dry_run=self.execution.dry_run)
+        return Output(self.out / experiment, settings=self, dry_run=self.execution.dry_run)
 
 
 @dataclass(frozen=True)

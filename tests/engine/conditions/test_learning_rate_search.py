@@ -87,7 +87,9 @@ def test_the_best_rate_is_found_by_validation_beyond_the_first_range(tmp_path: P
         rows.append({"split": "validation", "quantity": "loss", "value": 1.0})
         return outcome(pd.DataFrame(rows)) if rate < 3 else Outcome({}, diverged_at=3)
 
-    assert runner(tmp_path, task=train).best_rates([RESIDUAL], [8], tmp_path / "x") == {("residual", 8): 1.0}
+    assert runner(tmp_path, task=train).best_rates([RESIDUAL], [8], Output(tmp_path).below("x")) == {
+        ("residual", 8): 1.0
+    }
     tried = pd.read_csv(tmp_path / "x" / "tuning.csv")
     assert sorted(set(tried["learning_rate"])) == [0.01, 0.0316, 0.1, 0.316, 1.0, 3.16]
     assert set(tried["seed"]) == {100, 101}
@@ -103,7 +105,7 @@ def test_rates_at_which_nothing_is_learned_are_no_best(tmp_path: Path) -> None:
         table = pd.DataFrame(rows, columns=["quantity", "value"]).assign(split="validation")
         return outcome(table)
 
-    assert runner(tmp_path, task=train).best_rates([COIN], [8], tmp_path / "x") == {("coin", 8): 0.00316}
+    assert runner(tmp_path, task=train).best_rates([COIN], [8], Output(tmp_path).below("x")) == {("coin", 8): 0.00316}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,9 @@ def test_rates_at_which_nothing_is_learned_are_no_best(tmp_path: Path) -> None:
 )
 def test_a_control_that_the_network_does_not_know_is_refused(tmp_path: Path, control: Control, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        runner(tmp_path, network="mlp").best_rates([Condition("it", "residual", control)], [8], tmp_path / "x")
+        runner(tmp_path, network="mlp").best_rates(
+            [Condition("it", "residual", control)], [8], Output(tmp_path).below("x")
+        )
     assert not any(tmp_path.iterdir())  # before anything is trained
 
 
@@ -170,7 +174,7 @@ def test_a_script_may_search_with_another_effort(tmp_path: Path) -> None:
         )
 
     here = runner(tmp_path, tuning_seeds=(100, 101), effort=lambda _: Effort((-3, -2), 1), task=train)
-    rates, _ = here.search([RESIDUAL], [8], tmp_path / "x", budget=3)
+    rates, _ = here.search([RESIDUAL], [8], Output(tmp_path / "x"), budget=3)
     assert rates == {("residual", 8): 0.01}
     assert sorted(run.labels["learning_rate"] for run in seen) == [0.00316, 0.01, 0.0316, 0.1]
     assert {(run.seed, run.recipe.training.epochs, run.labels["budget"]) for run in seen} == {(100, 3, 3)}
@@ -203,7 +207,7 @@ def test_first_weights_that_a_condition_s_network_cannot_have_are_refused(
     near = Condition("near", "plain", first_weights=None if "first_weights" in changes else 0.5, network="fixup")
     message = "'near' on fixup: first_weights 0.5: fixup blocks begin with weights of their own; leave it out"
     with pytest.raises(BadInput, match=message):
-        runner(tmp_path, **changes).best_rates([near], [8], tmp_path / "x")
+        runner(tmp_path, **changes).best_rates([near], [8], Output(tmp_path).below("x"))
     assert not any(tmp_path.iterdir())  # before anything is trained
 
 
@@ -226,7 +230,7 @@ def test_each_seed_may_have_its_own_split(tmp_path: Path) -> None:
     assert [run.about["split_seed"] for run in runs] == [0, 1, 0]
     assert len({run.recipe.data for run in runs}) == 2
     assert here.run_of(RESIDUAL, 8, 100, 0.1, tuning=True).recipe.data == splits[100].digest
-    tables, diverged, _ = here.train_at_best_rates([RESIDUAL], Output(tmp_path / "x"))
+    tables, diverged, _ = here.train_at_best_rates([RESIDUAL], Output(tmp_path).below("x"))
     assert not diverged
     assert set(tables["outcomes"]["seed"]) == {0, 1, 2}
 
@@ -239,7 +243,9 @@ def test_a_search_s_size_is_that_of_its_condition(tmp_path: Path) -> None:
         row = {"split": "validation", "quantity": ["accuracy", "loss"], "value": [accuracy, 1.0]}
         return outcome(pd.DataFrame(row))
 
-    found = runner(tmp_path, tuning_seeds=(101, 100), task=train).best_rates([RESIDUAL, COIN], [8, 14], tmp_path / "x")
+    found = runner(tmp_path, tuning_seeds=(101, 100), task=train).best_rates(
+        [RESIDUAL, COIN], [8, 14], Output(tmp_path / "x")
+    )
     assert found == {(name, depth): 0.1 for name in ("residual", "coin") for depth in (8, 14)}
     tried = pd.read_csv(tmp_path / "x" / "tuning.csv")
     tried = tried[tried["quantity"] == "accuracy"]
