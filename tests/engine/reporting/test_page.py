@@ -20,7 +20,7 @@ from experiments.engine.running.run import Outcome, Run
 from tests.support.browser import browser
 from tests.support.drawings import MAIN
 from tests.support.grid_script import ONE, Toy, start
-from tests.support.pages import Element, cells, read
+from tests.support.pages import Element, cells, read, section
 
 NASTY = "<script>alert(1)</script>"
 LONG = "a condition with a name that is longer than a telephone is wide, and_a_word_of_more_than_thirty_letters"
@@ -79,12 +79,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shown(folder: Path) -> Element:
     return read(folder / "report.html")
-
-
-def section(page: Element, title: str) -> Element:
-    """The section below a heading."""
-    (found,) = [one for tag in ("section", "details") for one in page.all(tag) if one.one("h2").text == title]
-    return found
 
 
 def test_it_asks_the_docstrings_question_and_answers_with_the_last_decisions(shown: Element) -> None:
