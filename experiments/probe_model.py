@@ -169,7 +169,8 @@ def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame
     show.table(console, rows, title="Junctions")
     kinds = found["verdict"].value_counts()
     counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    junctions = f"{len(found)} junction{'s' * (len(found) != 1)}: {counts}; {len(adds) - len(found)} other adds (adds.csv says why)."
+    others = f"{len(adds) - len(found)} other adds (adds.csv says why)"
+    junctions = f"{len(found)} junction{'s' * (len(found) != 1)}: {counts}; {others}."
     if "path_bands" in tables:
         notes = [*notes, describe_bands(tables["path_bands"], len(found), settings.samples)]
     show.files(console, output)

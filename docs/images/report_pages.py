@@ -1,5 +1,5 @@
-"""Photograph the report pages for report.md: ``python -m docs.images.report_pages RESULTS``, of `make run`, `make answer
-ARGS=--quick` and `probe_model.py`, with Chromium on the PATH."""
+"""Photographs the pages of `make run`, `make answer ARGS=--quick` and `probe_model.py` for report.md, with Chromium.
+`python -m docs.images.report_pages RESULTS`."""
 
 import sys
 from io import BytesIO
@@ -19,7 +19,7 @@ PAGES: dict[str, tuple[str, Literal["light", "dark"]]] = {
 HEIGHTS = {380: 1500, 1400: 1800}
 """How much of a page is shown, by its width in CSS pixels."""
 SCALES = {380: 2, 1400: 1}
-COLOURS = 64
+COLOURS = 256
 
 
 def main(results: Path) -> None:
@@ -29,7 +29,7 @@ def main(results: Path) -> None:
             for width, height in HEIGHTS.items():
                 tab.open(results / folder / "report.html", width=width, scheme=scheme, scale=SCALES[width])
                 image = Image.open(BytesIO(tab.screenshot(height=height))).convert("RGB")
-                small = image.quantize(COLOURS, dither=Image.Dither.NONE)
+                small = image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
                 small.save(HERE / f"report_{name}_{width}.png", optimize=True)
 
 
