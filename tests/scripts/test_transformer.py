@@ -310,7 +310,7 @@ def test_what_has_not_learned_is_tried_at_lower_rates_twice() -> None:
 
 @pytest.mark.parametrize(("loss", "further"), [(3.0, [0.0316, 0.0999]), (3.39, [0.000316, 0.0000999])])
 def test_an_arm_at_chance_looks_for_lower_rates(
-    loss: float, further: list[float], monkeypatch: pytest.MonkeyPatch
+    loss: float, further: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The highest rate is best at every step of the search; chance is 3.4, and what is within 0.1 of it is at it."""
     grid = Grid(settings(arms=("plain",), rates=(0.001, 0.003, 0.01)), toy_text(), 1)
@@ -326,7 +326,7 @@ def test_an_arm_at_chance_looks_for_lower_rates(
 
     monkeypatch.setattr(Grid, "run", run)
     monkeypatch.setattr("experiments.transformer.frequency_loss", lambda text, split: 3.4)
-    assert grid.best_rates() == {"plain": max(tried)}
+    assert grid.best_rates(Output(tmp_path)) == {"plain": max(tried)}
     assert tried == {0.001, 0.003, 0.01, *further}
 
 
