@@ -155,7 +155,7 @@ def count_adds(profile: Profile) -> str:
     """How many junctions there are, of which kinds, and how many other adds."""
     found = profile.junctions
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["shortcut"].value_counts().items())
-    return f"{len(found)} junctions: {kinds}; {len(profile.adds) - len(found)} other adds"
+    return f"{len(found)} junction{'s' * (len(found) != 1)}: {kinds}; {len(profile.adds) - len(found)} other adds"
 
 
 def describe(profile: Profile) -> str:

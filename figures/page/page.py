@@ -209,8 +209,8 @@ def _cell(value: Any) -> Cell:
 
 
 def _whole(text: str) -> str:
-    """The text, in whose intervals, such as [-0.1, +0.2] and 0.5 ± 0.1, no line ends."""
-    return re.sub(r" (?=±)|(?<=±) |(?<=\d,) (?=[-+\d.]+[\]*)])", "\N{NO-BREAK SPACE}", text)
+    """The text, in which no line ends within [-0.1, +0.2], 0.5 ± 0.1 or n = 3."""
+    return re.sub(r" (?=±)|(?<=±) |(?<=\d,) (?=[-+\d.]+[\]*)])|(?<=\bn) (?==)|(?<=\bn =) ", "\N{NO-BREAK SPACE}", text)
 
 
 def _link(file: str) -> str:

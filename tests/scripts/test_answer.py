@@ -27,6 +27,7 @@ from experiments.questions.answer.plan import LONG, PARTS, PLAIN, PLAIN_LOOKS_LI
 from probes import jacobian_spectrum
 from tests.engine.training.test_data import make_folder
 from tests.support.drawings import pick
+from tests.support.pages import cells, read, section
 from tests.support.scripts import drawn
 
 RATE = (-1,)  # 0.316 alone
@@ -123,7 +124,9 @@ def errors_of(toy: Toy) -> dict[str, np.ndarray]:
 
 
 def test_every_table_and_figure_is_there(toy: Toy) -> None:
-    assert {file.stem for file in toy.folder.glob("*.csv")} == TABLES
+    assert {file.stem for file in toy.folder.glob("*.csv")} == TABLES | {"decisions"}
+    shares = cells(section(read(toy.folder / "report.html"), "Decisions").one("table"))
+    assert [row[:2] for row in shares] == toy.table("text_shares").fillna("").iloc[:, 1:3].to_numpy().tolist()
     assert drawn(toy.folder) == {"answer", "answer_losses"}
     assert all(len(toy.table(name)) for name in TABLES)
     written = set(json.loads((toy.folder / "written.json").read_text()))

@@ -12,6 +12,7 @@ from PIL import Image
 from experiments.engine.running.cli import run_script
 from experiments.probe_model import describe_bands
 from models import cifar_resnet
+from tests.support.pages import cells, read, section
 
 HOME_MADE = """
 from torch import nn
@@ -67,6 +68,30 @@ def test_any_model_is_listed_measured_and_drawn(
     assert (folder / "path_contributions.csv").exists() == bool(paths)
     with Image.open(folder / "figures" / "profiles.png") as image:
         assert min(image.size) > 300
+
+
+def test_its_page_shows_names_from_outside_as_text(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nasty = "<script>alert('&')</script>"
+    code = f"""{HOME_MADE}
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add_module({nasty!r}, Block())
+    def forward(self, x):
+        return self.get_submodule({nasty!r})(x)
+def named():
+    return Named()
+"""
+    (here / "<b>mine.py").write_text(code)
+    probe(monkeypatch, "--model", "<b>mine.py:named")
+    (folder,) = (here / "results" / "probe_model").iterdir()
+    page = read(folder / "report.html")
+    assert page.one("title").text == "probe_model/<b>mine.py-named"
+    assert cells(section(page, "Results").one("table")) == [[nasty, "0", "identity"]]
+    assert "Of <b>mine.py:named, eval mode, random weights." in page.one("figcaption").text
+    assert page.one("p", class_="answer").text.startswith("Answer1 junction: 1 identity; 0 other adds")
+    assert page.one("img").attributes["alt"].startswith("Figure of 3 panels: gradient norm at the fork, branch")
+    assert "--model '<b>mine.py:named'" in section(page, "How to repeat it").text
 
 
 def test_weights_and_an_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,12 @@ def read(file: Path) -> Element:
     return page
 
 
+def section(page: Element, title: str) -> Element:
+    """The section below a heading."""
+    (found,) = [one for tag in ("section", "details") for one in page.all(tag) if one.one("h2").text == title]
+    return found
+
+
 def cells(table: Element) -> list[list[str]]:
     """The rows below the head, without headings; of a number all its digits."""
     rows = [row for body in table.all("tbody") for row in body.all("tr") if row.attributes.get("class") != "heading"]

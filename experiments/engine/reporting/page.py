@@ -164,9 +164,7 @@ def run_parts(output: Output) -> list[Part]:
     reports = list(_reports(output))
     if not reports:
         return [Facts(_where([_made_here()]) if output.settings else {})]
-    diverged = {
-        _run_name(grid, run): report["outcome"] for (grid, run), report in reports if report["outcome"] != "finished"
-    }
+    diverged = {_run_name(run): report["outcome"] for (_, run), report in reports if report["outcome"] != "finished"}
     seconds = sum(float(report["wall_seconds"]) for _, report in reports)
     facts = {
         "data": _listed({str(run.about["title"]) for (_, run), _ in reports if "title" in run.about}),
@@ -204,7 +202,7 @@ def _counts(output: Output, reports: Sequence[tuple[tuple[Grid, Run], dict[str, 
                 "tables in": _below(folder, output),
                 "runs": str(len(own)),
                 "diverged": str(sum(report["outcome"] != "finished" for _, report in own)),
-                "arms": str(len({run.labels.get("control", run.arm) for run, _ in own})),
+                "arms": str(len({_name(run) for run, _ in own})),
                 "depths": _listed({run.depth for run, _ in own}),
                 "seeds": _listed({run.seed for run, _ in own}),
             }
@@ -218,7 +216,12 @@ def _below(folder: Path, output: Output) -> str:
     return "this folder" if inner == "." else f"{inner}/"
 
 
-def _run_name(grid: Grid, run: Run) -> str:
+def _name(run: Run) -> str:
+    """Of its condition, or its arm."""
+    return str(run.labels.get("control", run.arm))
+
+
+def _run_name(run: Run) -> str:
     labels = "".join(f", {name} {value}" for name, value in run.labels.items())
     return f"{run.arm}, depth {run.depth}, seed {run.seed}{labels}"
 
@@ -368,8 +371,10 @@ class LivePage:
     def _rows(self, grid: Grid) -> pd.DataFrame | None:
         """The curves of the runs that have ended, each arm (or condition) by its name and what else runs differ in."""
         ended = self._ended(grid)
-        labels = {name for run in ended for name in run.labels if name not in ("control", "first_weights")}
-        differ = [name for name in sorted(labels) if len({str(run.labels.get(name)) for run in grid.runs}) > 1]
+        values: dict[tuple[str, int, str], set[str]] = {}
+        for run in grid.runs:
+            for label, value in run.labels.items():
+                values.setdefault((_name(run), run.depth, label), set()).add(str(value))
         parts, times = list[pd.DataFrame](), Counter[tuple[str, int, int]]()
         for run in ended:
             file = grid.home / run.name / "curves.csv"
@@ -377,9 +382,8 @@ class LivePage:
                 if not file.exists():
                     continue
                 self.curves[file] = pd.read_csv(file)
-            name = ", ".join(
-                [str(run.labels.get("control", run.arm)), *(f"{label} {run.labels.get(label)}" for label in differ)]
-            )
+            differ = [label for label in run.labels if len(values[_name(run), run.depth, label]) > 1]
+            name = ", ".join([_name(run), *(f"{label} {run.labels[label]}" for label in differ)])
             times[key := (name, run.depth, run.seed)] += 1
             name += f" ({times[key]})" * (times[key] > 1)  # what tells them apart is in no label
             parts.append(self.curves[file].assign(arm=name.replace("_", " ")))

@@ -20,7 +20,7 @@ from experiments.engine.running.run import Outcome, Run
 from tests.support.browser import browser
 from tests.support.drawings import MAIN
 from tests.support.grid_script import ONE, Toy, start
-from tests.support.pages import Element, cells, read
+from tests.support.pages import Element, cells, parse, read, section
 
 NASTY = "<script>alert(1)</script>"
 LONG = "a condition with a name that is longer than a telephone is wide, and_a_word_of_more_than_thirty_letters"
@@ -79,12 +79,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shown(folder: Path) -> Element:
     return read(folder / "report.html")
-
-
-def section(page: Element, title: str) -> Element:
-    """The section below a heading."""
-    (found,) = [one for tag in ("section", "details") for one in page.all(tag) if one.one("h2").text == title]
-    return found
 
 
 def test_it_asks_the_docstrings_question_and_answers_with_the_last_decisions(shown: Element) -> None:
@@ -271,6 +265,15 @@ def test_of_many_conditions_the_best_are_drawn(tmp_path: Path) -> None:
     assert drawn.one("img").attributes["alt"].endswith(f"Drawn: {', '.join(names[:10])}")
     assert drawn.one("figcaption").text.endswith("Of 14, the 10 of the lowest training loss.")
     assert "validation loss (nats)" in drawn.one("img").attributes["alt"]  # where there is no accuracy
+
+
+def test_curves_are_named_by_what_tells_runs_apart(tmp_path: Path) -> None:
+    kinds = [("residual", 8, 1), ("residual", 14, 2), ("plain", 8, 1), ("plain", 8, 2)]
+    runs = [Run("toy", arm, depth, 0, Toy(rate), labels={"learning_rate": rate}) for arm, depth, rate in kinds]
+    output = Output(tmp_path)
+    run_grid(runs, toy_task, output, execution=ONE)
+    (drawn,) = parse(LivePage(output).page().html()).all("img")
+    assert drawn.attributes["alt"].endswith("Drawn: residual, plain, learning rate 1, plain, learning rate 2")
 
 
 def run_watched(folder: Path, seconds: float) -> None:

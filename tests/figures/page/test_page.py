@@ -155,5 +155,5 @@ def test_a_page_replaces_the_old_one_as_a_whole(tmp_path: Path, monkeypatch: pyt
 def test_no_line_ends_within_an_interval() -> None:
     text = "0.91 [0.68, 1.15], n = 3, -0.5 ± 0.1, +0.5 [-0.2, +1.0]* of 2, 3 and (0.1, -0.2)"
     html = of(Text(text)).html()
-    assert "0.91 [0.68,\N{NO-BREAK SPACE}1.15], n = 3, -0.5\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1" in html
-    assert "+0.5 [-0.2,\N{NO-BREAK SPACE}+1.0]* of 2, 3 and (0.1,\N{NO-BREAK SPACE}-0.2)" in html
+    assert "0.91 [0.68,_1.15], n_=_3, -0.5_±_0.1, +0.5" in html.replace("\N{NO-BREAK SPACE}", "_")
+    assert "+0.5 [-0.2,_+1.0]* of 2, 3 and (0.1,_-0.2)" in html.replace("\N{NO-BREAK SPACE}", "_")
