@@ -4,9 +4,11 @@
 # make fuzz        random residual programs (PROGRAMS=20000, 0.1 s each), and counts of what was in them
 # make test-floors the fast tests on the oldest Python and the oldest releases that pyproject.toml allows
 # make docs        the documentation, to docs/_build/html
+# make notebooks   docs/notebooks/ executed anew, with what they show
 # make answer      the answer's grid (resumes where it was interrupted); CIFAR10=DIR adds CIFAR-10 from a folder of images
 # make answer-more the same question in other settings
 # make costs       the tables of what measurements cost, and of the same by other libraries (a quiet machine, half an hour)
+# make gpu         on a machine with a GPU: its tests, step times, and the answer's grid on all of CIFAR-10 (CIFAR10=DIR), in half an hour
 PYTHON ?= python3
 OLDEST ?= 3.11
 BIN := .venv/bin
@@ -17,7 +19,7 @@ PROGRAMS ?= 20000
 # Several processes of one thread each beat one process of several for small networks.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow fuzz test-floors lint docs answer answer-more gallery costs
+.PHONY: run test test-slow fuzz test-floors lint docs notebooks answer answer-more gallery costs gpu
 run: .venv/with-experiments
 	$(BIN)/python experiments/stopgrad_shortcut.py $(ARGS)
 
@@ -44,6 +46,10 @@ lint: .venv/with-test
 docs: .venv/with-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+notebooks: .venv/with-test
+	$(BIN)/python -m pytest --overwrite docs/notebooks
+	$(BIN)/python tests/docs/test_notebooks.py  # leaves out when each cell ran
+
 answer: .venv/with-experiments
 	$(BIN)/python experiments/answer.py --out $(OUT) $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(ARGS)
 
@@ -62,6 +68,17 @@ gallery: run answer
 costs: .venv/with-experiments
 	$(BIN)/python benchmarks/measurements.py --to docs/tables/costs_measurements.csv
 	$(BIN)/python benchmarks/peers.py --to docs/tables
+
+# Each part ends by itself, and leaves what it has found; what the next ones do does not hang on it.
+gpu: .venv/with-test
+	mkdir -p $(OUT)/gpu
+	-timeout 300 $(BIN)/python -m pytest tests/gpu 2>&1 | tee $(OUT)/gpu/tests.txt
+	-timeout 120 $(BIN)/python benchmarks/training_step.py --device cuda --networks 'cifar_resnet(56), 32 x 32' 2>&1 | tee $(OUT)/gpu/small_steps.txt
+	-timeout 180 $(BIN)/python benchmarks/training_step.py --device cuda --autocast --channels-last --compile \
+	    --networks 'imagenet_resnet(50), 224 x 224' 2>&1 | tee $(OUT)/gpu/large_steps.txt
+	-timeout 900 $(BIN)/python experiments/answer.py --parts 4 --cifar10 $(CIFAR10) --cifar10-images 44900 --cifar10-size 32 \
+	    --cifar10-depth 56 --epochs 20 --seeds 1000 1001 1002 --device cuda --capture --workers 4 --out $(OUT) $(ARGS) 2>&1 \
+	    | tee $(OUT)/gpu/answer.txt
 
 # The checkout in .venv, with the packages of one extra of pyproject.toml.
 .venv/with-%: pyproject.toml

@@ -1,4 +1,5 @@
-"""Sphinx: pages in Markdown (MyST), and the reference from the docstrings of `probes` and `models`."""
+"""Sphinx: pages in Markdown (MyST), notebooks as they were executed, and the reference from the docstrings of `probes`
+and `models`."""
 
 import re
 
@@ -7,9 +8,10 @@ from sphinx.application import Sphinx
 
 project = "residual-probes"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # `make notebooks` executes them, and so do the tests
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

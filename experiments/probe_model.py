@@ -7,33 +7,26 @@ lengths that hold most of their gradient are printed. Nothing is downloaded: wei
 state dict.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from rich.text import Text
 
 import figures
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.messages import BadInput, check_at_least, first_line
+from experiments.engine.running.messages import BadInput, check_at_least
 from experiments.engine.running.output import Output
 from experiments.engine.running.workers import check_device
-from experiments.questions.any_model import first_output, load_images, load_model, load_weights, make_inputs
+from experiments.questions.any_model import as_bad_input, load_model, load_weights
 from experiments.questions.path_spectra import VEIT, format_band, spectra
-from probes import (
-    contributions,
-    find_junctions,
-    gradient_norms,
-    iterative_inference,
-    path_contributions,
-    record,
-    residual_magnitudes,
-    stream_statistics,
-)
+from figures.page import Table
+from probes import Recording
+from probes.profile import Profile, describe, measure, spectrum, summarise
+from probes.sources import make_inputs
 
 EXPERIMENT = "probe_model"
 
@@ -47,6 +40,8 @@ class Settings:
     FILE.py:FUNCTION."""
     weights: Path | None = None
     """A state dict to load (read without running code)."""
+    shape: tuple[int, ...] | None = None
+    """Random inputs of this shape, without the batch: 1 28 28."""
     image: Path | None = None
     """An image file as input, instead of random numbers."""
     images: Path | None = None
@@ -88,105 +83,52 @@ def main(settings: Settings) -> None:
     if settings.weights:
         load_weights(model, settings.weights)
     model.train(settings.train).to(device)
-    inputs, labels = choose_inputs(model, settings)
-    positional = [x.to(device) for name, x in inputs.items() if not name]
-    named = {name: x.to(device) for name, x in inputs.items() if name}
-    try:
-        adds = find_junctions(model, *positional, explain=True, **named)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise BadInput(f"--model {settings.model}: {first_line(error)}") from None
-    tables, notes = measure(model, positional, named, labels, adds, settings)
-    report(tables, notes, adds, settings)
-
-
-def choose_inputs(model: nn.Module, settings: Settings) -> tuple[dict[str, Any], Tensor | None]:
-    """Inputs by name, and labels if there are any."""
-    if settings.images is None:
-        size, length = settings.image_size, settings.length
-        return make_inputs(model, batch_size=settings.batch_size, size=size, length=length, image=settings.image), None
-    if settings.image is not None:
-        raise BadInput(f"--image {settings.image} --images {settings.images}: give one of the two")
-    images, labels = load_images(settings.images, settings.batch_size)
-    return {"": images}, labels
-
-
-def measure(
-    model: nn.Module,
-    positional: list[Any],
-    named: dict[str, Any],
-    labels: Tensor | None,
-    adds: pd.DataFrame,
-    settings: Settings,
-) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """The probes' tables by name, and what could not be measured."""
-    junctions = int((adds["verdict"] != "none").sum())
-    if not junctions:
-        raise BadInput(
-            f"--model {settings.model}: none of its {len(adds)} adds is a residual junction; for such a network name "
-            "the modules that count as depth in Python: record(model, blocks=[...])"
+    with as_bad_input():
+        inputs, labels = make_inputs(
+            model,
+            batch_size=settings.batch_size,
+            size=settings.image_size,
+            length=settings.length,
+            shape=settings.shape,
+            image=settings.image,
+            images=settings.images,
         )
-    paths = junctions <= settings.paths
-    with record(model, keep=True) as recording:
-        output = first_output(model(*positional, **named)).float()
-        loss = output.square().mean() if labels is None else F.cross_entropy(output, labels.to(output.device))
-        loss.backward(retain_graph=paths)
-    probes = (gradient_norms, residual_magnitudes, contributions, stream_statistics, iterative_inference)
-    tables = {probe.__name__: probe(recording) for probe in probes}
-    notes = [] if paths else [f"path lengths: not taken of {junctions} junctions; raise --paths to have them"]
-    if paths:
-        try:
-            if settings.samples:
-                found = spectra(recording, samples=settings.samples, seed=settings.seed)
-                tables |= {"sampled_paths": found["sampled"], "path_bands": found["bands"]}
-                tables["path_contributions"] = found["paths"]
-            else:
-                tables["path_contributions"] = path_contributions(recording)
-        except ValueError as error:
-            notes.append(f"path lengths: {error}")
-    return tables, notes
+    inputs = {name: x.to(device) for name, x in inputs.items()}
+    with as_bad_input(f"--model {settings.model}: "):
+        found = measure(model, inputs, labels, most_junctions=settings.paths, of_paths=paths_of(settings))
+    report(found, settings)
 
 
-def report(tables: dict[str, pd.DataFrame], notes: list[str], adds: pd.DataFrame, settings: Settings) -> None:
-    """Write and draw what was measured, and print the junctions."""
+def paths_of(settings: Settings) -> Callable[[Recording], dict[str, pd.DataFrame]]:
+    """What is measured of a recording's path lengths."""
+    if not settings.samples:
+        return spectrum
+
+    def both(recording: Recording) -> dict[str, pd.DataFrame]:
+        found = spectra(recording, samples=settings.samples, seed=settings.seed)
+        return {"sampled_paths": found["sampled"], "path_bands": found["bands"], "path_contributions": found["paths"]}
+
+    return both
+
+
+def report(found: Profile, settings: Settings) -> None:
+    """Write and draw what was measured, and print it."""
     folder = settings.out / EXPERIMENT / settings.model.replace("/", "_").replace(":", "-")
     output = Output(folder, settings=settings)
     output.clear()
-    for name, table in {"adds": adds, **tables}.items():
+    for name, table in {"adds": found.adds, **found.tables}.items():
         output.table(name, table)
-    sizes = tables["residual_magnitudes"]  # its norms of the addends have the names of the gradients' parts
-    shown = [tables["gradient_norms"], sizes[sizes["quantity"].isin(["ratio", "cosine"])]]
-    shown += [tables["path_contributions"]] if "path_contributions" in tables else []
-    together = pd.concat(shown, ignore_index=True)
     mode = "train" if settings.train else "eval"
     title = f"{settings.model}, {mode} mode, {'given' if settings.weights else 'random'} weights"
-    show.save_figure(output, figures.profiles(together, title=title), together, "profiles")
+    show.save_figure(output, figures.profiles(found.drawn, title=title), found.drawn, "profiles")
     console = show.terminal()
-    found = adds[adds["verdict"] != "none"]
-    rows = {
-        ("", str(row["block"])): {"depth": f"{row['depth']:.0f}", "shortcut": row["verdict"]}
-        for row in found.to_dict("records")
-    }
-    show.table(console, rows, title="Junctions")
-    kinds = found["verdict"].value_counts()
-    counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    others = f"{len(adds) - len(found)} other adds (adds.csv says why)"
-    junctions = f"{len(found)} junction{'s' * (len(found) != 1)}: {counts}; {others}."
-    if "path_bands" in tables:
-        notes = [*notes, describe_bands(tables["path_bands"], len(found), settings.samples)]
+    console.print(Text(describe(found)), soft_wrap=True)
+    console.shown.keep(Table(found.junctions, title="Junctions"))
+    notes = [*found.notes]
+    if "path_bands" in found.tables:
+        notes.append(describe_bands(found.tables["path_bands"], len(found.junctions), settings.samples))
     show.files(console, output)
-    answer = f"{junctions} {describe_profile(tables)}"
-    show.end(console, output, answer=answer, remark="\n".join(notes))
-
-
-def describe_profile(tables: dict[str, pd.DataFrame]) -> str:
-    """A sentence: how the gradient changes on its way back, and how large the residuals are."""
-    totals = tables["gradient_norms"].query("quantity == 'total'").sort_values("depth")["value"]
-    ratios = tables["residual_magnitudes"].query("quantity == 'ratio'")["value"]
-    return (
-        f"From the last junction back to the first, the gradient's norm goes from {totals.iloc[-1]:.3g} to "
-        f"{totals.iloc[0]:.3g}; a residual has {ratios.median():.2g} times the norm of what its shortcut carries "
-        f"(median; {ratios.min():.2g} to {ratios.max():.2g})."
-    )
+    show.end(console, output, answer=summarise(found), remark="\n".join(notes))
 
 
 def describe_bands(bands: pd.DataFrame, junctions: int, samples: int) -> str:

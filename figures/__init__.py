@@ -31,7 +31,7 @@ from .parts.save import save
 from .parts.sheet import caption
 from .parts.style import ARMS, Look, venue
 from .path_lengths import path_lengths, sampled_paths
-from .profiles import profiles
+from .profiles import checkpoints, profiles
 from .residual_magnitudes import residual_magnitudes
 from .saliency_maps import saliency_maps
 from .short_paths import short_path_changes, short_paths
@@ -49,6 +49,7 @@ __all__ = [
     "answer_losses",
     "budget",
     "caption",
+    "checkpoints",
     "compare",
     "conditions",
     "copying",

@@ -22,7 +22,7 @@ from .parts.style import VENUES, venue
 
 ARRAYS = "saliency_maps"  # drawn from arrays; all others from tables
 NO_FIGURES = {"ARMS", "Look", "caption", "save", "venue"}
-TEXT = {"arm": str, "control": str, "block": str}  # also where all of a column's names are numbers
+TEXT = {"arm": str, "control": str, "block": str, "checkpoint": str}  # also where all of a column's names are numbers
 
 
 class _Parser(ArgumentParser):

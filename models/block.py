@@ -93,7 +93,8 @@ class ExclusiveGateBlock(ResidualBlock):
     """y = activation((1 - g(x)) shortcut(x) + g(x) branch(x)), with g = sigmoid(gate(x)): a highway block (Srivastava
     et al. 2015, arXiv 1505.00387; He et al. 2016, "exclusive gating").
 
-    gate: a module whose output has the sum's shape. Its own gradient into x counts as the shortcut's.
+    gate: a module whose output has the sum's shape. Its own gradient into x counts as the shortcut's: it is whole where
+    the shortcut's gradient is that of its value, and cut where that is cut, in plain networks too.
     """
 
     def __init__(
@@ -105,5 +106,7 @@ class ExclusiveGateBlock(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         """x -> y, of the shape that the branch gives."""
         carried, residual = addends(self, x)
-        g = torch.sigmoid(self.gate(scale_gradient(x, lambda: self.flow.shortcut_gradient)))
+        # `carried` has the forward weight in it already: what arrives at the gate is the gradient of the value.
+        value = self.flow.shortcut or 1.0
+        g = torch.sigmoid(self.gate(scale_gradient(x, lambda: self.flow.shortcut_gradient / value)))
         return self.activation((1 - g) * carried + g * residual)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-TEXT = {"probe": str, "block": str, "module": str, "quantity": str}  # a block may be named "0", or "nan"
+# A block may be named "0", or "nan".
+TEXT = {"checkpoint": str, "probe": str, "block": str, "module": str, "quantity": str}
 ABOUT = "about.json"
 
 

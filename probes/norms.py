@@ -78,14 +78,14 @@ def gram(
     in range. Each vector is a list of tensors, its parts. Without b: of a with itself, exactly symmetric. centred: of
     what each differs by from its side's mean; exactly 0 where all are equal."""
     sides = [a] if b is None else [a, b]
-    units = [_unit(vectors) for vectors in sides]
+    units = [unit(vectors) for vectors in sides]
     total = torch.zeros(len(a), len(sides[-1]), dtype=torch.float64)
     for part in range(len(a[0])):
         for start in range(0, a[0][part].numel(), RUN):
             rows = [
                 torch.stack([vector[part].reshape(-1)[start : start + RUN].cpu().double() for vector in vectors])
-                * 2.0**-unit
-                for vectors, unit in zip(sides, units, strict=True)
+                * 2.0**-power
+                for vectors, power in zip(sides, units, strict=True)
             ]
             if centred:
                 rows = [side - side[0] for side in rows]
@@ -109,7 +109,7 @@ def times_power(number: float, exponent: int, caller: str) -> float:
     return value
 
 
-def _unit(vectors: Sequence[Sequence[Tensor]]) -> int:
+def unit(vectors: Sequence[Sequence[Tensor]]) -> int:
     """The power of 2 near the largest element; 0 where all are zero or one is not finite."""
     ends = [part.detach().aminmax() for vector in vectors for part in vector if part.numel()]
     largest = max((abs(end.item()) for pair in ends for end in pair), default=0.0)

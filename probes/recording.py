@@ -26,6 +26,7 @@ from .files import write_zip
 from .gradients.chain import (
     LIMITED,
     NO_CHAIN,
+    UNREACHED,
     NoChain,
     accumulate,
     backpropagate,
@@ -301,6 +302,9 @@ class Recording:
         Raises:
             ValueError: A gradient came by another route, there are no junctions, or no gradient was recorded.
         """
+        missed = [site.name for site in self.junctions if not (site.norms or _is_limited(site))]
+        if missed and self.first.norms:
+            raise NoChain(UNREACHED.format(missed[0]))
         for site in self.junctions:
             norms = {name: value.item() for name, value in self.norms(site).items()}
             # Rounding of a sum whose terms are the very tensors is far below this; a route of any weight is far above.
@@ -328,7 +332,8 @@ class Recording:
         a junction's sum or fork, or with ``keep``.
         """
         last = self.junctions[-1]
-        return self._outputs | ({(last.add, 0): self.gradient(last, "junction")} if self._loss_meets_last else {})
+        meets_last = self._loss_meets_last and last.norms
+        return self._outputs | ({(last.add, 0): self.gradient(last, "junction")} if meets_last else {})
 
     def _check_gaps(self) -> None:
         """What left the last junction must be all that arrived at the first fork: nothing came in between junctions."""

@@ -6,9 +6,9 @@ import pandas as pd
 
 COLUMNS = (
     "experiment", "data", "network", "arm", "control", "first_weights", "treatment", "amount", "learning_rate",
-    "budget", "depth_total", "width", "seed", "step", "epoch", "split", "outcome", "target", "effect", "then", "lesion",
-    "statistics", "count", "draw", "probe", "block", "depth", "other_block", "other_depth", "module", "example",
-    "token", "path_length", "lag", "order", "reading", "measurement", "quantity", "side", "correct", "value",
+    "budget", "depth_total", "width", "seed", "step", "checkpoint", "epoch", "split", "outcome", "target", "effect",
+    "then", "lesion", "statistics", "count", "draw", "probe", "block", "depth", "other_block", "other_depth", "module",
+    "example", "token", "path_length", "lag", "order", "reading", "measurement", "quantity", "side", "correct", "value",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .graph import is_gate, is_parameter
+from .graph import is_gate, is_parameter, overwrite
 from .refusals import called_by_checkpoint, refusal, refuse_modules, refuse_transforms
 from .untracked import FrozenParameters, differentiable, is_quantised
 
@@ -298,7 +298,7 @@ class AddMode(TorchFunctionMode):
         execute, other = lambda: noted(func(*args, **kwargs)), lambda a, b: noted(of(a, b))
         total = self.on_add(Add(*self._next_name(), first, second, factors, in_place, execute, other))
         # autograd takes no `out`, and hides an add into a view: those are written afterwards, with the same values.
-        return total if out is None or total is out else out.copy_(total)
+        return total if out is None or total is out else overwrite(out, total)
 
     def _next_name(self) -> tuple[str, str]:
         """The next sum's name, and that of the call in which it is."""

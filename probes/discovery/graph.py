@@ -11,6 +11,7 @@ from functools import reduce
 from operator import or_
 from typing import Any, Literal, cast
 
+from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..scaling import ScaleGradient
@@ -23,6 +24,7 @@ Term = tuple[Node, int, int]  # where a sum's gradient enters its addends: a nod
 
 BOTH = 0b11
 COPY = "torch::autograd::CopyBackwards"
+WRITTEN = "residual-probes: written"
 SUMS = {"AddBackward0", "AddcmulBackward0", "LerpBackward0", "LerpBackward1", "SubBackward0"}
 OPERANDS = {"AddcmulBackward0": (0b01, 0b10, 0b10), "LerpBackward1": (0b01, 0b10, BOTH)}  # else one input for each
 LAYOUT = {  # where a user's backward hook sits on a module, too
@@ -170,15 +172,23 @@ def scales_gradient(node: Node) -> bool:
     return getattr(node, "_forward_cls", None) is ScaleGradient
 
 
+def overwrite(x: Tensor, value: Tensor) -> Tensor:
+    """Write a value into a tensor, perhaps a view, in place, so that `written` knows where it was computed."""
+    x.copy_(value)
+    if x.grad_fn is not None:
+        cast(dict[str, bool], x.grad_fn.metadata)[WRITTEN] = True
+    return x
+
+
 def written(edge: tuple[Node | None, int]) -> tuple[Node | None, int]:
-    """Where the value of a tensor was computed, if it was then written into another one, or into a view, in place."""
+    """Where the value of a tensor was computed, if it was then copied into another one, or written by `overwrite`."""
     node, _ = edge
     if node is None or node.name() == COPY:
         return edge if node is None else node.next_functions[1]
-    before = node.next_functions[0][0] if node.next_functions else None
-    if before is None or before.name() != "torch::autograd::CopySlices":
+    if WRITTEN not in cast(dict[str, bool], node.metadata):
         return edge
-    return before.next_functions[1] if len(before.next_functions) > 1 else edge
+    copied = cast(Node, node.next_functions[0][0])  # a view's node is made anew behind what was written into its base
+    return copied.next_functions[1]
 
 
 def takes_a_part(node: Node) -> bool:

@@ -30,6 +30,7 @@ from .graph import (
     hidden_by,
     made_of_inputs,
     mixes,
+    overwrite,
     passes_for_parameter,
     scales_gradient,
     stack_behind,
@@ -296,7 +297,7 @@ class _Detector(AddMode):
         if self.weigh is None or not self.differentiable:
             return self._detect(add)
         total = self._detect(self._weighed(add))
-        return add.first.copy_(total) if add.in_place and total is not add.first else total
+        return overwrite(add.first, total) if add.in_place and total is not add.first else total
 
     def _detect(self, add: Add) -> Tensor:
         interpolation = self._interpolation(add)

@@ -21,6 +21,15 @@ NO_CHAIN = (
     "(path_gradients and path_contributions take any graph); or gradient weights have changed since the recorded "
     "backward"
 )
+UNREACHED = (
+    "the junctions are no chain: no gradient reached {!r} (an unused head, a detached stream), and paths are sampled "
+    "and limited in a chain alone (path_gradients and path_contributions take any graph): let the loss depend on this "
+    "part of the model, or leave it out of the forward"
+)
+OVERWRITTEN_VIEW = (
+    "torch takes no gradient at a view that was overwritten in place (an assertion inside autograd fails): write the "
+    "sum out of place, x = x + f(x), or clone the view before it"
+)
 
 K = TypeVar("K")
 Addend = Literal["shortcut", "branch"]
@@ -79,6 +88,10 @@ def probe_backward() -> Iterator[None]:
     torch._C._stash_obj_in_tls(PROBE_BACKWARD, True)
     try:
         yield
+    except RuntimeError as error:
+        if "should_execute" in str(error):  # an assertion in autograd's CopySlices
+            raise RuntimeError(OVERWRITTEN_VIEW) from error
+        raise
     finally:
         torch._C._stash_obj_in_tls(PROBE_BACKWARD, before)
 

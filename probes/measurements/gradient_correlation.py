@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gradients.blocks import Block, find_blocks, fork_gradients, scalar, unchanged
-from ..norms import times_power
+from ..norms import times_power, unit
 from ..tables import table
 
 LAGS = 16
@@ -28,9 +28,9 @@ def gradient_correlation(
     r"""How alike the gradients at every block's fork are, for inputs along a line, by their distance on it.
 
     In plain ReLU networks the gradients of neighbouring inputs become white noise with depth (*shattered gradients*:
-    Balduzzi et al. 2017, arXiv:1702.08591): their correlation falls like 1 / 2^L where two inputs share a quarter of
-    each layer's active neurons, and like 1 / √L with shortcuts and normalisation. A network of one layer has brown
-    noise.
+    Balduzzi et al. 2017, arXiv:1702.08591): their correlation falls like 1 / 2^L where a quarter of each layer's
+    neurons are active for both of two inputs, and like 1 / √L with shortcuts and normalisation. A network of one layer
+    has brown noise.
 
     Let g_i be the gradient at the fork that belongs to input i (of N), flattened, and m the mean of all. It is what the
     *backward* gives: the weights of a ``gate`` or of a network's gradient count.
@@ -140,10 +140,8 @@ def _of_block(block: Block, gradient: Tensor, count: int, lags: Sequence[int]) -
             f"gradient_correlation: the fork of {block.name!r} has the shape {tuple(gradient.shape)}, whose first axis "
             f"is not that of the {count} inputs: gradients of single inputs cannot be told apart there"
         )
-    g = gradient.reshape(count, -1).cpu().double()
-    largest = g.abs().max().item() if g.numel() else 0.0
-    exponent = max(-1000, min(1000, math.frexp(largest)[1])) if 0 < largest < math.inf else 0
-    g = g * 2.0**-exponent  # squares of vanished gradients stay in range
+    exponent = unit([[gradient]])
+    g = gradient.reshape(count, -1).cpu().double() * 2.0**-exponent  # squares of vanished gradients stay in range
     squares, mean = g.square().sum(1), g.mean(0)
     whole, varying = squares.sum().item(), (g - mean).square().sum().item()
     noise = (CONSTANT * torch.finfo(gradient.dtype).eps) ** 2 * whole

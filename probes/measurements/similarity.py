@@ -10,9 +10,9 @@ from torch import Tensor
 from ..recording import Recording
 from ..sites import JunctionSite
 from ..tables import table
+from .per import Per
 
 Value = Literal["sum", "branch", "shortcut"]
-Per = Literal["example", "token"]
 GRAM = 1024  # rows up to which their inner products are kept; beyond, those of features are taken, a pair at a time
 CONSTANT = 100  # roundings of a value's own precision: what varies by less over the batch is noise
 

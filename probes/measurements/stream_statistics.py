@@ -99,6 +99,11 @@ def _as_matrices(tensor: Tensor, features: int) -> Tensor:
     wide = tensor.detach().double()
     if wide.dim() < 2:
         wide = wide.reshape(1, -1)
+    elif features % wide.dim() == 0:
+        raise ValueError(
+            f"features is {features}, and the stream is {tuple(tensor.shape)}: give one of its dimensions behind the "
+            "first, which is that of the examples"
+        )
     return wide.movedim(features, -1).reshape(len(wide), -1, wide.shape[features])
 
 

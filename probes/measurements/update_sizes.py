@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..discovery.adds import call_name
+from ..discovery.adds import call_name, module_name
 from ..discovery.junctions import find_junctions, gpus_of
 from ..discovery.refusals import refuse_sharded_parameters
 from ..norms import scaled_norm
@@ -127,7 +127,7 @@ def _block_names(
 ) -> dict[nn.Module, str]:
     names = {module: name or "(model)" for name, module in model.named_modules()}
     if blocks is None:
-        found = {call_name(junction.name).split("@")[0] for junction in find_junctions(model, *inputs, **kwargs)}
+        found = {module_name(call_name(junction.name)) for junction in find_junctions(model, *inputs, **kwargs)}
         if not found:
             raise ValueError(
                 "update_sizes: the model has no residual junctions: name the modules that count as blocks, "

@@ -4,6 +4,7 @@ Every forward of the model with gradients has a `Recording` of its own; those wh
 parts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ..discovery.junctions import DetectedJunction, Junction
+from ..discovery.refusals import is_sharded
 from ..measured import MeasuredRecording, reduce
 from ..recording import Recording, measurement_name
 
@@ -22,13 +24,17 @@ Measurement = Callable[[Recording], pd.DataFrame]
 class Part:
     """A forward whose backward has run."""
 
-    def __init__(self, recording: Recording, paths: Sequence[Measurement], loss_scale: float | None) -> None:
+    def __init__(
+        self, recording: Recording, paths: Sequence[Measurement], loss_scale: float | None, begins: bool
+    ) -> None:
         self.recording: Recording | None = recording
         """Until it is reduced to numbers."""
         self.paths = {measurement_name(m): m(recording) for m in paths}
         """Tables of path lengths, which need the forward's own graph."""
         self.loss_scale = loss_scale
         """None where it is not known until the step."""
+        self.begins = begins
+        """Whether no gradient of an earlier forward was there any more when it began, or none that a step can take."""
         self._numbers: MeasuredRecording | None = None
 
     @property
@@ -57,7 +63,7 @@ class Forwards(Recording):
         """Forwards with gradients, and how many sites the last had."""
         self.most_sites = 0
         self.parts: list[Part] = []
-        self._pending: list[tuple[Recording, float | None]] = []
+        self._pending: list[tuple[Recording, float | None, bool]] = []
         self._newest = Recording(keep, {})
 
     def _on_start(self) -> None:
@@ -68,7 +74,8 @@ class Forwards(Recording):
             self.collect(at_end=False)
             self._drop_skipped(scale)
             self.count += 1
-            self._pending.append((self._newest, scale))
+            begins = scale is None and bool(self._pending or self.parts) and not _wait_for_a_step(self.model)
+            self._pending.append((self._newest, scale, begins))
 
     def _on_end(self, roots: Any) -> None:
         self._newest._on_end(roots)
@@ -88,14 +95,14 @@ class Forwards(Recording):
         Others wait: a loss may be of several forwards. In eval mode (an evaluation with gradients) they do not, lest
         the graphs of a whole data set are held.
         """
-        waiting: list[tuple[Recording, float | None]] = []
-        for recording, scale in self._pending:
+        waiting: list[tuple[Recording, float | None, bool]] = []
+        for recording, scale, begins in self._pending:
             self.most_sites = max(self.most_sites, len(recording._sites))
             if any(site.norms for site in recording._sites):
-                self.parts.append(Part(recording, self.paths, scale))
+                self.parts.append(Part(recording, self.paths, scale, begins))
                 recording._release()
             elif not at_end and self.model.training:
-                waiting.append((recording, scale))
+                waiting.append((recording, scale, begins))
             else:
                 recording._release()
         self._pending = waiting
@@ -113,8 +120,11 @@ class Forwards(Recording):
         if scaler is None or all(part.loss_scale is not None for part in self.parts):
             return
         self.scale = scaler.get_scale  # from now on, its skipped steps are seen
-        overflown = [i for i, part in enumerate(self.parts) if not _is_finite(part.recording or part.numbers)]
-        del self.parts[: overflown[-1] + 1 if overflown else 0]  # the scaler lets no such gradient pass
+        # The scaler lets no gradient pass that has overflown, of an activation or of a parameter alone.
+        skipped = [i + 1 for i, part in enumerate(self.parts) if not _is_finite(part.recording or part.numbers)]
+        if scaler.state_dict().get("_growth_tracker") == 0:  # as after a skipped step, or at the beginning
+            skipped += [i for i, part in enumerate(self.parts) if part.begins]
+        del self.parts[: max(skipped, default=0)]
         for part in self.parts:
             part.loss_scale = scaler.get_scale()
 
@@ -125,7 +135,7 @@ class Forwards(Recording):
 
     def clear(self) -> None:
         """Let go of everything."""
-        for recording, _ in self._pending:
+        for recording, *_ in self._pending:
             recording._release()
         self._pending.clear()
         self.parts.clear()
@@ -134,3 +144,14 @@ class Forwards(Recording):
 
 def _is_finite(recording: Recording) -> bool:
     return all(value.isfinite().item() for site in recording.sites for value in site.norms.values())
+
+
+def _wait_for_a_step(model: nn.Module) -> bool:
+    """Whether parameters hold gradients that an optimizer could take: not all are 0 or missing, and all are finite."""
+    sizes: list[float] = []
+    found: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
+    for gradient in found:
+        own = gradient.to_local() if is_sharded(gradient) else gradient
+        values = own._values() if own.is_sparse else own
+        sizes.append(torch.linalg.vector_norm(values.detach(), dtype=torch.float64).item())
+    return sum(sizes) > 0 and math.isfinite(sum(sizes))

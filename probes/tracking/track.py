@@ -61,8 +61,9 @@ def track(
         blocks: For networks without junctions, as in ``record``.
         keep: Also keep tensors, as in ``record``, for measurements of steps with one forward.
         loss_scale: What the loss is multiplied by before its backward, a number or a ``GradScaler``: gradients' norms
-            are divided by it. A ``GradScaler`` that calls the step is found by itself; naming it also tells the steps
-            apart that it skips. By default nothing else is.
+            are divided by it. A ``GradScaler`` that calls the step is found by itself, and the steps that it skips are
+            told apart; name it where gradients are put aside between the micro-batches of a step. By default nothing
+            else is.
 
     Yields:
         Nothing. A table has the columns ``step``, ``probe`` (the measurement's name), those of the measurements, and

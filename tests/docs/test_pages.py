@@ -17,6 +17,7 @@ import pytest
 import probes
 from experiments.engine.training.networks import NETWORKS
 from figures.__main__ import parser_of
+from probes import __main__ as command
 from tests.test_boundaries import MAY_IMPORT, ROOMS
 
 ROOT = Path(__file__).parents[2]
@@ -238,8 +239,9 @@ def flags_of(settings: Any) -> Iterator[str]:
 def test_scripts_and_flags_exist() -> None:
     modules = {script: import_module(f"experiments.{script}") for script in SCRIPTS}
     known = {script: {"--help", *flags_of(module.Settings())} for script, module in modules.items()}
-    redraw = {option for action in parser_of([])._actions for option in action.option_strings}
-    anywhere = FOREIGN.union(redraw, *known.values())
+    commands = (parser_of([]), command.parser_of())
+    of_commands = {option for parser in commands for action in parser._actions for option in action.option_strings}
+    anywhere = FOREIGN.union(of_commands, *known.values())
     texts = {name_of(path): path.read_text().replace("\\\n", " ") for path in [*PAGES, *TABLES]}
     found = 0
     for name, text in texts.items():

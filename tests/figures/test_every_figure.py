@@ -14,8 +14,10 @@ import figures
 from figures.parts.style import page
 from tests.support.drawings import EXAMPLES, MAIN, NAMES, pick, shown_texts, suits_a_paper, tables, texts
 
-UNORDERED = {"conditions", "depth_centres", "dose_and_timing", "gap_closed", "training_speed", "variants"}
-WITHOUT_ARMS = {"compare", "profiles"}
+UNORDERED = {
+    "checkpoints", "conditions", "depth_centres", "dose_and_timing", "gap_closed", "training_speed", "variants"
+}  # fmt: skip
+WITHOUT_ARMS = {"checkpoints", "compare", "profiles"}
 PROBES = {  # by figure, the columns that the probe of its name gives
     "gradient_norms": ["block", "depth"], "gradient_split": ["block", "depth"], "layer_responses": ["depth"],
     "path_lengths": ["path_length"], "residual_magnitudes": ["block", "depth"], "sampled_paths": ["path_length"],

@@ -19,10 +19,11 @@ from experiments.engine.conditions.controls import NO_CONTROL, Control
 from experiments.engine.running import checkpoints, distributed
 from experiments.engine.running.run import Run
 from experiments.engine.training import loop
+from experiments.engine.training.captured_step import take_rates_from_tensors
 from experiments.engine.training.compute import Computing
 from experiments.engine.training.data import Batches, Data, Dataset, load
-from experiments.engine.training.loop import train
-from experiments.engine.training.optimisation import Training
+from experiments.engine.training.loop import Diverged, train
+from experiments.engine.training.optimisation import Training, make_optimiser
 from experiments.engine.training.settings import NetworkSettings
 from experiments.engine.training.train_run import make_network, train_run
 from models import ARMS, cifar_resnet
@@ -181,3 +182,54 @@ def test_a_compiled_network_trains_as_it_is_written(dataset: Dataset, how: Compu
         compiled, model = trained(dataset, GPU, NO_CONTROL, how)
     assert compiled == pytest.approx(written, rel=rounding)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# Captured steps
+
+
+def test_gpu_captured_steps_are_plain_steps(dataset: Dataset) -> None:
+    """The same kernels in the same order: every loss, weight and buffer to the last bit; autocast and layout, too."""
+    batches = Batches(replace(dataset, augment="crop-flip"), GPU)
+    for training in (
+        Training(epochs=20, batch_size=64),
+        Training(epochs=20, batch_size=64, schedule="step"),
+        Training(epochs=20, batch_size=64, learning_rate=0.01, optimiser="adamw"),
+    ):
+        for computing in (Computing(), Computing(autocast=True, channels_last=True)):
+            found = []
+            for captures in (True, False):
+                torch.manual_seed(0)
+                model = cifar_resnet(8, width=4, in_channels=1).to(GPU)
+                how = replace(computing, capture=captures)
+                losses = torch.cat(list(train(model, batches, training, seed=0, computing=how, make_optimiser=fused)))
+                assert len(losses) == 80
+                found.append((losses, model.state_dict()))
+            (losses, weights), (wanted_losses, wanted) = found
+            if training.optimiser == "adamw":  # whose kernel computes with the rate as a float64 where it is a number
+                torch.testing.assert_close(losses, wanted_losses, rtol=1e-3, atol=0)
+            else:
+                assert torch.equal(losses, wanted_losses)
+                assert all(torch.equal(weights[name], value) for name, value in wanted.items())
+
+
+def fused(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The training's optimiser in one kernel, as captured steps have it."""
+    optimiser = make_optimiser(model, training)
+    take_rates_from_tensors(optimiser)
+    return optimiser
+
+
+@pytest.mark.parametrize("network", ["resnet", *DRAWING])
+def test_gpu_captured_trainings_are_killed_and_resumed(dataset: Dataset, network: str, tmp_path: Path) -> None:
+    run = run_of(dataset, network, GPU)
+    run = replace(run, recipe=replace(run.recipe, computing=Computing(capture=True)))
+    wanted = weights_after(run, dataset)
+    again = killed_and_resumed(run, dataset, tmp_path / "checkpoints" / "run.pt")
+    assert all(torch.equal(again[name], value) for name, value in wanted.items())
+
+
+def test_gpu_a_captured_training_diverges(dataset: Dataset) -> None:
+    training = Training(epochs=4, batch_size=64, learning_rate=1e30)
+    model = cifar_resnet(8, width=4, in_channels=1).to(GPU)
+    with pytest.raises(Diverged):
+        list(train(model, Batches(dataset, GPU), training, seed=0, computing=Computing(capture=True)))

@@ -172,6 +172,27 @@ def test_exclusive_gating_on_paper() -> None:
         assert x.grad.item() == wanted
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0, -1.0])
+def test_exclusive_gating_of_a_weighted_shortcut_has_the_gradient_of_its_value(weight: float) -> None:
+    """y = (1 - g) w x + g F(x), differentiated by autograd from this very formula; then cut, then in parts."""
+    branch, gate_module = nn.Linear(3, 3, dtype=FLOAT64), nn.Linear(3, 3, dtype=FLOAT64)
+    x = torch.randn(4, 3, dtype=FLOAT64, requires_grad=True)
+    block = ExclusiveGateBlock(branch, gate_module, activation=nn.Identity(), flow=Flow(shortcut=weight))
+    y, g = block(x), gate_module(x).sigmoid()
+    by_hand = (1 - g) * weight * x + g * branch(x)
+    assert torch.equal(y, by_hand)
+    upstream = torch.randn_like(y)
+    every = [x, *gate_module.parameters(), *branch.parameters()]
+    wanted = torch.autograd.grad(by_hand, every, upstream, retain_graph=True)
+    for got, of in zip(torch.autograd.grad(y, every, upstream, retain_graph=True), wanted, strict=True):
+        assert relative_error(got, of) < CLOSE
+    (by_branch,) = torch.autograd.grad(g.detach() * branch(x), x, upstream)
+    for part in (0.0, 0.25, 1.0):
+        block.flow = Flow(shortcut=weight, shortcut_gradient=part * weight)
+        (got,) = torch.autograd.grad(y, x, upstream, retain_graph=True)
+        assert relative_error(got, by_branch + part * (wanted[0] - by_branch)) < CLOSE
+
+
 def test_any_module_is_a_branch() -> None:
     """One layer, y = W x + x; a recurrent network's output would do as well."""
     block, x = ResidualBlock(nn.Linear(3, 3), activation=nn.Identity()), torch.randn(2, 3)

@@ -1,6 +1,7 @@
 """The CIFAR ResNet: sizes from the paper, shapes, option A done on paper, public weights, and what it refuses."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import RESIDUAL, CifarResNet, Flow, ResidualBlock, cifar_resnet, rename_public_weights
+from benchmarks.handwritten import HandwrittenResNet
+from models import RESIDUAL, STOP_GRADIENT, CifarResNet, Flow, ResidualBlock, cifar_resnet, rename_public_weights
 from models.projections import make_shortcut
 from probes import gradient_norms, path_contributions, record, residual_magnitudes
 from tests.support.networks import images
@@ -201,3 +204,30 @@ def test_refusals_say_what_to_give(settings: dict[str, Any], message: str) -> No
 
 def test_an_odd_width_is_fine_with_option_b() -> None:
     assert isinstance(cifar_resnet(8, width=5, projection="B"), CifarResNet)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations, but for those that only look at memory otherwise; in place or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func.overloadpacket is not torch.ops.aten.detach:
+            self.count[func.overloadpacket.__name__.rstrip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_shortcuts_that_are_not_switched_cost_no_kernel() -> None:
+    """Forward and backward, beside the network that one writes by hand; stop-gradient adds zeros for each block."""
+
+    def kernels(model: nn.Module) -> Counter[str]:
+        with Kernels() as kernels:
+            model(torch.ones(4, 3, 8, 8)).sum().backward()
+        return kernels.count
+
+    by_hand = kernels(HandwrittenResNet(14))
+    assert kernels(cifar_resnet(14)) == by_hand
+    stopped = kernels(cifar_resnet(14, flow=STOP_GRADIENT)) - by_hand
+    assert stopped == {"zeros_like": 6}

@@ -1,5 +1,6 @@
 """The wheel ships `probes` and, inside it, `figures`; it asks for torch and pandas, and works in a user's project."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -130,6 +131,38 @@ def test_installed_it_works_beside_the_user_s_own_models(wheel: Path, tmp_path: 
         *("no experiments", "no figures"),
         *(".pdf True", ".png True", ".csv True"),
     ]
+
+
+@pytest.mark.slow
+def test_the_command_of_the_installed_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Installed by pip with the extras for figures and vision into an environment of its own. The packages that it asks
+    for are these ones: a path alone, in which no .pth file is read, so that the editable install is not found."""
+    home, work = tmp_path / "environment", tmp_path / "work"
+    venv.create(home, with_pip=False)
+    (site_packages,) = home.glob("lib/python*/site-packages")
+    (site_packages / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    wanted = f"{wheel}[figures,vision]"
+    run("-m", "pip", "--python", home / "bin" / "python", "install", "--no-index", wanted, cwd=tmp_path)
+    work.mkdir()
+
+    def outside(*command: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        words = [home / "bin" / command[0], *command[1:]]
+        done = subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    where = outside("python", "-c", "import probes, probes.figures.page as page; print(probes.__file__, page.__file__)")
+    assert all(Path(file).is_relative_to(site_packages) for file in where.split())
+    model = ("torchvision:resnet18", "--image-size", "32", "--batch-size", "2")
+    printed = outside("residual-probes", *model, "--out", "out")
+    assert printed == outside("python", "-m", "probes", *model, "--out", "out")
+    assert "8 junctions: 5 identity, 3 projection; 0 other adds" in printed
+    assert "data:image/png" in (work / "out" / "report.html").read_text()
+    assert len(list((work / "out").glob("*.csv"))) == 7
+    redrawn = outside("python", "-m", "probes.figures", "profiles", "out/figures/profiles.csv", "--out", "redrawn.pdf")
+    assert redrawn.startswith("redrawn.pdf\n")
+    assert (work / "redrawn.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.slow

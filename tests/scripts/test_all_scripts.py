@@ -135,7 +135,7 @@ MISTAKES = {
     "probe_model": {
         "--model resnet18": "give torchvision:NAME, timm:NAME, hf:TYPE, cifar_resnet:DEPTH or FILE.py:FUNCTION",
         "--samples 1": "--samples 1: give at least 2, or 0 for none",
-        "--model torchvision:vgg11": "none of its 0 adds is a residual junction; for such a network name",
+        "--model torchvision:vgg11": "--model torchvision:vgg11: none of the model's 0 adds is a residual junction",
         "--batch-size 0": "--batch-size 0: give at least 1",
         "--model absent.py:network": "there is no such file",
     },

@@ -310,7 +310,7 @@ def test_what_has_not_learned_is_tried_at_lower_rates_twice() -> None:
 
 @pytest.mark.parametrize(("loss", "further"), [(3.0, [0.0316, 0.0999]), (3.39, [0.000316, 0.0000999])])
 def test_an_arm_at_chance_looks_for_lower_rates(
-    loss: float, further: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loss: float, further: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The highest rate is best at every step of the search; chance is 3.4, and what is within 0.1 of it is at it."""
     grid = Grid(settings(arms=("plain",), rates=(0.001, 0.003, 0.01)), toy_text(), 1)

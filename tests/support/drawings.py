@@ -232,6 +232,11 @@ def profile() -> pd.DataFrame:
     return by_quantity(pd.DataFrame({"depth": range(3)}), rows)
 
 
+def checkpoints() -> pd.DataFrame:
+    of_one = profile()
+    return pd.concat([of_one.assign(checkpoint=f"step_{k}.pt", value=of_one["value"] / k) for k in (1, 2, 3)])
+
+
 def compared() -> pd.DataFrame:
     """Two networks' gradient norms and ratios of four blocks, and one more block that b alone has."""
     found = []
@@ -282,6 +287,7 @@ EXAMPLES: dict[str, pd.DataFrame] = {
     "budget": long(
         arm=NAMES, depth_total=(8, 14), seed=range(3), budget=(1, 3, 10), split=("train", "test"), quantity=["accuracy"]
     ),
+    "checkpoints": checkpoints(),
     "compare": compared(),
     "conditions": conditions(),
     "copying": copies(),

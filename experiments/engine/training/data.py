@@ -174,6 +174,23 @@ def _check_files(data: Data) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides of a batch, on the device."""
+
+    indices: Tensor
+    """Of its images, (N,); on the CPU where images are in files."""
+    moves: Tensor | None
+    """By how much each is shifted, as in `shift`."""
+    mirrors: Tensor | None
+    """Whether each is mirrored, (N,)."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """All of it."""
+        return self.indices, self.moves, self.mirrors
+
+
 class Batches:
     """A data set on a device, normalised per channel. Images in files come to the device when their batch does."""
 
@@ -223,17 +240,39 @@ class Batches:
 
         share: the part of each batch to give; it is shifted and mirrored as in the whole batch.
         """
-        for whole, (images, labels) in zip(
-            order, self.in_turn("train", [batch[share] for batch in order]), strict=True
-        ):
-            yield self._augmented(images, generator, len(whole), share), labels
+        draws = self.draws(order, generator, share=share)
+        parts = self.in_turn("train", [draw.indices for draw in draws])
+        for draw, (images, labels) in zip(draws, parts, strict=True):
+            yield self._augmented(images, draw), labels
 
-    def _augmented(self, images: Tensor, generator: torch.Generator, whole: int, share: slice) -> Tensor:
-        if self.augment != "none":
-            images = shift(images, generator, whole=whole, share=share)
-        if self.augment == "crop-flip":
-            mirror = torch.rand(whole, generator=generator)[share] < 0.5
-            images = torch.where(to_device_async(mirror, images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    def draws(self, order: Sequence[Tensor], generator: torch.Generator, *, share: slice = slice(None)) -> list["Draw"]:
+        """All that is left to chance in an epoch, batch after batch, on the device; `epoch` and `make` need no more."""
+        sizes = [len(batch[share]) for batch in order]
+        moves, mirrors = list[Tensor](), list[Tensor]()
+        _, _, *sides = self.splits["train"][0].shape
+        for batch in order:
+            if self.augment != "none":
+                moves.append(torch.randint(2 * padding(*sides) + 1, (2, len(batch), 1), generator=generator)[:, share])
+            if self.augment == "crop-flip":
+                mirrors.append(torch.rand(len(batch), generator=generator)[share] < 0.5)
+        in_files = isinstance(self.splits["train"][0], ImageFiles)
+        # In one piece: a copy to a GPU takes as long as a kernel.
+        indices = torch.cat([batch[share] for batch in order])
+        parts = (indices if in_files else to_device_async(indices, self.device)).split(sizes)
+        moved = to_device_async(torch.cat(moves, 1), self.device).split(sizes, 1) if moves else [None] * len(sizes)
+        mirrored = to_device_async(torch.cat(mirrors), self.device).split(sizes) if mirrors else [None] * len(sizes)
+        return [Draw(*parts) for parts in zip(parts, moved, mirrored, strict=True)]
+
+    def make(self, draw: "Draw") -> tuple[Tensor, Tensor]:
+        """The training images and labels of one batch, in memory, of what was drawn for it."""
+        images, labels = self.get("train", draw.indices)
+        return self._augmented(images, draw), labels
+
+    def _augmented(self, images: Tensor, draw: "Draw") -> Tensor:
+        if draw.moves is not None:
+            images = shift(images, draw.moves)
+        if draw.mirrors is not None:
+            images = torch.where(draw.mirrors.view(-1, 1, 1, 1), images.flip(3), images)
         return images
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -246,18 +285,17 @@ def to_device_async(drawn: Tensor, device: torch.device) -> Tensor:
     return drawn.pin_memory().to(device, non_blocking=True) if crosses else drawn.to(device)
 
 
-def shift(
-    images: Tensor, generator: torch.Generator, *, whole: int | None = None, share: slice = slice(None)
-) -> Tensor:
-    """Images shifted by up to 1/8 of their side, padded with zeros: He et al. 2015's pad-4 crop at 32 x 32.
+def padding(height: int, width: int) -> int:
+    """By how much images are shifted at most: 1/8 of their side, He et al. 2015's 4 pixels at 32 x 32."""
+    return max(1, min(height, width) // 8)
 
-    whole, share: the images are that share of a batch of so many, for all of which the moves are drawn.
-    """
+
+def shift(images: Tensor, moves: Tensor) -> Tensor:
+    """Images shifted and padded with zeros. moves: (2, N, 1), by 0 to 2 * `padding`, of rows and columns."""
     n, _, height, width = images.shape
-    pad = max(1, min(height, width) // 8)
+    pad = padding(height, width)
     padded = F.pad(images, (pad, pad, pad, pad))
-    moves = torch.randint(2 * pad + 1, (2, whole or n, 1), generator=generator)[:, share]
-    top, left = to_device_async(moves, images.device)
+    top, left = moves
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     samples = torch.arange(n, device=images.device).view(n, 1, 1)

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from experiments.engine.running import distributed
 from experiments.engine.running.checkpoints import Checkpoint
+from experiments.engine.running.messages import logger
+from experiments.engine.training.captured_step import CapturedSteps, take_rates_from_tensors
 from experiments.engine.training.compute import AS_WRITTEN, Computing
 from experiments.engine.training.data import Batches
+from experiments.engine.training.image_files import ImageFiles
 from experiments.engine.training.optimisation import Training, make_optimiser, make_schedule, share
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -84,30 +87,46 @@ def train(
     """
     if gradient_context or backward is not backpropagation:
         computing.refuse_compile()
+    plain = backward is backpropagation and gradient_context is None
+    captures = computing.capture and may_capture(batches, computing, plain=plain)
     computing.lay_out(model)
     forward = computing.compiled(distributed.data_parallel(model))
     generator = torch.Generator().manual_seed(seed)
     size = batches.size("train")
     steps = training.steps_per_epoch(size)
     optimiser = make_optimiser(model, training)
+    if captures:
+        take_rates_from_tensors(optimiser)
     scheduler = make_schedule(optimiser, training, steps * training.epochs)
     checkpoint = checkpoint or Checkpoint()
     parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
     generators = [generator, *getattr(backward, "generators", ()), *global_generators(batches.device)]
+
+    def step(images: Tensor, labels: Tensor, moment: Moment) -> Tensor:
+        with computing.forward(images.device):
+            of_batch = loss(forward(computing.laid_out(images)), images, labels)
+        optimiser.zero_grad()
+        backward(model, of_batch, moment)
+        optimiser.step()
+        return of_batch.detach()
+
+    captured = CapturedSteps(lambda draw: step(*batches.make(draw), Moment(0, 0)), optimiser) if captures else None
     for epoch in range(checkpoint.restore(parts, generators), training.epochs):
         model.train()
         losses: list[Tensor] = []
         with gradient_context(model) if gradient_context else nullcontext(), context_of(backward, model):
             order = torch.randperm(size, generator=generator).split(training.batch_size)[:steps]
-            shares = batches.epoch(order, generator, share=share(len(order[0])))
-            for index, (images, labels) in enumerate(shares):
-                with computing.forward(images.device):
-                    of_batch = loss(forward(computing.laid_out(images)), images, labels)
-                optimiser.zero_grad()
-                backward(model, of_batch, Moment(step=epoch * steps + index, epoch=epoch))
-                optimiser.step()
+            own = share(len(order[0]))
+            if captured is not None:
+                taken = map(captured, batches.draws(order, generator, share=own))
+            else:
+                taken = (
+                    step(images, labels, Moment(step=epoch * steps + index, epoch=epoch))
+                    for index, (images, labels) in enumerate(batches.epoch(order, generator, share=own))
+                )
+            for of_batch in taken:
                 scheduler.step()
-                losses.append(of_batch.detach())
+                losses.append(of_batch)
         of_epoch = distributed.mean(torch.stack(losses))
         if not of_epoch.isfinite().all():
             raise Diverged(epoch * steps + int(of_epoch.isfinite().logical_not().nonzero()[0]))
@@ -117,6 +136,23 @@ def train(
         yield of_epoch
         if epoch + 1 < training.epochs:
             checkpoint.save(epoch + 1, parts, generators)
+
+
+def may_capture(batches: Batches, computing: Computing, *, plain: bool) -> bool:
+    """Whether a training step can be captured; if not, a line of the log says why. plain: whether nothing but the
+    loss's own backward changes gradients."""
+    reasons = {
+        "it needs a GPU": batches.device.type != "cuda",
+        "something changes gradients in Python": not plain,
+        "images are in files": isinstance(batches.splits["train"][0], ImageFiles),
+        "several processes train together": distributed.count() > 1,
+        "compiled code is not captured (--compile)": computing.compile,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            logger.warning(f"--capture: steps are taken without it, since {reason}")
+            return False
+    return True
 
 
 def global_generators(device: torch.device) -> list[torch.Generator]:

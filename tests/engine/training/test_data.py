@@ -130,7 +130,7 @@ def test_imagenets_normalisation_is_torchvisions(tmp_path: Path) -> None:
 
 def test_shift_moves_each_image_whole_and_zeros_move_in() -> None:
     images = torch.arange(1.0, 1 + 64 * 2 * 16 * 16).view(64, 2, 16, 16)
-    moved = shift(images, torch.Generator().manual_seed(0))
+    moved = shift(images, torch.randint(5, (2, 64, 1), generator=torch.Generator().manual_seed(0)))
     offsets = set()
     for before, after in zip(images, moved, strict=True):
         matches = []
@@ -145,6 +145,27 @@ def test_shift_moves_each_image_whole_and_zeros_move_in() -> None:
         assert len(matches) == 1
         offsets.add(matches[0])
     assert len(offsets) > 15  # of 25, drawn 64 times
+
+
+def test_an_epoch_s_draws_are_those_of_one_batch_after_the_other() -> None:
+    """As they were drawn for all published numbers: each batch's moves, then its mirrors; of a share, the whole's."""
+    batches = Batches(load(Data(augment="crop-flip")), CPU)
+    order = torch.arange(60).split(20)
+    for share in (slice(None), slice(10, 20)):
+        ours, generator = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+        given = batches.draws(order, ours, share=share)
+        made = list(batches.epoch(order, torch.Generator().manual_seed(3), share=share))
+        for batch, draw, (images, labels) in zip(order, given, made, strict=True):
+            moves = torch.randint(3, (2, 20, 1), generator=generator)[:, share]
+            mirrors = torch.rand(20, generator=generator)[share] < 0.5
+            for wanted, got in zip((batch[share], moves, mirrors), draw.tensors, strict=True):
+                assert got is not None
+                assert torch.equal(wanted, got)
+            wanted = shift(batches.get("train", batch[share])[0], moves)
+            assert torch.equal(images, torch.where(mirrors.view(-1, 1, 1, 1), wanted.flip(3), wanted))
+            assert torch.equal(labels, batches.get("train", batch[share])[1])
+            assert all(map(torch.equal, batches.make(draw), (images, labels)))
+        assert torch.equal(ours.get_state(), generator.get_state())
 
 
 def test_augmentation_depends_on_the_generator_alone() -> None:

@@ -162,12 +162,33 @@ def multiplied(home: Home, x: Tensor) -> Tensor:
     return torch.addcmul(x, home.gamma, x)
 
 
+def filled(home: Home, x: Tensor) -> Tensor:
+    """The stream is written into a tensor part by part, as class tokens and patches are."""
+    stream = torch.zeros_like(x)
+    stream[:, :1], stream[:, 1:] = x[:, :1], home.o(x[:, 1:])
+    return home.note(stream, home.f(stream))
+
+
+def into_a_view(home: Home, x: Tensor) -> Tensor:
+    """One junction of three addends, which is computed in a view of another tensor."""
+    flat = x.clone().view(-1, WIDTH)
+    given = flat.clone()
+    with torch.no_grad():
+        home.expect(given, home.f(given) + home.g(given))
+    torch.clear_autocast_cache()
+    flat += home.f(given)
+    flat += home.g(given)
+    return flat.view_as(x)
+
+
 FOUND: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "a learned scale of the shortcut": lambda home, x: home.note(x * home.scale, home.f(x)),
     "a constant scale of the shortcut": lambda home, x: home.note(x * 0.5, home.f(x)),
     "a divided shortcut": lambda home, x: home.note(x / 2, home.f(x)),
     "a negative shortcut": lambda home, x: home.note(-x, home.f(x)),
     "a copy in place": copied,
+    "a stream that was written part by part": filled,
+    "three addends in a view": into_a_view,
     "a stack": stacked,
     "a learned factor by addcmul": multiplied,
     "LayerScale": lambda home, x: home.note(x, home.gamma * home.f(home.norm(x))),
@@ -275,6 +296,19 @@ def test_homemade_adds_that_are_no_junctions(body: Callable[[Home, Tensor], Tens
     home = Home(body).train(mode != "eval")
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"), left_as_it_was(home):
         assert find_junctions(home, tokens()) == []
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_what_stands_beside_a_sum_in_one_tensor_does_not_extend_it(part: int) -> None:
+    """A sum is written into one of two parts of a tensor: what a part is then added to is no x + f(x) + g(x)."""
+
+    def body(home: Home, x: Tensor) -> Tensor:
+        both = torch.ones(2, *x.shape)
+        other = both[1 - part]
+        both[part] = x + home.f(x)
+        return other + home.g(x)
+
+    assert [junction.name for junction in find_junctions(Home(body), tokens())] == ["(model)"]
 
 
 def learned_scan_step(home: Home, x: Tensor) -> Tensor:

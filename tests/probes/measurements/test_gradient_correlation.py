@@ -239,9 +239,11 @@ def normalised(model: nn.Module, inputs: Tensor) -> nn.Module:
     return model.eval()
 
 
-def test_with_normalisation_plain_networks_whiten_at_1_over_2_to_the_depth() -> None:
-    """Two inputs share a quarter of the neurons where normalisation centres these. Tolerance, fixed beforehand: a slope
-    of -1 ± 0.1 of log2(cosine) by depth. 64 random inputs, width 512."""
+@pytest.mark.parametrize("seed", range(3))
+def test_with_normalisation_plain_networks_whiten_at_1_over_2_to_the_depth(seed: int) -> None:
+    """A quarter of the neurons are active for both of two inputs where normalisation centres these. Tolerance, fixed
+    beforehand: a slope of -1 ± 0.1 of log2(cosine) by depth. 64 random inputs, width 512."""
+    torch.manual_seed(seed)
     width, depth, x = 512, 6, torch.randn(64, 512)
     parts = [nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()) for _ in range(depth)]
     model = normalised(nn.Sequential(*parts, nn.Linear(width, 1, bias=False)), x)
@@ -267,6 +269,15 @@ def test_with_shortcuts_too_it_falls_like_a_power_of_depth() -> None:
         wanted = math.prod((1 + 1 / (2 * v)) / (1 + 1 / v) for v in s)
         # A band of 15 %, fixed beforehand; one network of depth 32 is off by as much, the mean of five by less.
         assert sum(found) / 5 == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.parametrize(("other", "vanished"), [(1.0, 0.0), (-1.0, 0.6)])
+def test_a_gradient_has_vanished_where_all_of_it_is_0(other: float, vanished: float) -> None:
+    """Of ReLU(x) at (-1, other) ... (1, other) in five steps: three lose the first of two numbers, or both."""
+    layer = linear([[1.0, 0], [0, 1]])
+    ends = torch.tensor([[-1.0, other], [1, other]], dtype=FLOAT64)
+    found = gradient_correlation(nn.Sequential(layer, relu := nn.ReLU()), ends, points=5, blocks=[relu])
+    assert curve(found, "vanished") == [vanished]
 
 
 def test_train_modes_batch_norm_centres_the_gradient_whatever_the_network_does() -> None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from probes import (
     Recording,
+    gradient_correlation,
     gradient_norms,
+    jacobian_spectrum,
     limit_paths,
     path_contributions,
     path_gradients,
@@ -34,6 +36,25 @@ def run(model: nn.Module, dtype: torch.dtype = torch.float64, *, retain_graph: b
 def test_a_graph_that_the_backward_freed(function: Callable[[Recording], object]) -> None:
     with pytest.raises(RuntimeError, match=r"graph was freed by the backward: call loss.backward\(retain_graph=True\)"):
         function(run(chain(3), retain_graph=False))
+
+
+@pytest.mark.parametrize("measure", [path_gradients, sample_paths, jacobian_spectrum, gradient_correlation])
+def test_a_fork_that_is_a_view_and_was_overwritten(measure: Callable[..., object]) -> None:
+    """What torch cannot do is said; the recording itself, a training's own backward, is whole."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.get_submodule("stem")(x).view(4, 3)
+        fork = x.clone()
+        x += self.get_submodule("f")(fork)
+        x += self.get_submodule("f")(fork).sin()
+        return x.sin()
+
+    model = Apply(forward, stem=nn.Linear(3, 3).double(), f=nn.Linear(3, 3).double())
+    recording = run(model)
+    assert gradient_norms(recording)["value"].gt(0).sum() >= 3
+    given = (recording,) if measure in (path_gradients, sample_paths) else (model, torch.randn(4, 3).double())
+    with pytest.raises(RuntimeError, match=r"no gradient at a view that was overwritten in place .* clone the view"):
+        measure(*given)
 
 
 def around(weight: float, dtype: torch.dtype) -> nn.Module:

@@ -104,6 +104,13 @@ def auxiliary_head(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return m.c(m.b(first)), m.head(first).sin()
 
 
+def unused_head(m: Any, x: Tensor) -> Tensor:
+    """A head of the detached stream, on which the loss does not depend."""
+    first = m.a(m.stem(x))
+    m.d(m.c(first.detach()))
+    return m.head(m.b(first))
+
+
 def hidden_state(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     first = m.a(m.stem(x))
     return m.head(m.c(m.b(first))), first
@@ -175,8 +182,8 @@ class Nest(nn.Module):
 
 
 GRAPHS = [
-    long_skip, dense_sums, u_net, two_streams, side_by_side, cross_attention, auxiliary_head, hidden_state, nested,
-    nested_first, nested_tapped, value_residual, mixing_from_the_stream, both_addends_elsewhere, highway,
+    long_skip, dense_sums, u_net, two_streams, side_by_side, cross_attention, auxiliary_head, unused_head, hidden_state,
+    nested, nested_first, nested_tapped, value_residual, mixing_from_the_stream, both_addends_elsewhere, highway,
     two_branches,
 ]  # fmt: skip
 graphs = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
@@ -279,7 +286,9 @@ def test_lengths_at_parameters_leave_out_the_branches_that_hold_them(graph: Call
     parameters = {name: p for name, p in model.named_parameters() if p.grad is not None}
     wanted = by_branches(model, [module for _, module in blocks], x, lambda: list(parameters.values()))
     lengths = path_gradients(recording, of="parameters")
-    before = {"head.weight", "head.bias"} if graph is hidden_state else set[str]()  # is behind the last junction
+    before = (
+        {"head.weight", "head.bias"} if graph in (hidden_state, unused_head) else set[str]()
+    )  # is behind the last junction
     assert lengths.keys() == parameters.keys() - before
     for place, (name, parameter) in enumerate(parameters.items()):
         if name in before:

@@ -54,6 +54,14 @@ def test_a_gradient_that_differs_by_half() -> None:
     assert found["value"].tolist() == pytest.approx(wanted, rel=1e-14)
 
 
+def test_a_gradient_that_points_the_other_way() -> None:
+    """The loss has the other sign in float32."""
+    found = precision(
+        nn.Sequential(Residual(Step())), torch.ones(1, 2), loss=lambda y: (1 if y.dtype == FLOAT64 else -1) * y[0, 1]
+    )
+    assert found["value"].tolist() == pytest.approx([2, -1, 2, -1], rel=1e-14)
+
+
 def test_zeros_and_infinities() -> None:
     """A gradient of 1e-50 is 0 in float32, and 1e50 infinite, or the difference of two infinities."""
     model, x = nn.Sequential(Residual(nn.Linear(2, 2))), torch.ones(1, 2)

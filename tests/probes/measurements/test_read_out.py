@@ -39,6 +39,9 @@ def test_two_scalar_blocks_as_on_paper() -> None:
     # 1 - p of e^-12 keeps ten digits.
     assert table["value"].tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-15)
     assert read_out(recording, two_logits)["quantity"].tolist() == ["entropy", "divergence", "agreement"] * 2
+    ignoring = read_out(recording, two_logits, torch.tensor([0, -100]))  # what is ignored is no miss either
+    assert values(ignoring, "accuracy") == [1, 1]
+    assert values(ignoring, "loss") == pytest.approx([math.log1p(math.exp(-h)) for h in (3, 12)], rel=1e-9)
 
 
 @pytest.mark.parametrize("arm", ARMS)

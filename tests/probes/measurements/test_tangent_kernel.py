@@ -227,6 +227,15 @@ def test_a_step_of_gradient_descent_moves_outputs_as_the_kernel_says() -> None:
 # Extremes.
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
+def test_eigenvalues_that_are_roundings_of_0_are_no_negative_part(dtype: torch.dtype) -> None:
+    """Two weights move twelve outputs: ten eigenvalues are 0, and come out on both of its sides."""
+    x = torch.randn(12, 2, dtype=dtype)
+    found, (_, _, negative, _, _) = numbers(tangent_kernel(nn.Linear(2, 1, bias=False, dtype=dtype), x))
+    assert sum(value < 0 for value in found) > 2
+    assert negative == 0
+
+
 @pytest.mark.parametrize("factor", [1e-60, 1e60])
 def test_scales_only_move_the_eigenvalues_and_the_trace(factor: float) -> None:
     model, x = chain(2), torch.randn(2, 3, dtype=FLOAT64)

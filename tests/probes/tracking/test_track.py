@@ -428,29 +428,52 @@ def test_steps_that_a_scaler_skips_are_no_steps(named: bool, fused: bool) -> Non
         assert_equal(found[step], by_hand(model, x), rtol=1e-6)
 
 
-def test_a_fused_step_that_is_skipped_for_a_weight_s_gradient_alone() -> None:
-    """No gradient of an activation has overflown: that the optimizer skips tells it."""
+@pytest.mark.parametrize("order", ["zeroed before the forward", "after the forward", "to zeros"])
+@pytest.mark.parametrize("parts", [1, 2], ids=["whole", "micro-batches"])
+@pytest.mark.parametrize("named", [True, False], ids=["named", "found"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_skipped_for_a_weight_s_gradient_alone(order: str, parts: int, named: bool, fused: bool) -> None:
+    """No gradient of an activation has overflown, as under autocast, where those of weights are summed in float16."""
     model, found = chain(2, dtype=torch.float32), Kept()
-    scaler, opt = torch.amp.GradScaler("cpu", init_scale=1024.0), SGD(model.parameters(), lr=0.0, fused=True)
-    batches = [batch().float() for _ in range(2)]
-    with track(model, every=1, to=found):
+    scaler, opt = torch.amp.GradScaler("cpu", init_scale=1024.0), SGD(model.parameters(), lr=0.0, fused=fused)
+    batches = [batch().float() for _ in range(4)]
+    with track(model, every=1, to=found, loss_scale=scaler if named else None):
         for index, x in enumerate(batches):
-            opt.zero_grad()
-            scaler.scale(squares(model(x))).backward()
+            if order != "after the forward":
+                opt.zero_grad(set_to_none=order != "to zeros")
+            for number, part in enumerate(x.chunk(parts)):
+                loss = squares(model(part))
+                if order == "after the forward" and number == 0:
+                    opt.zero_grad()
+                scaler.scale(loss).backward()
             weight = next(model.parameters())
-            if index == 0 and weight.grad is not None:
+            if index in (0, 1) and weight.grad is not None:
                 weight.grad.fill_(math.inf)
             scaler.step(opt)
             scaler.update()
-    assert list(found) == [0]
-    assert_equal(found[0], by_hand(model, batches[1]), rtol=1e-6)
+    assert list(found) == [0, 1]
+    for step, x in enumerate(batches[2:]):
+        assert_equal(found[step], by_hand(model, x), rtol=1e-5)
 
 
-def test_all_micro_batches_of_a_skipped_step_go_with_it() -> None:
+def test_gradients_that_are_set_aside_between_forwards_count_where_no_scaler_skips() -> None:
+    """Without a scaler, a step may be made of gradients that were kept elsewhere in the meantime."""
+    model, found, x = chain(2, dtype=torch.float32), Kept(), batch().float()
+    opt = SGD(model.parameters(), lr=0.0)
+    with track(model, every=1, to=found):
+        for part in x.split(2):
+            opt.zero_grad()
+            squares(model(part)).backward()
+        opt.step()
+    assert_equal(found[0], by_hand(model, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "found"])
+def test_all_micro_batches_of_a_skipped_step_go_with_it(named: bool) -> None:
     model, found, x = chain(2, dtype=torch.float32), Kept(), batch().float()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     opt = SGD(model.parameters(), lr=0.0)
-    with track(model, every=1, to=found, loss_scale=scaler):
+    with track(model, every=1, to=found, loss_scale=scaler if named else None):
         for factor in (math.inf, 1):
             opt.zero_grad()
             for part, of_part in zip(x.split(2), (1, factor, 1, 1), strict=True):
