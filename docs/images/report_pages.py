@@ -29,7 +29,7 @@ def main(results: Path) -> None:
             for width, height in HEIGHTS.items():
                 tab.open(results / folder / "report.html", width=width, scheme=scheme, scale=SCALES[width])
                 image = Image.open(BytesIO(tab.screenshot(height=height))).convert("RGB")
-                small = image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+                small = image.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
                 small.save(HERE / f"report_{name}_{width}.png", optimize=True)
 
 

@@ -21,6 +21,8 @@ from ..parts.sheet import caption, describe
 from ..parts.style import style
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"<svg": "image/svg+xml", b"<?xml": "image/svg+xml"}
+TALL = 24
+"""Rows; a table of more scrolls within itself on a wide screen."""
 REFRESH = 15
 """Seconds after which a browser reads an unfinished page again."""
 
@@ -174,7 +176,7 @@ class Page:
         Raises:
             ValueError: A link is not relative, an image is neither PNG nor SVG, or a picture has no alternative text.
         """
-        return _template().render(page=self, refresh=REFRESH)
+        return _template().render(page=self, refresh=REFRESH, tall=TALL)
 
     def write(self, file: Path) -> Path:
         """Write the page, so that at any moment the file is the old page or the new one as a whole; return the file."""
