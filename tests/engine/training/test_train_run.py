@@ -35,6 +35,7 @@ CHANGES: dict[str, Any] = {  # another value of every field
     "recipe.computing.autocast": True,
     "recipe.computing.channels_last": True,
     "recipe.computing.compile": True,
+    "recipe.computing.capture": True,
     "recipe.device": "cuda:99",
     "recipe.flow": STOP_GRADIENT,
     "recipe.first_weights": "near-identity",
