@@ -12,7 +12,7 @@ from torch import nn
 from experiments.engine.conditions.controls import Control, Cut
 from experiments.engine.conditions.learning_rate_search import train_condition
 from experiments.engine.running.run import Run
-from experiments.engine.training import compute
+from experiments.engine.training import compute, loop
 from experiments.engine.training.data import Batches, Data, Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings
@@ -77,8 +77,8 @@ def changed(value: Any, path: str, to: object) -> Any:
 
 def behaviour(run: Run, dataset: Dataset) -> object:
     """What a run does: its losses and updates, the splits it is evaluated on, the layout of its weights, whether it was
-    compiled; or how it fails."""
-    compiled: list[object] = []
+    compiled, what it warns of; or how it fails."""
+    compiled, warnings = list[object](), list[str]()
 
     def note(graph: torch.fx.GraphModule, inputs: object) -> object:
         compiled.append(graph)
@@ -94,13 +94,14 @@ def behaviour(run: Run, dataset: Dataset) -> object:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compute, "BACKEND", note)
+        patch.setattr(loop.logger, "warning", warnings.append)
         patch.setattr(compute.Computing, "lay_out", noted)
         try:
             outcome = train_condition(run, datasets={run.recipe.data: dataset})
         except (ValueError, AssertionError, RuntimeError) as error:
             return type(error), str(error)
     evaluated = outcome.tables["outcomes"]["split"].unique().tolist()
-    return outcome.tables["losses"]["value"].tolist(), evaluated, layouts, len(compiled)
+    return outcome.tables["losses"]["value"].tolist(), evaluated, layouts, len(compiled), warnings
 
 
 def test_every_field_has_another_value_here(run: Run) -> None:
