@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from .style import ROW_TITLE, Axes2D, page, small, style
+from .style import ROW_TITLE, Axes2D, medium, small, style
 
 P = ParamSpec("P")
 MARKERS: dict[Any, Any] = {"lines.markersize": 3.5}  # what figures set by themselves in axes of the caller
@@ -64,7 +64,7 @@ def drawing(draw: Callable[P, Axes2D]) -> Callable[P, Axes2D]:
 
 def is_narrow(axes: Any) -> bool:
     """Whether a new figure (axes is None) has the width of a column, on which few panels stand side by side."""
-    return axes is None and page().width < NARROW
+    return axes is None and medium().width < NARROW
 
 
 def grid(rows: int, columns: int, *, height: float | Sequence[float] | None = 1.0, **share: Any) -> Axes2D:
@@ -86,7 +86,7 @@ def mosaic(layout: Sequence[Sequence[int]], *, heights: Sequence[float]) -> list
 
 
 def _sheet(columns: int, heights: Sequence[float] | None) -> Sheet:
-    width = page().width * (0.6 if page().narrows and columns == 1 else 1)
+    width = medium().width * (0.6 if medium().narrows and columns == 1 else 1)
     sheet = Sheet(figsize=(width, sum(heights or [width]) + 1), layout="constrained")
     sheet.heights = heights
     return sheet

@@ -85,14 +85,14 @@ UNSAID = -1  # the seed, depth or epoch of a table without such a column
 
 
 @dataclass(frozen=True)
-class Page:
+class Medium:
     """What a figure is fitted to: sizes in inches and points."""
 
     width: float
     labels: float  # axis labels and titles
     small: float  # ticks, legends and notes
     family: Literal["serif", "sans-serif"] = "serif"
-    narrows: bool = False  # whether a figure of one column of panels is narrower than the page
+    narrows: bool = False  # whether a figure of one column of panels is narrower than the text
 
     def rc(self) -> dict[str, Any]:
         """matplotlib's settings."""
@@ -116,8 +116,8 @@ _LINES: dict[str, Any] = {
     "lines.markersize": 3.5, "pdf.fonttype": 42, "ps.fonttype": 42, "savefig.dpi": 200, "figure.dpi": 200,
     "savefig.pad_inches": 0.015,
 }  # fmt: skip
-_SCREEN = Page(5.5, 9, 8, narrows=True)  # outside of any `venue`: the README and these pages
-_page: ContextVar[Page] = ContextVar("page", default=_SCREEN)
+_SCREEN = Medium(5.5, 9, 8, narrows=True)  # outside of any `venue`: the README and these pages
+_medium: ContextVar[Medium] = ContextVar("medium", default=_SCREEN)
 
 Venue: TypeAlias = Literal["acl", "iclr", "icml", "nature", "neurips", "tmlr"]
 VENUES: tuple[Venue, ...] = ("acl", "iclr", "icml", "nature", "neurips", "tmlr")
@@ -149,22 +149,22 @@ def venue(name: Venue, *, column: float = 1.0) -> AbstractContextManager[None]:
         raise ValueError(f"venue: {name!r} is unknown; the venues are {', '.join(VENUES)}.")
     if not 0 < column <= 1:
         raise ValueError(f"venue: column is {column:g}; it is a share of the text's width, above 0 and at most 1.")
-    return _on(_venue_page(name, column))
+    return _on(_venue_medium(name, column))
 
 
-def _venue_page(name: Venue, column: float) -> Page:
+def _venue_medium(name: Venue, column: float) -> Medium:
     """A column or a part of it up to one half of the text, else that share of the text."""
-    half, full = _pages(name)
+    half, full = _media(name)
     return replace(half, width=half.width * 2 * column) if column <= 0.5 else replace(full, width=full.width * column)
 
 
-def _pages(name: Venue) -> tuple[Page, Page]:
+def _media(name: Venue) -> tuple[Medium, Medium]:
     """One column, or half of the text where there are no columns; and the whole text."""
     match name:
         case "acl":  # the style files of 2024: text of 16 cm, columns of 7.7 cm
-            return Page(3.03, 9, 7), Page(6.30, 9, 7)
+            return Medium(3.03, 9, 7), Medium(6.30, 9, 7)
         case "nature":  # columns of 89 and 183 mm; sans-serif, 5 to 7 points
-            return Page(3.50, 7, 6, "sans-serif"), Page(7.20, 7, 6, "sans-serif")
+            return Medium(3.50, 7, 6, "sans-serif"), Medium(7.20, 7, 6, "sans-serif")
         case "icml":
             bundle: dict[str, Any] = bundles.icml2024(usetex=False, column="full")
             half: float = bundles.icml2024(usetex=False, column="half")["figure.figsize"][0]
@@ -177,28 +177,28 @@ def _pages(name: Venue) -> tuple[Page, Page]:
         case "tmlr":
             bundle = bundles.tmlr2023()
             half = bundle["figure.figsize"][0] / 2
-    text = Page(bundle["figure.figsize"][0], bundle["axes.labelsize"], bundle["legend.fontsize"])
+    text = Medium(bundle["figure.figsize"][0], bundle["axes.labelsize"], bundle["legend.fontsize"])
     return replace(text, width=half), text
 
 
 @contextmanager
-def _on(page: Page) -> Iterator[None]:
-    token = _page.set(page)
+def _on(medium: Medium) -> Iterator[None]:
+    token = _medium.set(medium)
     try:
         yield
     finally:
-        _page.reset(token)
+        _medium.reset(token)
 
 
-def page() -> Page:
-    """The venue's page, in whose `venue` this is called, or that of the screen."""
-    return _page.get()
+def medium() -> Medium:
+    """That of the `venue` in which this is called, or the screen."""
+    return _medium.get()
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's defaults with the page's sizes and fonts, while the `with` or the decorated call lasts."""
-    with matplotlib.style.context(page().rc(), after_reset=True):
+    """matplotlib's defaults with the sizes and fonts of `medium`, while the `with` or the decorated call lasts."""
+    with matplotlib.style.context(medium().rc(), after_reset=True):
         yield
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import figures
-from figures.parts.style import page
+from figures.parts.style import medium
 from tests.support.drawings import EXAMPLES, MAIN, NAMES, pick, shown_texts, suits_a_paper, tables, texts
 
 UNORDERED = {
@@ -75,7 +75,7 @@ def test_iclr_and_neurips_have_one_page_so_that_a_test_of_one_is_one_of_both() -
     sizes = []
     for name in ("iclr", "neurips"):
         with figures.venue(name):
-            sizes.append(page())
+            sizes.append(medium())
     assert sizes[0] == sizes[1]
 
 
