@@ -38,7 +38,7 @@ class CapturedSteps:
         self.rates = [torch.zeros(()) for _ in optimiser.param_groups]
         self.taken = 0
         self.stream: torch.cuda.Stream | None = None
-        """Beside the default one, for the plain steps and the capture: a single one, since each keeps memory of its own."""
+        """Beside the default one, for the plain steps and the capture: one alone, since each keeps its own memory."""
         self.given: Draw | None = None
         """Where the captured step reads what was drawn for it."""
         self.replay: Callable[[], None] | None = None
