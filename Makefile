@@ -71,6 +71,7 @@ costs: .venv/with-experiments
 
 # Each part ends by itself, and leaves what it has found; what the next ones do does not hang on it.
 gpu: .venv/with-test
+	$(if $(CIFAR10),,$(error make gpu: give CIFAR10=DIR, a folder of CIFAR-10's images (train/CLASS/* beside test/CLASS/*)))
 	mkdir -p $(OUT)/gpu
 	-timeout 300 $(BIN)/python -m pytest tests/gpu 2>&1 | tee $(OUT)/gpu/tests.txt
 	-timeout 120 $(BIN)/python benchmarks/training_step.py --device cuda --networks 'cifar_resnet(56), 32 x 32' 2>&1 | tee $(OUT)/gpu/small_steps.txt

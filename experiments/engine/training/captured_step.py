@@ -22,9 +22,10 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 def cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Capture a function's kernels, which are not executed yet, in a CUDA graph."""
+    """Capture a function's kernels, which are not executed yet, in a CUDA graph, on the current stream (torch's own
+    choice is a stream of the device that was current when it first captured, which need not be the network's)."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         result = function()
     return graph.replay, result
 
@@ -36,6 +37,8 @@ class CapturedSteps:
         self.step, self.optimiser, self.capture = step, optimiser, capture
         self.rates = [torch.zeros(()) for _ in optimiser.param_groups]
         self.taken = 0
+        self.stream: torch.cuda.Stream | None = None
+        """Beside the default one, for the plain steps and the capture: one alone, since each keeps its own memory."""
         self.given: Draw | None = None
         """Where the captured step reads what was drawn for it."""
         self.replay: Callable[[], None] | None = None
@@ -46,18 +49,20 @@ class CapturedSteps:
         """Take a step at the optimiser's present rates; its loss."""
         if self.given is None:
             self.given = Draw(*(None if x is None else x.clone() for x in draw.tensors))  # pyright: ignore[reportArgumentType]
-            self.rates = [torch.zeros((), device=draw.indices.device) for _ in self.rates]
+            device = draw.indices.device
+            self.rates = [torch.zeros((), device=device) for _ in self.rates]
+            self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for there, drawn in zip(self.given.tensors, draw.tensors, strict=True):
             if there is not None and drawn is not None:
                 there.copy_(drawn)
         for rate, group in zip(self.rates, self.optimiser.param_groups, strict=True):
             rate.fill_(group["lr"])
-        if self.taken < WARM_UP:
-            self.taken += 1
-            with on_side_stream(draw.indices.device):
-                return self._take()
         if self.replay is None:
-            self.replay, self.loss = self.capture(self._take)
+            with beside(self.stream):
+                if self.taken < WARM_UP:
+                    self.taken += 1
+                    return self._take()
+                self.replay, self.loss = self.capture(self._take)
         self.replay()
         return self.loss.clone()
 
@@ -90,13 +95,13 @@ def take_rates_from_tensors(optimiser: torch.optim.Optimizer) -> None:
 
 
 @contextmanager
-def on_side_stream(device: torch.device) -> Iterator[None]:
-    """Work inside runs beside the default stream, in its turn, as what is captured afterwards must have."""
-    if device.type != "cuda":
+def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Work inside runs on a stream beside the present one, in its turn, and on the stream's device; None: as it is."""
+    if stream is None:
         yield
         return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    present = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(present)
     with torch.cuda.stream(stream):
         yield
-    torch.cuda.current_stream(device).wait_stream(stream)
+    present.wait_stream(stream)

@@ -25,7 +25,7 @@ class Computing:
     """Compile the network for training (torch.compile); what begins with it may take minutes."""
     capture: bool = False
     """On a GPU, capture a training step in a CUDA graph and repeat it, so that nothing waits for Python. Where that
-    cannot be (a control or a limit changes gradients, images are in files, several processes, --compile), steps are
+    cannot be (a control or a limit changes gradients, images are in files, torchrun, --compile), steps are
     taken as without it, and a line says so."""
 
     def check(self, device: torch.device) -> None:

@@ -145,7 +145,7 @@ def may_capture(batches: Batches, computing: Computing, *, plain: bool) -> bool:
         "it needs a GPU": batches.device.type != "cuda",
         "something changes gradients in Python": not plain,
         "images are in files": isinstance(batches.splits["train"][0], ImageFiles),
-        "several processes train together": distributed.count() > 1,
+        "processes train together (torchrun)": distributed.together(),
         "compiled code is not captured (--compile)": computing.compile,
     }
     for reason, holds in reasons.items():

@@ -4,7 +4,7 @@ which proves all but the graph: the memory that is read and written, rates, sche
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from experiments.engine.running.checkpoints import Checkpoint
 from experiments.engine.training import captured_step, loop
 from experiments.engine.training.captured_step import WARM_UP, CapturedSteps, take_rates_from_tensors
 from experiments.engine.training.compute import Computing
-from experiments.engine.training.data import Batches, Data, load
+from experiments.engine.training.data import Batches, Data, Draw, load
 from experiments.engine.training.loop import Diverged, train
 from experiments.engine.training.optimisation import Training, make_optimiser
 from models import cifar_resnet
@@ -186,34 +186,56 @@ def test_where_no_step_can_be_captured_a_line_says_so(
         assert losses.tolist() == trained(batches, training)[0]
 
 
-def test_a_step_is_captured_on_a_gpu_alone_in_one_process(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_captured_on_a_gpu_alone_without_torchrun(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "device", torch.device("cuda"))
     assert loop.may_capture(batches, CAPTURE, plain=True)
     assert not loop.may_capture(batches, replace(CAPTURE, compile=True), plain=True)
-    monkeypatch.setattr(loop.distributed, "count", lambda: 2)
+    monkeypatch.setattr(loop.distributed, "together", lambda: True)  # also alone: what averages gradients is there
     assert not loop.may_capture(batches, CAPTURE, plain=True)
 
 
-def test_the_graph_itself_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is captured is replayed, and its result is read where it was written."""
+class FakeStream:
+    """Notes what waits for what, under the names that it is given."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self.name, self.order, self.device = name, order, torch.device("cuda", 1)
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.order.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens on a GPU's streams, in order, of calls that are replaced."""
     order: list[str] = []
+    current = [FakeStream("default", order)]
+
+    @contextmanager
+    def on(stream: FakeStream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
 
     class Graph:
         def replay(self) -> None:
-            order.append("replay")
+            order.append(f"replay on {current[-1].name}")
 
-    class Capturing:
-        def __init__(self, graph: Graph) -> None:
-            assert isinstance(graph, Graph)
+    @contextmanager
+    def capturing(graph: Graph, *, stream: FakeStream) -> Iterator[None]:
+        assert isinstance(graph, Graph)
+        order.append(f"capture on {stream.name}")
+        yield
+        order.append("captured")
 
-        def __enter__(self) -> None:
-            order.append("begin")
-
-        def __exit__(self, *error: object) -> None:
-            order.append("end")
-
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Capturing)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    return order
+
+
+def test_the_graph_itself_is_torch_s(order: list[str]) -> None:
+    """What is captured, on the current stream, is replayed, and its result is read where it was written."""
     loss = torch.ones(())
 
     def step() -> Tensor:
@@ -222,5 +244,24 @@ def test_the_graph_itself_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
     replay, result = captured_step.cuda_graph(step)
     replay()
-    assert order == ["begin", "step", "end", "replay"]
+    assert order == ["capture on default", "step", "captured", "replay on default"]
     assert result is loss
+
+
+def test_plain_steps_and_the_capture_are_on_one_stream_and_replays_on_the_default_one(order: list[str]) -> None:
+    """A step's kernels are replayed on the stream of the draws; what goes before waits, on either side."""
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+
+    def step(draw: Draw) -> Tensor:
+        order.append(f"step on {torch.cuda.current_stream().name}")  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.ones(())
+
+    steps = CapturedSteps(step, optimiser)
+    draw = Draw(torch.zeros(2, dtype=torch.long), None, None)
+    steps.given, steps.stream = draw, FakeStream("side", order)  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(WARM_UP + 2):
+        steps(draw)
+    waits, waited = ["side waits for default"], ["default waits for side"]
+    captured = ["capture on side", "step on side", "captured"]
+    replayed = ["replay on default"]
+    assert order == WARM_UP * [*waits, "step on side", *waited] + [*waits, *captured, *waited] + 2 * replayed
