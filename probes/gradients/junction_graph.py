@@ -180,24 +180,23 @@ class _Carrier:
             for walked, gradient in arrived.items():
                 self.carry(place, segment, walked, gradient, ())
             return
-        match = segment.site.match
+        match, operands = segment.site.match, segment.operands
         mixed = (segment.ends["shortcut"].keys() & segment.ends["branch"].keys()) - {match.fork}
         needs_branch = bool(segment.leaves) or match.shared
-        with parts_hooked(match, partial(accumulate, self.parts)):
-            for walked, gradient in arrived.items():
-                self.parts.clear()
-                if walked.length() == self.most and not needs_branch:  # a path of more branches is left out
-                    with _closed(segment.operands["branch"]):
-                        self.carry(place, segment, walked, gradient, ())
-                elif mixed:  # where a place is reached by both addends, one at a time
-                    with _closed(segment.operands["branch"]):
-                        self.carry(place, segment, walked, gradient, ())
-                    with _closed(segment.operands["shortcut"]):
-                        self.carry(place, segment, walked, gradient, segment.ends["branch"])
-                else:
-                    self.carry(place, segment, walked, gradient, segment.ends["branch"])
-                for addend, part in self.parts.items():
-                    self.arrive(match.fork, walked, part, segment if addend == "branch" else None)
+        for walked, gradient in arrived.items():
+            self.parts.clear()
+            if walked.length() == self.most and not needs_branch:  # a path of more branches is left out
+                passes: list[tuple[Sequence[Entry], Collection[Edge]]] = [(operands["branch"], ())]
+            elif mixed:  # where a place is reached by both addends, one at a time
+                passes = [(operands["branch"], ()), (operands["shortcut"], segment.ends["branch"])]
+            else:
+                passes = [((), segment.ends["branch"])]
+            for closed, by_branch in passes:
+                # Hooks run in the order in which they are put: what is closed is no part.
+                with _closed(closed), parts_hooked(match, partial(accumulate, self.parts)):
+                    self.carry(place, segment, walked, gradient, by_branch)
+            for addend, part in self.parts.items():
+                self.arrive(match.fork, walked, part, segment if addend == "branch" else None)
 
     def carry(
         self, place: Edge, segment: _Segment, walked: _Walked, gradient: Tensor, by_branch: Collection[Edge]

@@ -204,6 +204,10 @@ FOUND = {
     "a projection around a block, called again": Program(
         (Block((Junction("linear", (("tanh", Block(), "dense"),)),), calls=2),)
     ),
+    "a sum written in place into a view of its second branch": Program(
+        own=(Junction(branches=((Block((Junction(branches=((Block(), "dense"), ("dense",)), form="b += s"),)),),)),),
+        inputs="integers",
+    ),
     "a frozen stem, after find_junctions": Program((Block(),), stem="frozen"),
     "inputs that ask for a gradient": Program(
         (Block((Junction("highway, reversed", before="norm"),)),), inputs="tracked"
