@@ -377,6 +377,29 @@ def _bound(given: tuple[Any, ...], keywords: dict[str, Any], *names: str) -> tup
     return [by_name.pop(name) for name in names], by_name
 
 
+class _AsWritten:
+    """While it is entered at least once, code that was compiled before runs as it was written: compiled, it would run
+    without our hooks. It may be left in any order."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.stance: Any = None
+
+    def __enter__(self) -> None:
+        if not self.entered:
+            self.stance = torch.compiler.set_stance("force_eager")
+            self.stance.__enter__()
+        self.entered += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.entered -= 1
+        if not self.entered:
+            self.stance.__exit__(None, None, None)
+
+
+AS_WRITTEN = _AsWritten()
+
+
 @contextmanager
 def intercept_adds(mode: AddMode) -> Iterator[None]:
     """Let a mode intercept its model's adds inside this context.
@@ -388,8 +411,7 @@ def intercept_adds(mode: AddMode) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(mode.before_module, with_kwargs=True) for module in mode.names]
     handles += [module.register_forward_hook(mode.after_module, always_call=True) for module in mode.names]
     try:
-        # Code that was compiled before would run without our hooks: inside, it runs as it was written.
-        with torch.compiler.set_stance("force_eager"):
+        with AS_WRITTEN:
             yield
     finally:
         for handle in handles:

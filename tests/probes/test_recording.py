@@ -284,3 +284,15 @@ def test_blocks_named_by_hand(probe: Callable[[Recording], object]) -> None:
             ValueError, match=r"no residual junctions .*only gradient_norms and stream_statistics can be taken of it"
         ):
             probe(recording)
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_contexts_that_are_left_in_any_order_leave_torch_as_it_was(first_out: int) -> None:
+    before = torch._dynamo.eval_frame._stance
+    contexts = [record(nn.Linear(1, 1)), record(nn.Linear(1, 1))]
+    for context in contexts:
+        context.__enter__()
+    contexts[first_out].__exit__(None, None, None)
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    contexts[1 - first_out].__exit__(None, None, None)
+    assert torch._dynamo.eval_frame._stance == before

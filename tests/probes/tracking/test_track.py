@@ -640,7 +640,7 @@ def test_two_tracks_of_one_model_and_tracks_of_two() -> None:
     model, other, x = chain(2), chain(2), batch()
     a, b, c = Kept(), Kept(), Kept()
     contexts: list[AbstractContextManager[None]] = [track(model, every=1, to=a), track(other, every=1, to=c)]
-    with track(model, every=2, to=b), contexts[0], contexts[1]:
+    with nothing_stays(model), track(model, every=2, to=b), contexts[0], contexts[1]:
         for net in (model, other):
             train(net, SGD(net.parameters(), lr=0.0), [x, x])
     assert (list(a), list(b), list(c)) == ([0, 1], [0], [0, 1])
