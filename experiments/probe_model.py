@@ -123,8 +123,7 @@ def report(found: Profile, settings: Settings) -> None:
     show.save_figure(output, figures.profiles(found.drawn, title=title), found.drawn, "profiles")
     console = show.terminal()
     console.print(Text(describe(found)), soft_wrap=True)
-    rounded = found.junctions.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
-    console.shown.keep(Table(rounded, title="Junctions"))
+    console.shown.keep(Table(found.junctions, title="Junctions"))
     notes = [*found.notes]
     if "path_bands" in found.tables:
         notes.append(describe_bands(found.tables["path_bands"], len(found.junctions), settings.samples))
