@@ -245,30 +245,30 @@ class Batches:
         for draw, (images, labels) in zip(draws, parts, strict=True):
             yield self._augmented(images, draw), labels
 
-    def draws(self, order: Sequence[Tensor], generator: torch.Generator, *, share: slice = slice(None)) -> list["Draw"]:
+    def draws(self, order: Sequence[Tensor], generator: torch.Generator, *, share: slice = slice(None)) -> list[Draw]:
         """All that is left to chance in an epoch, batch after batch, on the device; `epoch` and `make` need no more."""
         sizes = [len(batch[share]) for batch in order]
         moves, mirrors = list[Tensor](), list[Tensor]()
-        _, _, *sides = self.splits["train"][0].shape
         for batch in order:
             if self.augment != "none":
-                moves.append(torch.randint(2 * padding(*sides) + 1, (2, len(batch), 1), generator=generator)[:, share])
+                most = 2 * padding(*self.splits["train"][0].shape[2:])
+                moves.append(torch.randint(most + 1, (2, len(batch), 1), generator=generator)[:, share])
             if self.augment == "crop-flip":
                 mirrors.append(torch.rand(len(batch), generator=generator)[share] < 0.5)
         in_files = isinstance(self.splits["train"][0], ImageFiles)
         # In one piece: a copy to a GPU takes as long as a kernel.
         indices = torch.cat([batch[share] for batch in order])
-        parts = (indices if in_files else to_device_async(indices, self.device)).split(sizes)
+        there = (indices if in_files else to_device_async(indices, self.device)).split(sizes)
         moved = to_device_async(torch.cat(moves, 1), self.device).split(sizes, 1) if moves else [None] * len(sizes)
         mirrored = to_device_async(torch.cat(mirrors), self.device).split(sizes) if mirrors else [None] * len(sizes)
-        return [Draw(*parts) for parts in zip(parts, moved, mirrored, strict=True)]
+        return [Draw(*parts) for parts in zip(there, moved, mirrored, strict=True)]
 
-    def make(self, draw: "Draw") -> tuple[Tensor, Tensor]:
+    def make(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """The training images and labels of one batch, in memory, of what was drawn for it."""
         images, labels = self.get("train", draw.indices)
         return self._augmented(images, draw), labels
 
-    def _augmented(self, images: Tensor, draw: "Draw") -> Tensor:
+    def _augmented(self, images: Tensor, draw: Draw) -> Tensor:
         if draw.moves is not None:
             images = shift(images, draw.moves)
         if draw.mirrors is not None:
