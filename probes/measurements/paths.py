@@ -175,9 +175,9 @@ def path_contributions(
         max_length: Leave out longer paths.
         of: ``"inputs"``, the gradient at the first fork, or ``"parameters"``: see ``path_gradients`` for what a path's
             length is there, and for the cost.
-        by: A function that names a junction's kind: then the contributions are told apart by the number of branches of
-            each kind. It takes one gradient for each combination of counts. Or ``"block"``: those of the paths through
-            a single branch, by block. For ``"inputs"``.
+        by: A function that names a junction's kind: then each combination of the numbers of branches of the kinds
+            has a contribution, and costs a gradient. Or ``"block"``: those of the paths through a single branch, by
+            block. For ``"inputs"``.
         samples: Random paths of each length from which ``cancellation`` is estimated; 0 for none. For ``"inputs"``
             alone, without ``by``, in a chain of junctions.
         seed: Of the choice of these paths.

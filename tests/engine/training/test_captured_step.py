@@ -168,7 +168,7 @@ def test_where_no_step_can_be_captured_a_line_says_so(
     batches: Batches, changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """On a GPU (so it is told), all but the first; the training is that without --capture, to the last bit."""
+    """On a GPU (pretended here), all but the first; the training is that without --capture, to the last bit."""
     given, model = dict(changes), network()
     if "backward" in given:
         given["backward"] = given["backward"].prepare(model, seed=0)
