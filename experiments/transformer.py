@@ -560,8 +560,6 @@ def report(tables: Tables, diverged: list[Run], rates: Mapping[str, float], grid
     }
     rows = loss_rows(losses, rates, changes, gaps)
     output.table("text_losses", show.text_table(rows))
-    if made:
-        output.table("text_decisions", show.text_table(show.decision_rows(made)))
     title = "Nats a character of the test text: mean ± sd over n seeds; differences and gaps [95 % interval]"
     show.table(console, rows, title=title)
     show.diverged(console, diverged)
