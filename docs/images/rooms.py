@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 190, 52  # of a box
 ROOMS: dict[str, tuple[str, Point]] = {
     "experiments/*.py": ("one question each", (60, 30)),
     "experiments/questions/": ("what is too long for a script", (530, 30)),
-    "reporting/": ("terminal, tables, decisions", (60, 180)),
+    "reporting/": ("terminal, decisions, the page", (60, 180)),
     "conditions/": ("controls, rates, gap closed", (295, 180)),
     "training/": ("data, networks, the loop", (530, 180)),
     "statistics/": ("estimates, effects, margins", (177, 290)),

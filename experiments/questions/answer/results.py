@@ -400,7 +400,8 @@ def conclusions(families: Sequence[Family], profiles: pd.DataFrame, linear: pd.D
             lines += [f"{where}: {line}" for line in name_of_first_share(family.outcomes)]
             means = [family.outcomes[of.name].mean(1) for of in (PLAIN, RESIDUAL)]
             correlation, seeds = seed_correlation(*means)
-            lines.append(f"{where}: plain and residual errors correlate by {correlation:.2f} over {seeds} seeds.")
+            if np.isfinite(correlation):
+                lines.append(f"{where}: plain and residual errors correlate by {correlation:.2f} over {seeds} seeds.")
     for data, of in linear.groupby("data", sort=False)["value"] if len(linear) else ():
         lines.append(f"{data}: a linear classifier of the pixels has a test error of {of.mean():.3f}, n = {len(of)}.")
     return [*lines, "Shares need not sum to 1; all but these three are secondary."]

@@ -381,7 +381,7 @@ def test_the_first_share_is_named_by_networks_far_from_the_identity(
 def test_conclusions_say_the_readings_and_what_may_not_be_read(tmp_path: Path) -> None:
     errors = spread({**TRUE, PLAIN_LOOKS_LINEAR.name: 0.15, PLAIN_ORTHOGONAL.name: 0.7})
 
-    def lines(cosines: Sequence[float]) -> list[str]:
+    def lines(cosines: Sequence[float], errors: Mapping[str, list[float]] = errors) -> list[str]:
         folder = tmp_path / f"{cosines}"
         folder.mkdir()
         return conclusions_of(made_up(folder, errors, images=1000, cosines={RESIDUAL.name: cosines}))
@@ -397,6 +397,7 @@ def test_conclusions_say_the_readings_and_what_may_not_be_read(tmp_path: Path) -
     ]  # fmt: skip
     assert correlation == "digits, 8 steps: plain and residual errors correlate by 1.00 over 6 seeds."
     assert last == "Shares need not sum to 1; all but these three are secondary."
+    assert not any("correlate" in line for line in lines([0.1], {**errors, PLAIN.name: [0.6] * SEEDS}))
     assert lines([0.9, 0.2, 0.9])[2].endswith(
         "33 % of blocks: they are one gradient, and their share is not to be read."
     )
