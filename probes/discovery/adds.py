@@ -265,15 +265,16 @@ class AddMode(TorchFunctionMode):
             result = self._on_mix(func, args, kwargs, mixed)
         else:
             result = func(*args, **kwargs)
-        if name == "stack" and len(result) > 1:
+        if name == "stack":
             dimension = (kwargs.get("dim", 0) if len(args) < 2 else args[1]) % result.ndim
-            setattr(result, STACK, _Stack(dimension, result, lambda stack: stack))
+            if result.shape[dimension] > 1:
+                setattr(result, STACK, _Stack(dimension, result, lambda stack: stack))
         if name in PRODUCTS:
             _note_product(name, args, result)
             self.on_product(args, result)
         if self.frozen:
             if name == "embedding" and self.inputs_have_nodes:  # inputs that are integers have their node behind it
-                result = differentiable(result)
+                result = differentiable(result, fresh=True)
             self.frozen.on_operation((args, kwargs), result)
         return result
 
