@@ -1,11 +1,12 @@
 """While a model runs, every add of two tensors is intercepted, under a name that does not change between forwards."""
 
+import copy
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import FrameType
 from typing import Any
 
@@ -86,6 +87,18 @@ def unseen() -> Iterator[None]:
     that as many tensors are saved when it computes the forward again."""
     with torch._C.DisableTorchFunction(), saved_tensors_hooks(lambda x: x, lambda x: x):
         yield
+
+
+def _detached(value: Any) -> Any:
+    """A tensor without its graph, or a copy of a dataclass of such."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    copied = copy.copy(value)
+    for name, part in vars(value).items():
+        object.__setattr__(copied, name, tree_map(_detached, part))
+    return copied
 
 
 def is_one(factor: Factor) -> bool:
@@ -223,7 +236,7 @@ class AddMode(TorchFunctionMode):
                 self.on_end(output)
         finally:
             self.release()
-        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output) if detaches else None
+        return tree_map(_detached, output) if detaches else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AddMode":
         """A copy of the model, made inside the context, is not intercepted."""
