@@ -326,7 +326,11 @@ class AddMode(TorchFunctionMode):
         dimension, count = about.dimension, mixed.shape[about.dimension]
         with torch._C.DisableTorchFunction(), torch.no_grad():
             shape = func(*args, **kwargs).shape
-        if shape != mixed.shape[:dimension] + mixed.shape[dimension + 1 :] or not mixed.is_floating_point():
+        over = kwargs.get("dim", args[1] if len(args) > 1 else None) if func.__name__ == "sum" else None
+        over = [over] if isinstance(over, int) else over
+        elsewhere = over is not None and [x % mixed.ndim for x in over] != [dimension]
+        left = mixed.shape[:dimension] + mixed.shape[dimension + 1 :]
+        if elsewhere or shape != left or not mixed.is_floating_point():
             return func(*args, **kwargs)
 
         def of(first: Tensor, second: Tensor) -> Tensor:

@@ -277,6 +277,9 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
         "nbtd,btn->btd", torch.stack([home.f(x), home.g(x), home.h(x)]), home.gate(x)[..., :3].softmax(-1)
     ),
     "a stack whose last tensor is the oldest": lambda home, x: torch.stack([home.f(x), x]).sum(0),
+    "a stack of as many as there are examples, whose sum is taken": lambda home, x: torch.stack(
+        [x, home.f(x), home.g(x)]
+    ).sum(1),
     "a stack of copies": lambda home, x: (torch.stack([x, 2 * x, -x]) * home.scale).sum(0),
     "a linear layer of a stack": lambda home, x: torch.stack([x[:, 0], home.f(x[:, 0])]) @ home.q.weight,
     "lerp of two experts": lambda home, x: torch.lerp(home.f(x), home.g(x), 0.3),
