@@ -27,7 +27,7 @@ def norms_and_cosine(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     """The norms of two tensors of one shape, and the cosine between them: nan where one is zero."""
     if a.device.type != "cpu":
         size_a, size_b = norm(a), norm(b)
-        return size_a, size_b, torch.dot(_wide(a.flatten()), _wide(b.flatten())).double() / size_a / size_b
+        return size_a, size_b, _dot(a.flatten(), b.flatten()).double() / size_a / size_b
     squares_a = squares_b = product = 0.0
     for x, y in _runs(a, b):
         squares_a += _product(x, x)
@@ -130,17 +130,18 @@ def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _product(x: Tensor, y: Tensor) -> float:
-    return torch.dot(_wide(x), _wide(y)).item()
+    return _dot(x, y).item()
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    wide = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32  # a sum may be of both
+    return torch.dot(x.to(wide), y.to(wide))
 
 
 def _root(squares: float, tensor: Tensor) -> float:
     """The norm of a tensor from the sum of its squares, if that can be trusted."""
     value = math.sqrt(squares)
     return value if SAFE[0] < value < SAFE[1] else scaled_norm(tensor)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _numbers(*values: float) -> tuple[Tensor, ...]:

@@ -1,11 +1,12 @@
 """While a model runs, every add of two tensors is intercepted, under a name that does not change between forwards."""
 
+import copy
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import FrameType
 from typing import Any
 
@@ -86,6 +87,18 @@ def unseen() -> Iterator[None]:
     that as many tensors are saved when it computes the forward again."""
     with torch._C.DisableTorchFunction(), saved_tensors_hooks(lambda x: x, lambda x: x):
         yield
+
+
+def _detached(value: Any) -> Any:
+    """A tensor without its graph, or a copy of a dataclass of such."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    copied = copy.copy(value)
+    for name, part in vars(value).items():
+        object.__setattr__(copied, name, tree_map(_detached, part))
+    return copied
 
 
 def is_one(factor: Factor) -> bool:
@@ -223,7 +236,7 @@ class AddMode(TorchFunctionMode):
                 self.on_end(output)
         finally:
             self.release()
-        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output) if detaches else None
+        return tree_map(_detached, output) if detaches else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AddMode":
         """A copy of the model, made inside the context, is not intercepted."""
@@ -265,15 +278,16 @@ class AddMode(TorchFunctionMode):
             result = self._on_mix(func, args, kwargs, mixed)
         else:
             result = func(*args, **kwargs)
-        if name == "stack" and len(result) > 1:
+        if name == "stack":
             dimension = (kwargs.get("dim", 0) if len(args) < 2 else args[1]) % result.ndim
-            setattr(result, STACK, _Stack(dimension, result, lambda stack: stack))
+            if result.shape[dimension] > 1:
+                setattr(result, STACK, _Stack(dimension, result, lambda stack: stack))
         if name in PRODUCTS:
             _note_product(name, args, result)
             self.on_product(args, result)
         if self.frozen:
             if name == "embedding" and self.inputs_have_nodes:  # inputs that are integers have their node behind it
-                result = differentiable(result)
+                result = differentiable(result, fresh=True)
             self.frozen.on_operation((args, kwargs), result)
         return result
 
@@ -312,7 +326,11 @@ class AddMode(TorchFunctionMode):
         dimension, count = about.dimension, mixed.shape[about.dimension]
         with torch._C.DisableTorchFunction(), torch.no_grad():
             shape = func(*args, **kwargs).shape
-        if shape != mixed.shape[:dimension] + mixed.shape[dimension + 1 :] or not mixed.is_floating_point():
+        over = kwargs.get("dim", args[1] if len(args) > 1 else None) if func.__name__ == "sum" else None
+        over = [over] if isinstance(over, int) else over
+        elsewhere = over is not None and [x % mixed.ndim for x in over] != [dimension]
+        left = mixed.shape[:dimension] + mixed.shape[dimension + 1 :]
+        if elsewhere or shape != left or not mixed.is_floating_point():
             return func(*args, **kwargs)
 
         def of(first: Tensor, second: Tensor) -> Tensor:

@@ -91,7 +91,9 @@ def _classify(add: Node, junctions: set[Node], frozen: set[Node], terms: Sequenc
                 return "a mixture: both addends are gated by what comes from elsewhere"
             elif walk.only_gates(fork, other):
                 return "the tensor that one addend carries only gates the other, which comes from elsewhere"
-            elif is_parameter(fork[0]) and walk.between(fork, other) & junctions:
+            elif (is_parameter(fork[0]) or walk.biases_attention(fork, other)) and walk.between(
+                fork, other
+            ) & junctions:
                 return "a learned embedding is added to what was made from it"
             else:
                 reason = "one addend carries the tensor that the other, with parameters, is made from"
@@ -124,7 +126,9 @@ def _mixture(add: Node, frozen: set[Node], terms: Sequence[Term]) -> tuple[Edge,
                 continue
             walk = Walk(add, frozen, terms)
             if walk.meets_at(fork) and walk.parameter_role(fork, 1 - operand) == "weight":
-                if fork not in dict(carried_tensors(terms, 1 - operand, mixed=True)):
+                written_in = fork not in dict(carried_tensors(terms, 1 - operand, mixed=True))
+                # Values that attention mixes, beside a convolution of them, are no streams.
+                if written_in and not walk.linear(fork, computed=True)[1 - operand]:
                     return fork, operand
                 break
     return None

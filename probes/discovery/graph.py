@@ -231,17 +231,20 @@ def _behind_gate(user: Node, index: int) -> tuple[Node, int]:
     return (product, content[0]) if len(content) == 1 else (user, index)
 
 
-def is_parameter(node: Node, depth: int = 8) -> bool:
-    """Whether a node gives a parameter, perhaps transposed, cast or normalised, and nothing else."""
+def is_parameter(node: Node, depth: int = 8, *, chosen: bool = False) -> bool:
+    """Whether a node gives a parameter, perhaps transposed, cast or normalised, and nothing else.
+
+    chosen: or an input, or rows that an input may have chosen.
+    """
     if node.name() == "torch::autograd::AccumulateGrad":
         return True
     if is_input(node) or node.name() == "EmbeddingBackward0":  # chosen by the input: an activation
-        return False
+        return chosen
     place = INPUT.get(node.name())
     if place is not None and node.next_functions[place][0] is None:  # acts on an input that has no place in the graph
         return False
     made_from = [n for n, _ in node.next_functions if n is not None]
-    return depth > 0 and bool(made_from) and all(is_parameter(n, depth - 1) for n in made_from)
+    return depth > 0 and bool(made_from) and all(is_parameter(n, depth - 1, chosen=chosen) for n in made_from)
 
 
 class Walk:
@@ -342,17 +345,37 @@ class Walk:
         factor = self.gated_from_elsewhere(fork, operand)
         return factor is not None and is_gate(factor)
 
-    def linear(self, fork: Edge) -> tuple[bool, bool]:
-        """Whether each addend is linear in the fork: a product counts if its other factor is constant or learned."""
+    def biases_attention(self, fork: Edge, operand: int) -> bool:
+        """Whether a fork that was made of parameters, embeddings or inputs alone enters that operand only where it is
+        added to something whose softmax is taken: position biases that all layers share."""
+        if not is_parameter(fork[0], chosen=True):
+            return False
+        inside, found = self.between(fork, operand), set[str]()
+        waiting = [fork]
+        while waiting:
+            for node in {user for user, _ in self.users[waiting.pop()]} & inside:
+                if node.name() in LAYOUT | {"AddBackward0"}:
+                    waiting += [(node, output) for output in self.reached[node]]
+                else:
+                    found.add(node.name())
+        return found == {"SoftmaxBackward0"}
+
+    def linear(self, fork: Edge, *, computed: bool = False) -> tuple[bool, bool]:
+        """Whether each addend is linear in the fork: a product counts if its other factor is constant or learned.
+
+        computed: or computed from elsewhere; and parts of what is split count.
+        """
+
+        def is_linear_at(node: Node, on_the_way: set[Node]) -> bool:
+            name, factors = node.name(), [n in on_the_way for n in _activations(node)]
+            if computed and (name in ("SplitBackward0", "SplitWithSizesBackward0")):
+                return True
+            if name in FACTOR:
+                return sum(factors) == 1 if computed else factors == [True]
+            return name in LINEAR or scales_gradient(node)
 
         def is_linear(nodes: set[Node]) -> bool:
-            on_the_way = nodes | {fork[0]}
-            return all(
-                node.name() in LINEAR
-                or scales_gradient(node)
-                or (node.name() in FACTOR and [f in on_the_way for f in _activations(node)] == [True])
-                for node in nodes
-            )
+            return all(is_linear_at(node, nodes | {fork[0]}) for node in nodes)
 
         return is_linear(self.between(fork, 0)), is_linear(self.between(fork, 1))
 

@@ -250,7 +250,11 @@ class _Detector(AddMode):
         first forward with such inputs had no fork that was made of inputs alone, and nothing that would pass for a
         parameter."""
         leaves = tree_leaves((args, kwargs))
-        shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x) for x in leaves]
+        # A number or a name may decide which layers run.
+        shapes = [
+            tuple(x.shape[1:]) if isinstance(x, Tensor) else x if isinstance(x, bool | int | float | str) else type(x)
+            for x in leaves
+        ]
         trained = tuple(parameter.requires_grad for parameter in self.parameters)
         self.signature = (self.model.training, trained, tuple(kwargs), tuple(shapes))
         signature, of_inputs = LAST_INPUTS.get(self.model, (None, True))

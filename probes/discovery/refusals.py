@@ -30,7 +30,8 @@ def refusal(what: str) -> RuntimeError:
 def refuse_modules(modules: Iterable[nn.Module]) -> None:
     """Raise where one of a model's modules is compiled, scripted, replicated or quantised for inference."""
     for module in modules:
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+        kind = type(module)  # a model that can be quantised adds by FloatFunctional, which is no layer
+        if kind.__module__.startswith("torch.ao.nn.quantized") and not kind.__name__.endswith("FloatFunctional"):
             raise RuntimeError(
                 f"torch.ao.nn.quantized's {type(module).__name__} passes no gradient back, so that junctions would be "
                 "missed: measure the model as it was before, or quantise its weights alone (torchao, bitsandbytes)"

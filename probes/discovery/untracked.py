@@ -31,16 +31,22 @@ class _Passed(torch.autograd.Function):
     """Passes on a tensor that requires a gradient; its own gradient is a copy, which the user may change."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+    def forward(ctx: Any, x: Tensor, fresh: bool) -> Tensor:
+        if not fresh:
+            return x.view_as(x)
+        ctx.mark_dirty(x)
+        return x
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].clone(), None
 
 
-def differentiable(inputs: Any) -> Any:
-    """Inputs, nested or not, with a node in autograd's graph for every floating tensor; values and gradients stay."""
+def differentiable(inputs: Any, *, fresh: bool = False) -> Any:
+    """Inputs, nested or not, with a node in autograd's graph for every floating tensor; values and gradients stay.
+
+    fresh: nobody else holds these tensors, so that the model may overwrite also those that require a gradient.
+    """
 
     def with_node(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point() or not torch.is_grad_enabled():
@@ -48,7 +54,7 @@ def differentiable(inputs: Any) -> Any:
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
             return x  # forward-mode differentiation goes on
         if x.requires_grad:
-            return _Passed.apply(x)
+            return _Passed.apply(x, fresh)
         # `.data` has a version of its own, so that the user's graphs which wait for their backward do not see a change.
         return _Anchored.apply(x.clone() if x.is_inference() else x.data, torch.zeros((), requires_grad=True))
 

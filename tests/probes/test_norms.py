@@ -97,3 +97,11 @@ def test_nothing_waits_for_a_device() -> None:
     a = torch.empty(2, 3, 4, 5, device="meta")
     found = (norm(a), *norms_and_cosine(a, a), *norms_and_rest(a, a, a))
     assert {(x.device.type, x.dtype, x.dim()) for x in found} == {("meta", torch.float64, 0)}
+
+
+def test_the_addends_of_a_sum_may_differ_in_precision() -> None:
+    """A stream that is kept in float32 beside a branch in float64."""
+    a, b = tensors(2, torch.float64)
+    wanted = torch.stack(norms_and_cosine(a, b)).tolist()
+    for pair in ((a, b.float()), (a.float(), b)):
+        assert torch.stack(norms_and_cosine(*pair)).tolist() == pytest.approx(wanted, rel=1e-6, abs=1e-7)

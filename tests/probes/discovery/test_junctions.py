@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.utils import prune
 
 from models import ARMS, cifar_resnet
@@ -196,6 +197,60 @@ def test_the_raw_input_may_be_overwritten_by_the_model() -> None:
         assert torch.equal(model(x), wanted)
     assert len(recording.junctions) == len(find_junctions(model, x)) == 1
     assert x.min() == 0, "the model overwrites it, recorded or not"
+
+
+def test_an_embedding_may_be_overwritten_by_a_model_that_is_partly_frozen() -> None:
+    """As CTRL does; integers have their node in autograd's graph behind the embedding."""
+
+    def forward(self: nn.Module, ids: Tensor) -> Tensor:
+        x = self.get_submodule("embedding")(ids)
+        x *= 2
+        return self.get_submodule("block")(x)
+
+    model, ids = Apply(forward, embedding=nn.Embedding(5, 3).double(), block=Residual(perceptron())), torch.arange(4)
+    for frozen in ("block", "embedding"):
+        model.requires_grad_(True).get_submodule(frozen).requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        wanted = torch.autograd.grad(model(ids).square().sum(), trained)
+        with record(model) as recording:
+            got = torch.autograd.grad(model(ids).square().sum(), trained)
+        assert [site.name for site in recording.sites] == [j.name for j in find_junctions(model, ids)] == ["block"]
+        assert all(map(torch.equal, got, wanted))
+
+
+def test_a_number_among_the_inputs_may_decide_what_the_first_fork_is() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.Linear(3, 3, dtype=FLOAT64), chain(2)
+
+        def forward(self, x: Tensor, *, raw: bool) -> Tensor:
+            return self.blocks(x if raw else self.stem(x))
+
+    model, x = Optional(), torch.randn(2, 3, dtype=FLOAT64)
+    for raw in (False, True, False, True):
+        with record(model) as recording:
+            model(x, raw=raw)
+        assert [site.name for site in recording.sites] == ["blocks.0", "blocks.1"]
+
+
+@pytest.mark.parametrize("dimension", [0, 1, -1])
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_stack_is_summed_along_any_axis(dimension: int, examples: int) -> None:
+    model = Host(lambda host, x: torch.stack([x, host.f(x)], dimension).sum(dimension))
+    assert found(model, torch.randn(examples, 3, dtype=FLOAT64)) == [("(model)", 0, "identity")]
+
+
+def test_a_model_that_can_be_quantised_is_none_that_is() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.add = perceptron(), FloatFunctional()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.add.add(x, self.f(x))
+
+    assert found(nn.Sequential(Block(), Block())) == [("0", 0, "identity"), ("1", 1, "identity")]
 
 
 def test_a_module_that_is_called_again_counts_its_calls() -> None:

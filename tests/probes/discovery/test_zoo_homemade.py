@@ -109,6 +109,16 @@ def shared(home: Home, x: Tensor) -> Tensor:
     return x
 
 
+def shared_biases(home: Home, x: Tensor) -> Tensor:
+    """Attention whose two layers share position biases (T5, MPNet), of as many dimensions as their scores."""
+    places = torch.arange(x.shape[1])
+    biases = home.positions((places - places[:, None]).abs())[..., 0].expand(len(x), -1, -1)
+    for _ in range(2):
+        scores = home.q(x) @ home.k(x).mT + biases
+        x = home.note(x, home.o(scores.softmax(-1) @ home.v(x)))
+    return x
+
+
 def inner(home: Home, x: Tensor) -> Tensor:
     """A residual block within a branch."""
     y = home.norm(x)
@@ -202,6 +212,7 @@ FOUND: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "a transformer": transformer,
     "a reshaped shortcut": squeezed,
     "shared weights": shared,
+    "shared position biases": shared_biases,
     "a block within a branch": inner,
     "two branches": two_branches,
     "three branches": three_branches,
@@ -212,6 +223,23 @@ FOUND: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "a branch of one bias": one_bias,
     "a branch of one normalisation": lambda home, x: home.note(x, F.avg_pool1d(home.norm(x), 3, 1, 1)),
 }
+
+
+def attention_of(home: Home, x: Tensor, v: Tensor) -> Tensor:
+    return (home.q(x) @ home.k(x).mT).softmax(-1) @ v
+
+
+def values_in_place(home: Home, x: Tensor) -> Tensor:
+    """Attention, and a linear map of its values (Nystromformer, CSWin)."""
+    v = home.v(x)
+    return attention_of(home, x, v) + home.o(v)
+
+
+def values_by_part(home: Home, x: Tensor) -> Tensor:
+    """The same by part of the channels, times the queries (CoaT)."""
+    v = home.v(x)
+    mapped = [F.pad(home.gate(F.pad(part, (0, WIDTH // 2))), (0, -WIDTH // 2)) for part in v.split(WIDTH // 2, -1)]
+    return attention_of(home, x, v) + home.h(x) * torch.cat(mapped, -1)
 
 
 def scan(home: Home, x: Tensor) -> Tensor:
@@ -249,6 +277,9 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
         "nbtd,btn->btd", torch.stack([home.f(x), home.g(x), home.h(x)]), home.gate(x)[..., :3].softmax(-1)
     ),
     "a stack whose last tensor is the oldest": lambda home, x: torch.stack([home.f(x), x]).sum(0),
+    "a stack of as many as there are examples, whose sum is taken": lambda home, x: torch.stack(
+        [x, home.f(x), home.g(x)]
+    ).sum(1),
     "a stack of copies": lambda home, x: (torch.stack([x, 2 * x, -x]) * home.scale).sum(0),
     "a linear layer of a stack": lambda home, x: torch.stack([x[:, 0], home.f(x[:, 0])]) @ home.q.weight,
     "lerp of two experts": lambda home, x: torch.lerp(home.f(x), home.g(x), 0.3),
@@ -256,6 +287,8 @@ NONE: dict[str, Callable[[Home, Tensor], Tensor]] = {
     "addcmul of a constant": lambda home, x: torch.addcmul(torch.ones_like(x), home.gamma, home.f(x)),
     "attention beside a perceptron": lambda home, x: home.attention(x) + home.f(x),
     "values mixed beside a perceptron": lambda home, x: (home.q(x) @ home.k(x).mT).softmax(-1) @ home.v(x) + home.f(x),
+    "values mixed beside a linear map of them": values_in_place,
+    "values mixed beside a map of their parts": values_by_part,
     "a sum with what was overwritten": lambda home, x: x + home.f(x).clone().copy_(torch.ones(WIDTH)),
     "two streams of one input": lambda home, x: home.f(x) + home.g(x),
     "a mean of three": lambda home, x: (home.f(x) + home.g(x) + home.h(x)) / 3,

@@ -5,6 +5,7 @@ import gc
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -243,6 +244,12 @@ def test_forward_weight_0_adds_nothing_even_where_x_is_not_finite(
     assert x.grad.isfinite().all() == (gradient != 1.0)
 
 
+@dataclass(frozen=True)
+class Output:
+    logits: Tensor
+    states: list[Tensor]
+
+
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
 def test_forward_weights_hold_without_gradients(without: Callable[[], Any]) -> None:
     model = scalars()
@@ -257,6 +264,15 @@ def test_forward_weights_hold_without_gradients(without: Callable[[], Any]) -> N
     with gate(model, shortcut=0.5), without(), pytest.raises(RuntimeError):
         model(torch.ones(1, 2, dtype=FLOAT64))
     assert torch.is_grad_enabled(), "also after an error"
+
+
+def test_dataclasses_of_outputs_are_detached_without_gradients() -> None:
+    model = Apply(lambda self, x: Output(self.get_submodule("blocks")(x), [x]), blocks=scalars())
+    with torch.no_grad(), gate(model, shortcut=0.5):
+        out = model(one())
+    assert isinstance(out, Output)
+    assert out.logits.item() == product(*[(0.5, 1)] * 3)
+    assert not any(x.requires_grad for x in (out.logits, *out.states))
 
 
 def test_one_forward_of_a_forward_weight_has_backwards_of_several_gradient_weights() -> None:
