@@ -368,7 +368,7 @@ class Walk:
 
         def is_linear_at(node: Node, on_the_way: set[Node]) -> bool:
             name, factors = node.name(), [n in on_the_way for n in _activations(node)]
-            if computed and (name in ("SplitBackward0", "SplitWithSizesBackward0")):
+            if computed and name in ("SplitBackward0", "SplitWithSizesBackward0"):
                 return True
             if name in FACTOR:
                 return sum(factors) == 1 if computed else factors == [True]
