@@ -350,12 +350,12 @@ class Walk:
         added to something whose softmax is taken: position biases that all layers share."""
         if not is_parameter(fork[0], chosen=True):
             return False
-        inside, found = self.between(fork, operand), set[str]()
-        waiting = [fork]
-        while waiting:
-            for node in {user for user, _ in self.users[waiting.pop()]} & inside:
+        inside, found, passed_on = self.between(fork, operand), set[str](), [fork]
+        for edge in passed_on:  # which grows, by each edge once
+            for node in {user for user, _ in self.users[edge]} & inside:
                 if node.name() in LAYOUT | {"AddBackward0"}:
-                    waiting += [(node, output) for output in self.reached[node]]
+                    further = [(node, output) for output in self.reached[node]]
+                    passed_on += [edge for edge in further if edge not in passed_on]
                 else:
                     found.add(node.name())
         return found == {"SoftmaxBackward0"}

@@ -211,7 +211,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 class ModuleValues:
-    """What went into and came out of every module, copied while the model ran: from hooks, not from autograd."""
+    """The inputs and outputs of every module, copied while the model ran: from hooks, not from autograd."""
 
     def __init__(self, model: nn.Module) -> None:
         self.kept: dict[str, list[Tensor]] = {}

@@ -36,7 +36,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster of one machine with two CPUs; --block ends all of it when its first process is told to end."""
+    """A cluster of one machine with two CPUs; --block ends all of it with its first process."""
     ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
     found = f"127.0.0.1:{free_port()}"
     with TemporaryDirectory(prefix="ray") as folder:  # short: sockets lie in it

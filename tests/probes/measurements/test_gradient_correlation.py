@@ -1,5 +1,5 @@
 """Correlations of gradients along a line: on paper, against single backwards, and against what theory says of wide
-networks; collapse is told from whiteness, and nothing is left behind."""
+networks; collapse and whiteness differ, and nothing is left behind."""
 
 import copy
 import math
