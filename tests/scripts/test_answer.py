@@ -325,6 +325,9 @@ def test_parts_that_were_finished_elsewhere_are_reported_as_if_they_were_trained
     [
         ({"cifar10_depth": 9}, "--cifar10-depth 9: depth 9 is not 6n + 2"),
         ({"network": "inception", "depths": (20,), "cifar10_depth": 20}, "'plain, near-identity' on inception: first"),
+        ({"cifar10": Path("nowhere")}, "--cifar10 nowhere: there is no such folder"),
+        ({"cifar10_size": 3}, "--cifar10-size 3: give at least 4"),
+        ({"cifar10_images": 200}, "--cifar10-images 200: give 3 .one a class. to 105 images"),
         ({"parts": (3,), "cifar10": None}, "nothing to train: give --parts"),
         ({"parts": (7,)}, "--parts 7: the plan has 1 to 3"),
         ({"depths": (8,)}, "no path has 4 branches: the network has 3 blocks; give other --depths"),
