@@ -180,7 +180,7 @@ class Settings(RunSettings):
     """Seeds whose runs choose learning rates, by validation, and are never reported, nor evaluated on the test text."""
     budgets: tuple[int, ...] = (1,)
     """How many times --epochs; beyond 1 with the longer arms, rates and seeds, in a folder of its own."""
-    longer_arms: tuple[str, ...] = ("residual", "stop-gradient", "near-identity", "kept-size")
+    longer_arms: tuple[str, ...] = ("residual", "stop-gradient", "kept-size", "plain", "near-identity")
     """Arms of budgets beyond 1."""
     longer_rates: tuple[float, ...] = (1e-3, 3e-3)
     """Rates that are tried first at budgets beyond 1."""

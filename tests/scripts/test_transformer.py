@@ -338,6 +338,11 @@ def test_the_loss_of_one_who_knows_frequencies_alone_is_as_on_paper() -> None:
     assert frequency_loss(text, "test") == pytest.approx(-(np.log(2 / 6) + np.log(4 / 6)) / 2, rel=1e-12)
 
 
+def test_each_gap_of_the_longer_arms_can_be_read_among_them() -> None:
+    arms = Settings().longer_arms
+    assert {GAPS[arm] for arm in arms if arm in GAPS} <= set(arms)
+
+
 def test_each_budget_has_its_arms_rates_seeds_and_epochs() -> None:
     given = settings(seeds=(0, 1, 2), longer_seeds=2, longer_arms=("plain",), longer_rates=(0.5,))
     assert given.at(1) == given
