@@ -30,7 +30,7 @@ from experiments.engine.running.output import Output
 from experiments.engine.running.run import Tables
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.compute import Computing
-from experiments.engine.training.data import Data, Dataset, load, load_splits
+from experiments.engine.training.data import Data, Dataset, load_splits
 from experiments.engine.training.optimisation import Training
 from experiments.questions.answer import results
 from experiments.questions.answer.plan import (
@@ -49,7 +49,12 @@ from probes.tables import table
 
 EXPERIMENT = "answer"
 LINEAR = "linear classifier of the pixels"
-CIFAR10_FLAGS = {"--data-dir": "--cifar10", "--image-size": "--cifar10-size", "--train-limit": "--cifar10-images"}
+CIFAR10_FLAGS = {
+    "--data-dir": "--cifar10",
+    "--image-size": "--cifar10-size",
+    "--train-limit": "--cifar10-images",
+    "--split-seed": "--seeds",
+}
 """What the settings of a data set are called here, for the part on CIFAR-10."""
 PENALTIES = (1.0, 100.0, 10_000.0)
 DRAWN = [condition.name for condition in (*LONGER, TWIN)]
@@ -102,7 +107,7 @@ class Settings(ConditionSettings):
             check_conditions(of_part, new, of_part.depths, advice=f"give other {flag}, or another --network")
             checked |= set(new)
         if self.cifar10 is not None:
-            check_cifar10(self.of_cifar10().data)
+            check_cifar10(self.of_cifar10().data, self.seeds)
 
     def of_cifar10(self) -> "Settings":
         """The same settings for that data set."""
@@ -138,10 +143,11 @@ def number_of(part: Part) -> int:
     return PARTS.index(part) + 1
 
 
-def check_cifar10(data: Data) -> None:
-    """Raise BadInput unless the folder and the settings allow its part; the images are listed, and not read."""
+def check_cifar10(data: Data, seeds: Sequence[int]) -> None:
+    """Raise BadInput unless the folder and the settings allow its part, with a split for each of the seeds; the images
+    are listed, and not read."""
     try:
-        load(replace(data, data_loader_workers=1, normalise="imagenet"))
+        load_splits(replace(data, data_loader_workers=1, normalise="imagenet"), seeds)
     except BadInput as error:
         text = str(error)
         for flag, of_part in CIFAR10_FLAGS.items():

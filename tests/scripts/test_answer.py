@@ -339,3 +339,14 @@ def test_a_part_that_cannot_be_trained_is_refused_before_any_is(
     with pytest.raises(BadInput, match=message.replace("+", r"\+")):
         call(replace(toy.settings, out=tmp_path / "none", **changes))
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_fixes_its_validation_images_is_refused_before_any_part_is_trained(
+    toy: Toy, tmp_path: Path
+) -> None:
+    """Each seed draws its own split, which such a folder does not allow."""
+    classes = {"a": 40, "b": 40, "c": 40}
+    images = make_folder(tmp_path / "images", {"train": classes, "val": classes, "test": classes})
+    with pytest.raises(BadInput, match="--seeds 1000: images has validation images of its own, in val/; to have them"):
+        call(replace(toy.settings, cifar10=images, out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

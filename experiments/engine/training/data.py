@@ -146,7 +146,8 @@ def _drawn(source: Source, data: Data) -> Dataset:
     if isinstance(validation, int):
         train, validation = _split(train, validation, seed=data.split_seed)
     elif data.split_seed:
-        raise BadInput(f"--split-seed {data.split_seed}: {title} has a val/ of its own, so that nothing is drawn")
+        advice = "to have them drawn, move them into train/"
+        raise BadInput(f"--split-seed {data.split_seed}: {title} has validation images of its own, in val/; {advice}")
     if data.train_limit is not None:
         most = len(train[1]) - len(classes)  # a stratified split needs one a class on both sides
         if not len(classes) <= data.train_limit <= most:

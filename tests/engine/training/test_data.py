@@ -96,7 +96,7 @@ def test_a_folder_that_says_what_validates_has_one_split(tmp_path: Path) -> None
     given = {"dataset": "folder", "data_dir": make_folder(tmp_path / "own", parts)}
     load(Data(**given))
     for refuse in (lambda: load(Data(**given, split_seed=1)), lambda: load_splits(Data(**given), (0, 1))):
-        with pytest.raises(BadInput, match="--split-seed 1: own has a val/ of its own, so that nothing is drawn"):
+        with pytest.raises(BadInput, match="--split-seed 1: own has validation images of its own, in val/; to have"):
             refuse()
     without = {part: parts[part] for part in ("train", "test")}
     drawn = {"dataset": "folder", "data_dir": make_folder(tmp_path / "drawn", without)}
