@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
-TABLES = [DOCS / "robustness.csv", *sorted((DOCS / "tables").glob("*.csv"))]
+TABLES = sorted((DOCS / "tables").glob("*.csv"))
 SCRIPTS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
 ARTICLES = {path.stem for path in (DOCS / "experiments").glob("*.md")} - {"index"}
 
