@@ -79,7 +79,8 @@ def _sides(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], *, x: str) ->
     by = [key for key in ("block", x) if key in rows]
     joined = rows[rows["side"] == "ratio"][by]
     both = rows.merge(joined, on=by)
-    wide = both[both["side"] != "ratio"].pivot(index=by, columns="side", values="value").reset_index()
+    wide = both[both["side"] != "ratio"].pivot(index=by, columns="side", values="value")
+    wide = wide.reindex(columns=list(SIDES)).reset_index()
     axis.vlines(wide[x], wide["a"], wide["b"], color=GREY, linewidth=0.5)
     alone = False
     for side in SIDES:

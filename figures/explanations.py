@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from .parts.lines import finish, handle
 from .parts.sheet import drawing, is_narrow, mosaic, panels
 from .parts.style import GREY, Axes2D, Looks, column_titles, looks_of, small
-from .parts.table import check_columns, select
+from .parts.table import check_columns, check_quantities, select
 
 BEST = 3
 ROW = 0.16  # inches
@@ -51,6 +51,7 @@ def explanations(table: pd.DataFrame, *, axes: Any = None, looks: Looks = None, 
     _forest(grid[0, 0], numbers, kind, order)
     if len(networks):
         check_columns(networks, [*NETWORK, "measurement", "quantity", "value"], figure="explanations")
+        check_quantities(networks, ["measured", "outcome"], figure="explanations")
     looks = looks_of(networks["arm"], looks) if len(networks) else {}
     for axis, name in zip(grid[0, 1:], [*best, *[None] * (BEST - len(best))], strict=True):
         if name is None:

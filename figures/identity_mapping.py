@@ -10,7 +10,7 @@ from .parts.lines import EDGE, arm_handles, arm_lines, factor_axis, finish, hand
 from .parts.points import seed_points, shifts
 from .parts.sheet import drawing, is_narrow, panels
 from .parts.style import GREY, Axes2D, Look, Looks, small
-from .parts.table import arms_of, counts_text, seeds_text, select
+from .parts.table import arms_of, check_quantities, counts_text, seeds_text, select
 
 OUTCOMES = {
     "log train loss": "training loss,\ntimes the shallow one's",
@@ -115,6 +115,7 @@ def _name(axis: Axes, kind: str, centre: float) -> None:
 
 def _panel(axis: Axes, rows: pd.DataFrame, looks: dict[str, Look], outcome: str) -> None:
     """One outcome: small points for the seeds, a large one and a bar for mean and interval; shaded: the margin."""
+    check_quantities(rows, ["margin"], figure="insertion")
     factor = outcome == "log train loss"
     scale = 100 if outcome == "test accuracy" else 1
     rows = rows.assign(value=np.exp(rows["value"]) if factor else scale * rows["value"])

@@ -21,7 +21,7 @@ from .parts.lines import (
 from .parts.points import percent_axis
 from .parts.sheet import drawing, panels
 from .parts.style import GREY, UNSAID, Axes2D, Look, Looks, column_titles, depth_title, epoch_title, row_title
-from .parts.table import arms_of, depths_of, moments, of_networks, select
+from .parts.table import arms_of, check_quantities, depths_of, moments, of_networks, select
 
 KEYS = ["arm", "depth_total", "seed", "epoch", "path_length"]
 SUMMED = {"norm": "norm of the\nsummed gradient", "share": "signed share\nof the gradient"}
@@ -128,6 +128,8 @@ def sampled_paths(
     """
     table = of_networks(table)
     rows = select(table, KEYS, figure="sampled_paths", quantity=list(SAMPLED))
+    if table["quantity"].isin(ENDS).any():
+        check_quantities(table, ENDS, figure="sampled_paths")
     deepest = depths_of(rows)[-1] if depth_total is None else depth_total
     rows = select(rows, KEYS, figure="sampled_paths", quantity=list(SAMPLED), depth_total=[deepest])
     epochs = sorted(set(rows["epoch"]))

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from .style import UNNAMED, UNSAID, Look, Looks, epoch_title, looks_of
 
 NETWORK: dict[str, Any] = {"arm": UNNAMED, "depth_total": UNSAID, "seed": UNSAID, "epoch": UNSAID}
+NAMES = {"arm", "control", "data", "network"}
 
 
 def of_networks(table: pd.DataFrame) -> pd.DataFrame:
@@ -20,7 +22,7 @@ def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Se
     """The rows with a finite value in which every column of `where` holds one of its values.
 
     keys: the columns that, with those of `where`, tell the values apart; the table needs them all, and `value`.
-    Raises ValueError for missing columns, an empty table, nothing left, or two values for one key.
+    Raises ValueError for missing columns, an empty table, nothing left, a row without a name, or two values for one key.
     """
     keys = [*keys, *where]
     check_columns(table, [*keys, "value"], figure=figure)
@@ -30,12 +32,15 @@ def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Se
     rows = table[wanted & np.isfinite(table["value"])]
     if rows.empty:
         raise ValueError(f"{figure}: no finite value {_words(where)}among {len(table)} rows.")
+    for column in NAMES & set(keys):
+        if nameless := int(rows[column].isna().sum()):
+            raise ValueError(f"{figure}: {nameless} of {len(rows)} rows have no {column}; name it, or leave them out.")
     check_values(rows, keys, figure=figure)
     return rows
 
 
 def check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) -> None:
-    """ValueError where the table lacks a column, or has no rows."""
+    """ValueError where the table lacks a column, has no rows, or values that are no numbers."""
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise ValueError(
@@ -43,6 +48,17 @@ def check_columns(table: pd.DataFrame, needed: Sequence[str], *, figure: str) ->
         )
     if table.empty:
         raise ValueError(f"{figure}: the table is empty; there is nothing to draw.")
+    if "value" in needed and not is_numeric_dtype(table["value"]):
+        wrong = table["value"][pd.to_numeric(table["value"], errors="coerce").isna() & table["value"].notna()]
+        held = repr(wrong.iloc[0]) if len(wrong) else "text"
+        raise ValueError(f"{figure}: the column value holds {held}, which is no number. Is this one table?")
+
+
+def check_quantities(rows: pd.DataFrame, needed: Sequence[str], *, figure: str) -> None:
+    """ValueError where the rows lack a quantity."""
+    present = list(rows["quantity"].unique())
+    if missing := [name for name in needed if name not in present]:
+        raise ValueError(f"{figure}: no {', '.join(missing)} among the quantities, which are {', '.join(present)}.")
 
 
 def check_values(rows: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:

@@ -133,6 +133,43 @@ def test_a_table_without_a_column_is_drawn_or_refused_by_a_message(name: str) ->
         assert not message or message.startswith(f"{name}: "), column
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_values_that_are_no_numbers_are_refused(name: str) -> None:
+    """As where two files were joined with their headings."""
+    table = EXAMPLES[name]
+    heading = pd.DataFrame([{column: column for column in table}])
+    message = refused(name, pd.concat([table.astype(object), heading], ignore_index=True))
+    assert message.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "left_out", "message"),
+    [
+        ("insertion", "quantity", "margin", "no margin among the quantities"),
+        ("explanations", "quantity", "measured", "no measured among the quantities"),
+        ("explanations", "quantity", "outcome", "no outcome among the quantities"),
+        ("sampled_paths", "quantity", "path_norm_low", "no path_norm_low among the quantities"),
+        ("sampled_paths", "quantity", "path_norm_high", "no path_norm_high among the quantities"),
+        ("compare", "side", "a", ""),
+        ("compare", "side", "b", ""),
+    ],
+)
+def test_a_table_without_some_rows_is_drawn_or_refused_by_a_message(
+    name: str, column: str, left_out: str, message: str
+) -> None:
+    table = EXAMPLES[name]
+    assert message in refused(name, table[table[column] != left_out])
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("answer", "control"), ("answer_losses", "data"), ("variants", "network")]
+)
+def test_a_row_without_a_name_is_refused(name: str, column: str) -> None:
+    table = EXAMPLES[name].copy()
+    table.loc[table.index[0], column] = None
+    assert f"rows have no {column}; name it, or leave them out" in refused(name, table)
+
+
 def refused(name: str, table: pd.DataFrame) -> str:
     """Why a figure cannot be drawn, empty if it can; no other error may come."""
     try:
