@@ -22,7 +22,7 @@ def select(table: pd.DataFrame, keys: Sequence[str], *, figure: str, **where: Se
     """The rows with a finite value in which every column of `where` holds one of its values.
 
     keys: the columns that, with those of `where`, tell the values apart; the table needs them all, and `value`.
-    Raises ValueError for missing columns, an empty table, nothing left, a row without a name, or two values for one key.
+    Raises ValueError for missing columns, an empty table, nothing left, rows without a name, two values for one key.
     """
     keys = [*keys, *where]
     check_columns(table, [*keys, "value"], figure=figure)
