@@ -28,7 +28,6 @@ from experiments.engine.reporting import show
 from experiments.engine.reporting.conditions import SEARCHED, diverged_note, show_differences, show_gaps_closed
 from experiments.engine.reporting.factorial import show_outcomes
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import ordered
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run, Tables
 from experiments.engine.statistics.equivalence import Comparison, compare, smallest_sufficient
@@ -36,6 +35,7 @@ from experiments.engine.statistics.estimates import MARGIN
 from experiments.engine.statistics.long_tables import select
 from experiments.engine.training.data import load
 from experiments.engine.training.optimisation import Training
+from probes.tables import ordered
 
 EXPERIMENT = "dose_and_timing"
 REFERENCE_ARMS = tuple(Condition(arm, arm) for arm in (RESIDUAL, STOP_GRADIENT, PLAIN))

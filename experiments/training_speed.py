@@ -20,7 +20,7 @@ from rich.console import Console
 import figures
 from experiments.engine.reporting import show
 from experiments.engine.running.cli import run_script
-from experiments.engine.running.grid import ordered, run_grid
+from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_unique
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run, Tables
@@ -32,7 +32,7 @@ from experiments.engine.training.data import Dataset, load
 from experiments.engine.training.optimisation import Training
 from experiments.engine.training.settings import NetworkSettings, check_networks
 from experiments.engine.training.train_run import train_run
-from probes.tables import table
+from probes.tables import ordered, table
 
 EXPERIMENT = "training_speed"
 REFERENCE = "residual"

@@ -31,6 +31,7 @@ from experiments.engine.conditions.controls import NO_CONTROL, Control
 from experiments.engine.conditions.gap_closed import HALF, GapClosed, gap_closed
 from experiments.engine.conditions.gradient_alignment import alignment
 from experiments.engine.reporting import show
+from experiments.engine.running import distributed
 from experiments.engine.running.cli import run_script
 from experiments.engine.running.grid import run_grid
 from experiments.engine.running.messages import BadInput, check_at_least, check_choice, check_unique
@@ -171,7 +172,7 @@ class Settings(RunSettings):
     characters: int | None = None
     """Use only so many characters, from the beginning."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Highest learning rates that are tried, instead of --learning-rate: each arm takes the best on the validation
+    """Highest learning rates that are tried (--learning-rate is refused): each arm takes the best on the validation
     text. An arm whose best is at an end is tried at up to two more beyond it; one that learns nothing at any, at up to
     two lower ones. One alone is taken untried."""
     seeds: tuple[int, ...] = (40, 41, 42, 43, 44)
@@ -193,6 +194,12 @@ class Settings(RunSettings):
     def check(self) -> None:
         """Raise BadInput for settings that cannot run, before anything is read or written."""
         super().check()
+        if distributed.count() > 1:
+            raise BadInput("every network is trained in one process: run this without torchrun, and with --workers")
+        if self.training.learning_rate != Training.learning_rate:
+            raise BadInput(
+                f"--learning-rate {self.training.learning_rate:g}: give --rates instead; one alone is taken untried"
+            )
         for flag, given in (("--layers", self.layers), ("--heads", self.heads), ("--context", self.context)):
             check_at_least(flag, given, 1)
         if self.width < 1 or self.width % self.heads:

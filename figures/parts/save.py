@@ -1,5 +1,6 @@
 """A figure on disk: for the paper, for the screen, and the table that it was drawn from."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,12 @@ def write(axes: Any, file: Path) -> None:
     """
     figure = figure_of(axes, file.stem)
     said = {"Description": describe(axes)} if file.suffix == ".png" else {}
-    figure.savefig(file, metadata=FORMATS[file.suffix] | said)
+    beside = file.with_name(f"{file.stem}.{os.getpid()}{file.suffix}")  # whoever reads meets a whole file or none
+    try:
+        figure.savefig(beside, metadata=FORMATS[file.suffix] | said)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def save(

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 import figures
 from figures import ARMS
 from figures.parts.points import seed_points
+from figures.parts.save import write
 from figures.parts.style import looks_of
 from tests.support.drawings import MAIN, NAMES, long, means_of, pick
 
@@ -120,6 +123,18 @@ def test_a_figure_from_its_saved_table_has_the_same_bytes(tmp_path: Path) -> Non
         read = pd.read_csv(one[2], float_precision="round_trip")  # the default of older pandas loses bits
         other = figures.save(draw(read), read, tmp_path / "b", "same")
         assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(figure: Any, file: Path, **_: Any) -> None:
+        file.write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    (file := tmp_path / "fig.png").write_text("whole")
+    with pytest.raises(OSError, match="the disk is full"):
+        write(plt.subplots()[1], file)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"fig.png": "whole"}
 
 
 def test_save_closes_a_figure_of_pyplot(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ MISTAKES = {
         "--arms dense": "--arms: unknown 'dense'; choose from residual, stop-gradient",
         "--heads 3": "--width 64: give a multiple of --heads, 3",
         "--rates 0": "--rates 0.0: give finite numbers above 0",
+        "--learning-rate 0.2": "--learning-rate 0.2: give --rates instead; one alone is taken untried",
         "--layers 0": "--layers 0: give at least 1",
         "--layers 3": "--layers 3: only-last-4 needs more; leave that arm out (--arms)",
         "--tuning-seeds 40": f"--tuning-seeds 40: {REPORTED}",

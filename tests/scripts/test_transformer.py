@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.running import distributed
 from experiments.engine.running.messages import BadInput
 from experiments.engine.running.output import Output
 from experiments.engine.running.run import Run
@@ -105,6 +106,13 @@ def test_another_text_or_another_cut_has_another_digest() -> None:
     assert len(digests) == 3
     with pytest.raises(ValueError, match=r"its recipe says data .* and here it is"):
         train_gpt(run_of("residual"), text=toy_text(1001))
+
+
+def test_processes_of_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read: each run would refuse them with an error of the library's."""
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(BadInput, match="run this without torchrun, and with --workers"):
+        settings().check()
 
 
 def test_a_short_text_is_refused() -> None:

@@ -285,7 +285,7 @@ def pictures(output: Output) -> list[Part]:
     """Every figure that was written, with its caption and the table that it was drawn from."""
     found: list[Part] = []
     for file in output.files:
-        if file.suffix != ".png":
+        if file.suffix != ".png" or not file.exists():  # another call with this folder may have deleted it
             continue
         with Image.open(file) as image:
             alt = str(image.info.get("Description", file.stem))

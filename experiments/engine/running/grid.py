@@ -19,7 +19,7 @@ from experiments.engine.running.provenance import provenance
 from experiments.engine.running.run import Outcome, Run, Tables, described
 from experiments.engine.running.store import State, lock, move_to_damaged, owners, read_report, state_of, write_folder
 from experiments.engine.running.workers import Execution
-from probes.tables import COLUMNS
+from probes.tables import ordered
 
 Task = Callable[[Run, Path], Outcome]
 """Computes a run's outcome. The file may hold a checkpoint meanwhile; the grid deletes it afterwards."""
@@ -105,13 +105,6 @@ def join(runs: Sequence[Run], home: Path, output: Output) -> tuple[Tables, list[
     for name, table in tables.items():
         output.table(name, table)
     return tables, diverged
-
-
-def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its columns in the one fixed order; raises ValueError for a column that is not in it."""
-    if unknown := sorted(set(table.columns) - set(COLUMNS)):
-        raise ValueError(f"unknown columns {unknown}: add them to COLUMNS in probes/tables.py")
-    return table[[column for column in COLUMNS if column in table.columns]]
 
 
 def execute(run: Run, task: Task, home: Path, *, wait: bool) -> tuple[Run, bool]:

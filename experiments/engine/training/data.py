@@ -356,9 +356,13 @@ def _as_arrays(images: np.ndarray, labels: np.ndarray) -> Arrays:
 
 
 def _split(arrays: Arrays, held_out: int, *, seed: int) -> tuple[Arrays, Arrays]:
-    """Split off `held_out` images, stratified by class; of one seed always the same ones."""
+    """Split off `held_out` images, stratified by class; of one seed always the same ones. BadInput where a class is
+    too small."""
     images, labels = arrays
-    rest, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=seed)
+    try:
+        rest, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise BadInput(f"cannot draw {held_out} of {len(labels)} images class by class: {error}") from None
     return (images[rest], labels[rest]), (images[out], labels[out])
 
 

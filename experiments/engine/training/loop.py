@@ -178,7 +178,8 @@ def recompute_bn_statistics(model: nn.Module, batches: Batches, *, batch_size: i
         norm.train().reset_running_stats()
         norm.momentum = None  # the plain average over batches
     order = torch.randperm(batches.size("train"), generator=torch.Generator().manual_seed(0))
-    for images, _ in batches.in_turn("train", order.split(batch_size)[:most] if norms else ()):
+    parts = order.split(batch_size)[:most] if norms else ()
+    for images, _ in batches.in_turn("train", [part for part in parts if len(part) > 1]):  # one alone has no variance
         model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -111,4 +111,4 @@ def make_schedule(
         return torch.optim.lr_scheduler.OneCycleLR(
             optimiser, training.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
         )
-    return torch.optim.lr_scheduler.MultiStepLR(optimiser, [steps // 2, steps * 3 // 4])
+    return torch.optim.lr_scheduler.MultiStepLR(optimiser, [math.ceil(steps / 2), math.ceil(steps * 3 / 4)])

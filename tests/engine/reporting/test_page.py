@@ -130,6 +130,14 @@ def test_it_says_what_was_run_where_and_how(shown: Element, folder: Path) -> Non
     assert [value.text for value in settings.all("dd")] == ["2", "a b", str(folder.parent), "False"]
 
 
+def test_figures_that_another_call_has_deleted_are_left_out(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    for name in ("first", "second"):
+        show.save_figure(output, figures.accuracy_by_depth(MAIN["outcomes"]), MAIN["outcomes"], name)
+    (tmp_path / "figures" / "first.png").unlink()
+    assert [part.title for part in module.pictures(output) if isinstance(part, module.Picture)] == ["second"]
+
+
 def test_the_page_is_listed_among_the_files_that_a_later_call_may_delete(folder: Path) -> None:
     assert {"report.html", "decisions.csv"} <= set(pd.read_json(folder / "written.json")[0])
 

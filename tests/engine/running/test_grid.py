@@ -122,7 +122,7 @@ def test_a_column_that_no_table_has_is_an_error(tmp_path: Path) -> None:
     def task(run: Run, checkpoint: Path) -> Outcome:
         return Outcome({"norms": pd.DataFrame({"blok": [1], "value": [2.0]})})
 
-    with pytest.raises(ValueError, match=r"unknown columns \['blok'\]: add them to COLUMNS"):
+    with pytest.raises(ValueError, match=r"unknown columns \['blok'\]: the tables' columns are"):
         run_grid(runs(), task, Output(tmp_path), execution=ONE)
 
 

@@ -203,6 +203,13 @@ def test_train_limit_is_stratified(tmp_path: Path) -> None:
         load(Data(train_limit=5000))
 
 
+def test_a_class_too_small_to_be_drawn_from_is_refused(tmp_path: Path) -> None:
+    many, few = {"a": 4, "b": 4}, {"a": 4, "b": 1}
+    folder = make_folder(tmp_path, {"train": few, "val": many, "test": many})
+    with pytest.raises(BadInput, match="cannot draw 3 of 5 images class by class: The least populated class"):
+        load(Data("folder", folder, train_limit=3))
+
+
 def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
     make_folder(tmp_path, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
     Image.new("RGB", (9, 20)).save(tmp_path / "test" / "b" / "odd.png")

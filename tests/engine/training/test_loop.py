@@ -113,6 +113,14 @@ def test_settled_statistics_are_those_of_the_network_in_which_nothing_is_dropped
     assert dropping.stem[1].momentum == 0.1  # type: ignore[index]
 
 
+def test_a_last_batch_of_one_image_is_left_out_of_the_statistics() -> None:
+    """On maps of one pixel it has no variance."""
+    batches = Batches(load(Data(train_limit=257)), torch.device("cpu"))
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1))
+    recompute_bn_statistics(pooled, batches, batch_size=128)
+    assert pooled[1].num_batches_tracked == 2  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("optimiser", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_adamw_s_weight_decay_is_apart_from_the_gradient(optimiser: str, kind: type[torch.optim.Optimizer]) -> None:
     """Where the gradient is 0, AdamW takes rate * decay of a weight; in Adam the decay is a gradient like any other,
@@ -172,6 +180,9 @@ def test_schedules_reach_their_rates() -> None:
     assert one_cycle[-1] < 1e-5
     step = rates(Training(learning_rate=0.2, schedule="step"), 64)
     assert step == pytest.approx([0.2] * 32 + [0.02] * 16 + [0.002] * 16)
+    assert rates(Training(learning_rate=0.2, schedule="step"), 1) == [0.2]
+    assert rates(Training(learning_rate=0.2, schedule="step"), 2) == pytest.approx([0.2, 0.02])
+    assert rates(Training(learning_rate=0.2, schedule="step"), 3) == pytest.approx([0.2, 0.2, 0.02])
 
 
 @pytest.mark.parametrize(
