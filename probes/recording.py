@@ -46,6 +46,9 @@ from .tables import table
 FORMAT = 1
 """Of the files that ``Recording.save`` writes; a later one adds to it, and ``load`` reads all up to its own."""
 
+OWN = ("gradient_norms", "residual_magnitudes")
+"""The tables of every recording, of which ``load`` makes one again."""
+
 
 class Recording:
     """What ``record`` keeps: one ``Site`` for every junction (or named block), in execution order.
@@ -103,7 +106,7 @@ class Recording:
             then the tables of ``measurements``. The two are those that the functions of these names return.
 
         Raises:
-            ValueError: Nothing was recorded, or two measurements have one name.
+            ValueError: Nothing was recorded, two measurements have one name, or one with options has that of the two.
         """
         sites, found = self.sites, dict[str, pd.DataFrame]()
         reached = [site for site in sites if site.norms]
@@ -114,8 +117,14 @@ class Recording:
         junctions = [site for site in sites if isinstance(site, JunctionSite)]
         if junctions:
             found["residual_magnitudes"] = table(row for site in junctions for row in _rows(site, site.magnitudes()))
-        own = {"gradient_norms", "residual_magnitudes"}
-        names = [name for m in measurements if (name := measurement_name(m)) not in own]
+        names = [name for m in measurements if (name := measurement_name(m)) not in OWN]
+        for measure in measurements:
+            name = measurement_name(measure)
+            if name in OWN and getattr(measure, "__module__", None) != f"{__package__}.measurements.{name}":
+                raise ValueError(
+                    f"{name} is a table of every recording, of the whole batch: give what is measured otherwise, such "
+                    'as per="example", by a function of another name'
+                )
         if len(set(names)) < len(names):
             raise ValueError(f"two measurements of one name: {names}: give each a function of its own name")
         return found | {measurement_name(measure): measure(self) for measure in measurements}
@@ -136,7 +145,7 @@ class Recording:
             measurements: As of ``tables``.
 
         Raises:
-            ValueError: Nothing was recorded, or two measurements have one name.
+            ValueError: As of ``tables``.
         """
         about = {
             "format": FORMAT,

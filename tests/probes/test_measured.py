@@ -115,6 +115,13 @@ def test_two_measurements_of_one_name_and_an_empty_recording() -> None:
         ValueError, match=r"two measurements of one name: \['path_contributions', 'path_contributions'\]"
     ):
         recording.tables(path_contributions, partial(path_contributions, max_length=1))
+    for measure in (gradient_norms, residual_magnitudes):
+        message = (
+            f"{measure.__name__} is a table of every recording, of the whole batch: give what is measured otherwise"
+        )
+        with pytest.raises(ValueError, match=message):
+            recording.save("never.zip", partial(measure, per="example"))
+        assert list(recording.tables(measure)) == ["gradient_norms", "residual_magnitudes"]
     with record(scalars()) as nothing:
         pass
     for call in (nothing.tables, partial(nothing.save, "never.zip")):
@@ -255,6 +262,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         archive.writestr("a.csv", "a\n1\n")
     with pytest.raises(ValueError, match="is no recording that was saved, or it is damaged"):
         load(tmp_path / "other.zip")
+    rows = "block,depth,quantity,value\n0,0,total,1.0\n0,0,total,2.0\n"
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("about.json", '{"format": 1, "sites": [{"block": "0", "depth": 0, "shortcut": null}]}')
+        archive.writestr("gradient_norms.csv", rows)
+    with pytest.raises(ValueError, match=r"twice.zip' has several values of 'total' at '0'"):
+        load(tmp_path / "twice.zip")
     for about in ('{"format": 99, "sites": []}', "[]", '{"format": null}'):
         with zipfile.ZipFile(tmp_path / "later.zip", "w") as archive:
             archive.writestr("about.json", about)
