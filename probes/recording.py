@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -20,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .discovery.graph import Edge, ancestors
 from .discovery.junctions import DetectedJunction, Junction, detect_junctions
+from .discovery.named_blocks import block_names, detect_blocks
 from .discovery.refusals import refuse_sharded_activation
-from .discovery.untracked import differentiable
 from .files import write_zip
 from .gradients.chain import (
     LIMITED,
@@ -539,7 +538,7 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
     Raises:
         ValueError: A block is no part of the model.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing), is
-            quantised for inference, or keeps its stream as DTensors.
+            quantised for inference, keeps its stream as DTensors, or runs in part by itself.
 
     Example::
 
@@ -561,7 +560,8 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
 def listen(model: nn.Module, recording: Recording, blocks: Sequence[nn.Module] | None) -> AbstractContextManager[None]:
     """A context in which a recording is called at the model's forwards, and at each junction or block in them."""
     if blocks is not None:
-        return _hook_blocks(model, blocks, recording)
+        names = block_names(model, blocks, "record")
+        return detect_blocks(model, names, recording._on_block, on_start=recording._on_start)
     return detect_junctions(
         model,
         recording._on_junction,
@@ -569,34 +569,3 @@ def listen(model: nn.Module, recording: Recording, blocks: Sequence[nn.Module] |
         on_end=recording._on_end,
         on_output=recording._on_output if recording._keep else None,
     )
-
-
-@contextmanager
-def _hook_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Recording) -> Iterator[None]:
-    names = {module: name or "(model)" for name, module in model.named_modules()}
-    unknown = [type(block).__name__ for block in blocks if block not in names]
-    if unknown or not blocks:
-        raise ValueError(f"record: blocks must be modules of the model, such as model.features[0]; got {unknown}")
-
-    calls: Counter[nn.Module] = Counter()
-
-    def before_model(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if called is not model:  # a copy that was made inside the context
-            return None
-        recording._on_start()
-        calls.clear()
-        return differentiable((args, kwargs))
-
-    def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
-        if x is not None and block in names:
-            calls[block] += 1
-            recording._on_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
-
-    handles = [model.register_forward_pre_hook(before_model, with_kwargs=True)]
-    handles += [block.register_forward_pre_hook(before_block, with_kwargs=True) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
