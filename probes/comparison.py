@@ -11,7 +11,7 @@ import pandas as pd
 from .files import read_csv
 from .measured import load
 from .recording import Recording
-from .tables import ordered
+from .tables import kinds_of, ordered
 
 Source: TypeAlias = Recording | pd.DataFrame | str | os.PathLike[str]
 ALONE = "table"  # the name of a table that has none
@@ -62,7 +62,7 @@ def compare(a: Source, b: Source) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     if not (table["side"] == "ratio").any():
         raise ValueError(f"compare: no row of a has one in b. a has {_has(found['a'])}; b has {_has(found['b'])}")
-    return ordered(table)
+    return ordered(table, kinds_of(of for side in SIDES for of in found[side].values()))
 
 
 def _tables(source: Source, side: str) -> dict[str, pd.DataFrame]:
