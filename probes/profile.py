@@ -17,7 +17,7 @@ from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.stream_statistics import stream_statistics
 from .recording import Recording, record
 from .sources import first_output, one_line
-from .tables import ordered
+from .tables import stacked
 
 MEASUREMENTS = (gradient_norms, residual_magnitudes, contributions, stream_statistics, iterative_inference)
 COLUMNS = (
@@ -58,7 +58,7 @@ class Profile:
         sizes = self.tables["residual_magnitudes"]  # its norms of the addends have the names of the gradients' parts
         parts = [self.tables["gradient_norms"], sizes[sizes["quantity"].isin(["ratio", "cosine"])]]
         parts += [self.tables["path_contributions"]] if "path_contributions" in self.tables else []
-        return ordered(pd.concat(parts, ignore_index=True))
+        return stacked(parts)
 
 
 def spectrum(recording: Recording) -> dict[str, pd.DataFrame]:
@@ -123,14 +123,13 @@ def measure(
 
 def one_table(profiles: Mapping[str, Profile]) -> pd.DataFrame:
     """The tables of a training's checkpoints as one: checkpoint, probe, the columns of the probes, quantity, value."""
-    parts = [
-        table.assign(checkpoint=checkpoint, probe=probe)
-        for checkpoint, profile in profiles.items()
-        for probe, table in profile.tables.items()
-    ]
-    together = pd.concat(parts, ignore_index=True)
-    numbers = together.columns.intersection(["depth", "path_length"])  # some probes have none
-    return ordered(together.astype(dict.fromkeys(numbers, "Int64")))
+    return stacked(
+        [
+            table.assign(checkpoint=checkpoint, probe=probe)
+            for checkpoint, profile in profiles.items()
+            for probe, table in profile.tables.items()
+        ]
+    )
 
 
 def summarise(profile: Profile) -> str:

@@ -1,6 +1,6 @@
 """The columns of every table: long form, one value a row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 import pandas as pd
@@ -37,3 +37,12 @@ def kinds_of(frames: Iterable[pd.DataFrame]) -> list[str]:
     of_paths = [list(map(str, frame)) for frame in frames if "path_length" in frame]
     behind = [columns[columns.index("path_length") + 1 :] for columns in of_paths]
     return list(dict.fromkeys(name for columns in behind for name in takewhile(lambda c: c not in COLUMNS, columns)))
+
+
+def stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of different columns as one; places in depth and counts stay whole numbers where some have none."""
+    frame, kinds = pd.concat(frames, ignore_index=True), kinds_of(frames)
+    for column in frame.columns.intersection(["depth", "path_length", *kinds]):
+        if pd.api.types.is_float_dtype(frame[column]) and not (frame[column].dropna() % 1).any():
+            frame[column] = frame[column].astype("Int64")
+    return ordered(frame, kinds)

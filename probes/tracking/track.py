@@ -21,7 +21,7 @@ from ..measurements.gradient_norms import gradient_norms
 from ..measurements.paths import path_contributions
 from ..measurements.residual_magnitudes import residual_magnitudes
 from ..recording import Recording, listen, measurement_name
-from ..tables import kinds_of, ordered
+from ..tables import stacked
 from .forwards import Forwards, Measurement, Part
 from .sinks import Sink, sinks
 from .steps import Steps
@@ -189,12 +189,8 @@ class _Tables:
         tables = []
         for m in self.measurements:
             found = _paths_together(m, parts, scales) if m in forwards.paths else m(recording)
-            tables.append(found.assign(probe=measurement_name(m)))
-        table, kinds = pd.concat(tables, ignore_index=True).assign(step=step), kinds_of(tables)
-        for column in table.columns.intersection(["depth", "path_length", *kinds]):  # where some measurements have none
-            if pd.api.types.is_float_dtype(table[column]):
-                table[column] = table[column].astype("Int64")
-        return ordered(table, kinds)
+            tables.append(found.assign(step=step, probe=measurement_name(m)))
+        return stacked(tables)
 
     def _what_was_missing(self) -> str:
         if self.forwards.count == 0:

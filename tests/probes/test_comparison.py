@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models import cifar_resnet
-from probes import Recording, compare, load, path_contributions, record
+from probes import Recording, compare, gradient_norms, load, path_contributions, record
 
 COLUMNS = ["block", "depth", "quantity", "value"]
 
@@ -122,6 +122,23 @@ def test_kinds_of_paths_are_columns_of_the_join(tmp_path: Path) -> None:
         found.drop(columns="measurement"),
         check_dtype=False,
     )
+
+
+def test_depths_are_whole_numbers_also_where_rows_have_none() -> None:
+    for depths in ([0.0, 1.0, math.nan, 3.0], pd.array([0, 1, None, 3], dtype="Int64")):
+        a, b = A.assign(depth=depths), A.assign(depth=depths, value=1.0)
+        found = compare(a, b)["depth"]
+        assert found.dtype == "Int64"
+        assert found.isna().tolist() == 6 * [False] + 3 * [True] + 3 * [False]
+        assert found.dropna().tolist() == [0, 0, 0, 1, 1, 1, 3, 3, 3]
+    with record(model := cifar_resnet(8, width=2)) as recording:
+        model(torch.ones(1, 3, 8, 8)).sum().backward(retain_graph=True)
+    tracked = pd.concat([gradient_norms(recording), path_contributions(recording)])
+    found = compare(tracked, tracked)
+    assert found.groupby("quantity")["depth"].count().to_dict() | {"norm": 0, "share": 0} == {
+        **dict.fromkeys(["branch", "other", "shortcut", "total"], 9), "norm": 0, "share": 0,
+    }  # fmt: skip
+    assert compare(A.assign(depth=A["depth"] / 2), A)["depth"].unique().tolist() == [0, 0.5, 1, 1.5]
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
