@@ -27,6 +27,7 @@ from probes import (
     record,
     residual_magnitudes,
     sample_paths,
+    similarity,
     stream_statistics,
 )
 from probes.measured import reduce, together
@@ -187,6 +188,15 @@ def test_what_was_saved_gives_equal_tables_to_the_last_bit(make: Callable[[], Re
     with zipfile.ZipFile(tmp_path / "a.zip") as a, zipfile.ZipFile(tmp_path / "b.zip") as b:
         names = [name for name in a.namelist() if name.endswith(".csv")]
         assert all(a.read(name) == b.read(name) for name in names)
+
+
+def test_names_that_look_like_numbers_are_text_in_every_column_of_names(tmp_path: Path) -> None:
+    def pairs(recording: Recording) -> pd.DataFrame:
+        return similarity(recording, recording)
+
+    recording = recorded(chain(3), torch.randn(4, 3, dtype=FLOAT64), squares, keep=True)
+    recording.save(tmp_path / "a.zip", pairs)
+    pd.testing.assert_frame_equal(load(tmp_path / "a.zip").tables()["pairs"], pairs(recording), check_exact=True)
 
 
 def test_a_loaded_recording_says_what_it_lacks(tmp_path: Path) -> None:
