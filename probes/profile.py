@@ -13,6 +13,7 @@ from .measurements.contributions import contributions
 from .measurements.gradient_norms import gradient_norms
 from .measurements.iterative_inference import iterative_inference
 from .measurements.paths import path_contributions
+from .measurements.read_out import class_labels
 from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.stream_statistics import stream_statistics
 from .recording import Recording, record
@@ -89,7 +90,8 @@ def measure(
         The profile, without graph or tensors.
 
     Raises:
-        ValueError: The model fails on these inputs, hides its adds, or has no junctions.
+        ValueError: The model fails on these inputs, hides its adds, or has no junctions; the labels do not fit its
+            output.
     """
     positional = [x for name, x in inputs.items() if not name]
     named = {name: x for name, x in inputs.items() if name}
@@ -110,8 +112,7 @@ def measure(
     paths = count <= most_junctions
     with record(model, keep=True) as recording:
         output = first_output(model(*positional, **named)).float()
-        loss = output.square().mean() if labels is None else F.cross_entropy(output, labels.to(output.device))
-        loss.backward(retain_graph=paths)
+        _loss(output, labels).backward(retain_graph=paths)
     tables = {probe.__name__: probe(recording) for probe in MEASUREMENTS}
     if not paths:
         return Profile(adds, tables, [f"path lengths: not taken of {count} junctions; raise --paths to have them"])
@@ -119,6 +120,17 @@ def measure(
         return Profile(adds, tables | of_paths(recording), [])
     except ValueError as error:
         return Profile(adds, tables, [f"path lengths: {error}"])
+
+
+def _loss(output: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        return output.square().mean()
+    if output.dim() != 2 or len(output) != len(labels):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} want an output ({len(labels)}, classes), and it is {tuple(output.shape)}: "
+            "leave the labels out, or wrap the model"
+        )
+    return F.cross_entropy(output, class_labels(labels, output.shape[1], "labels").to(output.device))
 
 
 def one_table(profiles: Mapping[str, Profile]) -> pd.DataFrame:
