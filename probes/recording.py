@@ -402,8 +402,8 @@ class Recording:
             if site.fork is None and before:
                 site.fork = before[0]
         self._sites.append(site)
-        self._hook_gradient(site, (detected.add, 0), "junction")
-        self._hook_gradient(site, detected.match.fork, "total")
+        self._hook_gradient((detected.add, 0), "junction")
+        self._hook_gradient(detected.match.fork, "total")
 
     def _on_output(self, junction: Junction, output: Tensor) -> None:
         site = self._sites[junction.depth]
@@ -412,13 +412,13 @@ class Recording:
 
     def _on_block(self, name: str, x: Tensor) -> None:
         refuse_sharded_activation(x, name)
-        site = Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None)
-        self._sites.append(site)
+        self._sites.append(Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None))
         edge = get_gradient_edge(x)
-        self._hook_gradient(site, (edge.node, edge.output_nr), "total")
+        self._hook_gradient((edge.node, edge.output_nr), "total")
 
-    def _hook_gradient(self, site: Site, edge: Edge, name: str) -> None:
-        """Keep the gradient that arrives at an edge. Hooks must not own the recording, which owns the hooked nodes."""
+    def _hook_gradient(self, edge: Edge, name: str) -> None:
+        """Keep the gradient that arrives at an edge, as the last site's. Hooks must not own the recording, which owns
+        the hooked nodes."""
         node, output = edge
         index, this = len(self._sites) - 1, ref(self)
 
