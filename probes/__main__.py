@@ -122,8 +122,7 @@ def _profiles(given: Namespace) -> dict[str, Profile]:
         image=given.image,
         images=given.images,
     )
-    inputs = {name: x.to(given.device) for name, x in inputs.items()}
-    model.train(given.train).to(given.device)
+    model.train(given.train)
     profiles = {}
     for name, file in zip(short_names(given.weights) or [""], given.weights or [None], strict=True):
         if file is not None:
@@ -135,7 +134,8 @@ def _profiles(given: Namespace) -> dict[str, Profile]:
 
 def _measure(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor | None, given: Namespace) -> Profile:
     try:
-        return measure(model, inputs, labels, most_junctions=given.paths)
+        inputs = {name: x.to(given.device) for name, x in inputs.items()}
+        return measure(model.to(given.device), inputs, labels, most_junctions=given.paths)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{given.model}: {' '.join(str(error).split())}") from None
 

@@ -11,7 +11,7 @@ import pandas as pd
 from .files import read_csv
 from .measured import load
 from .recording import Recording
-from .tables import ordered
+from .tables import stacked
 
 Source: TypeAlias = Recording | pd.DataFrame | str | os.PathLike[str]
 ALONE = "table"  # the name of a table that has none
@@ -59,10 +59,10 @@ def compare(a: Source, b: Source) -> pd.DataFrame:
         found["b"] = dict(zip(found["a"], found["b"].values(), strict=True))
     names = dict.fromkeys([*found["a"], *found["b"]])
     parts = [_joined(name, *(found[side].get(name) for side in SIDES)) for name in names]
-    table = pd.concat(parts, ignore_index=True)
+    table = stacked(parts)
     if not (table["side"] == "ratio").any():
         raise ValueError(f"compare: no row of a has one in b. a has {_has(found['a'])}; b has {_has(found['b'])}")
-    return ordered(table)
+    return table
 
 
 def _tables(source: Source, side: str) -> dict[str, pd.DataFrame]:
@@ -104,7 +104,7 @@ def _joined(name: str, a: pd.DataFrame | None, b: pd.DataFrame | None) -> pd.Dat
     both = sides[0].merge(sides[1], on=keys, how="outer", suffixes=("_a", "_b"), indicator=True)
     both = both.sort_values(["order_a", "order_b"], ignore_index=True)  # what is in b alone has no order in a: last
     if "depth_a" in both:
-        both["depth"] = both["depth_a"].fillna(both["depth_b"]).astype(int)
+        both["depth"] = both["depth_a"].fillna(both["depth_b"])
     with np.errstate(divide="ignore", invalid="ignore"):
         both["value_ratio"] = both["value_b"].to_numpy(float) / both["value_a"].to_numpy(float)
     has = {"a": both["_merge"] != "right_only", "b": both["_merge"] != "left_only", "ratio": both["_merge"] == "both"}

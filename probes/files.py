@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 # A block may be named "0", or "nan".
-TEXT = {"checkpoint": str, "probe": str, "block": str, "module": str, "quantity": str}
+TEXT = {"checkpoint": str, "probe": str, "block": str, "other_block": str, "module": str, "quantity": str}
 ABOUT = "about.json"
 
 

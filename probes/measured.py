@@ -13,7 +13,7 @@ from torch import Tensor
 from .discovery.graph import Edge
 from .discovery.junctions import Junction
 from .files import read_zip
-from .recording import FORMAT, Recording, measurement_name
+from .recording import FORMAT, OWN, Recording, measurement_name
 from .sites import JunctionSite, Site
 
 
@@ -115,7 +115,7 @@ def load(file: str | os.PathLike[str]) -> MeasuredRecording:
             f"{str(path)!r} has the format {found!r}, and this version of the package reads {FORMAT}: install a newer "
             'one, or read the tables alone, pandas.read_csv(zipfile.ZipFile(file).open("gradient_norms.csv"))'
         )
-    norms, sizes = (_by_block(tables.pop(name, None)) for name in ("gradient_norms", "residual_magnitudes"))
+    norms, sizes = (_by_block(tables.pop(name, None), path) for name in OWN)
     for of_block in sizes.values():
         of_block.pop("ratio")
     sites = []
@@ -125,11 +125,17 @@ def load(file: str | os.PathLike[str]) -> MeasuredRecording:
     return MeasuredRecording(sites, f"loaded from {path.name!r}", tables)
 
 
-def _by_block(table: pd.DataFrame | None) -> dict[str, dict[str, float]]:
+def _by_block(table: pd.DataFrame | None, path: Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     if table is not None:
         for block, quantity, value in zip(table["block"], table["quantity"], table["value"], strict=True):
-            found.setdefault(block, {})[quantity] = value
+            of_block = found.setdefault(block, {})
+            if quantity in of_block:
+                raise ValueError(
+                    f"{str(path)!r} has several values of {quantity!r} at {block!r} (of examples or tokens): read its "
+                    "tables alone, by pandas"
+                )
+            of_block[quantity] = value
     return found
 
 

@@ -83,8 +83,10 @@ def gram(
     for part in range(len(a[0])):
         for start in range(0, a[0][part].numel(), RUN):
             rows = [
-                torch.stack([vector[part].reshape(-1)[start : start + RUN].cpu().double() for vector in vectors])
-                * 2.0**-power
+                torch.stack([v[part].reshape(-1)[start : start + RUN] for v in vectors])
+                .cpu()
+                .double()
+                .mul_(2.0**-power)
                 for vectors, power in zip(sides, units, strict=True)
             ]
             if centred:

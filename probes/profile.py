@@ -13,11 +13,12 @@ from .measurements.contributions import contributions
 from .measurements.gradient_norms import gradient_norms
 from .measurements.iterative_inference import iterative_inference
 from .measurements.paths import path_contributions
+from .measurements.read_out import class_labels
 from .measurements.residual_magnitudes import residual_magnitudes
 from .measurements.stream_statistics import stream_statistics
 from .recording import Recording, record
 from .sources import first_output, one_line
-from .tables import ordered
+from .tables import stacked
 
 MEASUREMENTS = (gradient_norms, residual_magnitudes, contributions, stream_statistics, iterative_inference)
 COLUMNS = (
@@ -58,7 +59,7 @@ class Profile:
         sizes = self.tables["residual_magnitudes"]  # its norms of the addends have the names of the gradients' parts
         parts = [self.tables["gradient_norms"], sizes[sizes["quantity"].isin(["ratio", "cosine"])]]
         parts += [self.tables["path_contributions"]] if "path_contributions" in self.tables else []
-        return ordered(pd.concat(parts, ignore_index=True))
+        return stacked(parts)
 
 
 def spectrum(recording: Recording) -> dict[str, pd.DataFrame]:
@@ -89,7 +90,8 @@ def measure(
         The profile, without graph or tensors.
 
     Raises:
-        ValueError: The model fails on these inputs, hides its adds, or has no junctions.
+        ValueError: The model fails on these inputs, hides its adds, or has no junctions; the labels do not fit its
+            output.
     """
     positional = [x for name, x in inputs.items() if not name]
     named = {name: x for name, x in inputs.items() if name}
@@ -110,8 +112,7 @@ def measure(
     paths = count <= most_junctions
     with record(model, keep=True) as recording:
         output = first_output(model(*positional, **named)).float()
-        loss = output.square().mean() if labels is None else F.cross_entropy(output, labels.to(output.device))
-        loss.backward(retain_graph=paths)
+        _loss(output, labels).backward(retain_graph=paths)
     tables = {probe.__name__: probe(recording) for probe in MEASUREMENTS}
     if not paths:
         return Profile(adds, tables, [f"path lengths: not taken of {count} junctions; raise --paths to have them"])
@@ -121,16 +122,26 @@ def measure(
         return Profile(adds, tables, [f"path lengths: {error}"])
 
 
+def _loss(output: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        return output.square().mean()
+    if output.dim() != 2 or len(output) != len(labels):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} want an output ({len(labels)}, classes), and it is {tuple(output.shape)}: "
+            "leave the labels out, or wrap the model"
+        )
+    return F.cross_entropy(output, class_labels(labels, output.shape[1], "labels").to(output.device))
+
+
 def one_table(profiles: Mapping[str, Profile]) -> pd.DataFrame:
     """The tables of a training's checkpoints as one: checkpoint, probe, the columns of the probes, quantity, value."""
-    parts = [
-        table.assign(checkpoint=checkpoint, probe=probe)
-        for checkpoint, profile in profiles.items()
-        for probe, table in profile.tables.items()
-    ]
-    together = pd.concat(parts, ignore_index=True)
-    numbers = together.columns.intersection(["depth", "path_length"])  # some probes have none
-    return ordered(together.astype(dict.fromkeys(numbers, "Int64")))
+    return stacked(
+        [
+            table.assign(checkpoint=checkpoint, probe=probe)
+            for checkpoint, profile in profiles.items()
+            for probe, table in profile.tables.items()
+        ]
+    )
 
 
 def summarise(profile: Profile) -> str:

@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -20,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .discovery.graph import Edge, ancestors
 from .discovery.junctions import DetectedJunction, Junction, detect_junctions
+from .discovery.named_blocks import block_names, detect_blocks
 from .discovery.refusals import refuse_sharded_activation
-from .discovery.untracked import differentiable
 from .files import write_zip
 from .gradients.chain import (
     LIMITED,
@@ -45,6 +44,9 @@ from .tables import table
 
 FORMAT = 1
 """Of the files that ``Recording.save`` writes; a later one adds to it, and ``load`` reads all up to its own."""
+
+OWN = ("gradient_norms", "residual_magnitudes")
+"""The tables of every recording, of which ``load`` makes one again."""
 
 
 class Recording:
@@ -103,7 +105,7 @@ class Recording:
             then the tables of ``measurements``. The two are those that the functions of these names return.
 
         Raises:
-            ValueError: Nothing was recorded, or two measurements have one name.
+            ValueError: Nothing was recorded, two measurements have one name, or one with options has that of the two.
         """
         sites, found = self.sites, dict[str, pd.DataFrame]()
         reached = [site for site in sites if site.norms]
@@ -114,8 +116,14 @@ class Recording:
         junctions = [site for site in sites if isinstance(site, JunctionSite)]
         if junctions:
             found["residual_magnitudes"] = table(row for site in junctions for row in _rows(site, site.magnitudes()))
-        own = {"gradient_norms", "residual_magnitudes"}
-        names = [name for m in measurements if (name := measurement_name(m)) not in own]
+        names = [name for m in measurements if (name := measurement_name(m)) not in OWN]
+        for measure in measurements:
+            name = measurement_name(measure)
+            if name in OWN and getattr(measure, "__module__", None) != f"{__package__}.measurements.{name}":
+                raise ValueError(
+                    f"{name} is a table of every recording, of the whole batch: give what is measured otherwise, such "
+                    'as per="example", by a function of another name'
+                )
         if len(set(names)) < len(names):
             raise ValueError(f"two measurements of one name: {names}: give each a function of its own name")
         return found | {measurement_name(measure): measure(self) for measure in measurements}
@@ -136,7 +144,7 @@ class Recording:
             measurements: As of ``tables``.
 
         Raises:
-            ValueError: Nothing was recorded, or two measurements have one name.
+            ValueError: As of ``tables``.
         """
         about = {
             "format": FORMAT,
@@ -394,8 +402,8 @@ class Recording:
             if site.fork is None and before:
                 site.fork = before[0]
         self._sites.append(site)
-        self._hook_gradient(site, (detected.add, 0), "junction")
-        self._hook_gradient(site, detected.match.fork, "total")
+        self._hook_gradient((detected.add, 0), "junction")
+        self._hook_gradient(detected.match.fork, "total")
 
     def _on_output(self, junction: Junction, output: Tensor) -> None:
         site = self._sites[junction.depth]
@@ -404,13 +412,13 @@ class Recording:
 
     def _on_block(self, name: str, x: Tensor) -> None:
         refuse_sharded_activation(x, name)
-        site = Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None)
-        self._sites.append(site)
+        self._sites.append(Site(name, len(self._sites), fork=x.detach().clone() if self._keep else None))
         edge = get_gradient_edge(x)
-        self._hook_gradient(site, (edge.node, edge.output_nr), "total")
+        self._hook_gradient((edge.node, edge.output_nr), "total")
 
-    def _hook_gradient(self, site: Site, edge: Edge, name: str) -> None:
-        """Keep the gradient that arrives at an edge. Hooks must not own the recording, which owns the hooked nodes."""
+    def _hook_gradient(self, edge: Edge, name: str) -> None:
+        """Keep the gradient that arrives at an edge, as the last site's. Hooks must not own the recording, which owns
+        the hooked nodes."""
         node, output = edge
         index, this = len(self._sites) - 1, ref(self)
 
@@ -530,7 +538,7 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
     Raises:
         ValueError: A block is no part of the model.
         RuntimeError: The model hides its adds (compiled, exported, replicated, with reentrant checkpointing), is
-            quantised for inference, or keeps its stream as DTensors.
+            quantised for inference, keeps its stream as DTensors, or runs in part by itself.
 
     Example::
 
@@ -552,7 +560,8 @@ def record(model: nn.Module, *, blocks: Sequence[nn.Module] | None = None, keep:
 def listen(model: nn.Module, recording: Recording, blocks: Sequence[nn.Module] | None) -> AbstractContextManager[None]:
     """A context in which a recording is called at the model's forwards, and at each junction or block in them."""
     if blocks is not None:
-        return _hook_blocks(model, blocks, recording)
+        names = block_names(model, blocks, "record")
+        return detect_blocks(model, names, recording._on_block, on_start=recording._on_start)
     return detect_junctions(
         model,
         recording._on_junction,
@@ -560,34 +569,3 @@ def listen(model: nn.Module, recording: Recording, blocks: Sequence[nn.Module] |
         on_end=recording._on_end,
         on_output=recording._on_output if recording._keep else None,
     )
-
-
-@contextmanager
-def _hook_blocks(model: nn.Module, blocks: Sequence[nn.Module], recording: Recording) -> Iterator[None]:
-    names = {module: name or "(model)" for name, module in model.named_modules()}
-    unknown = [type(block).__name__ for block in blocks if block not in names]
-    if unknown or not blocks:
-        raise ValueError(f"record: blocks must be modules of the model, such as model.features[0]; got {unknown}")
-
-    calls: Counter[nn.Module] = Counter()
-
-    def before_model(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if called is not model:  # a copy that was made inside the context
-            return None
-        recording._on_start()
-        calls.clear()
-        return differentiable((args, kwargs))
-
-    def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
-        if x is not None and block in names:
-            calls[block] += 1
-            recording._on_block(names[block] + (f"@{calls[block] - 1}" if calls[block] > 1 else ""), x)
-
-    handles = [model.register_forward_pre_hook(before_model, with_kwargs=True)]
-    handles += [block.register_forward_pre_hook(before_block, with_kwargs=True) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

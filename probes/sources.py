@@ -74,13 +74,27 @@ def load_weights(
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"--weights {file}: holds a {type(state).__name__}; wanted a state dict, names with tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    prefix = "module." if state.keys().isdisjoint(model.state_dict()) else ""  # the model may have such names itself
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
     try:
         model.load_state_dict(rename(state) if rename else state)
     except Exception as error:
         raise ValueError(f"--weights {file}: do not fit the model: {one_line(error)}") from None
 
 
+@contextmanager
+def _too_large() -> Iterator[None]:
+    """A tensor that cannot be allocated is the user's mistake."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"the inputs cannot be made ({one_line(error)}): give smaller numbers to --batch-size, --shape, "
+            "--image-size or --length"
+        ) from None
+
+
+@_too_large()
 def make_inputs(
     model: nn.Module,
     *,
@@ -106,7 +120,7 @@ def make_inputs(
         The inputs by name, or under "" for a single positional one, and the labels.
 
     Raises:
-        ValueError: The model takes none of these, several are named, or a file cannot be read.
+        ValueError: The model takes none of these, several are named, a file cannot be read, or they are too large.
     """
     named = {"--shape": shape, "--image": image, "--images": images}
     if len(given := [f"{flag} {value}" for flag, value in named.items() if value is not None]) > 1:
@@ -219,6 +233,8 @@ def _load_images(file: Path, count: int) -> tuple[Tensor, Tensor | None]:
         raise ValueError(
             f"--images {file}: x is {images.dtype} {images.shape}; wanted uint8 ({count} or more, 3, height, width)"
         )
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
+        raise ValueError(f"--images {file}: y is {labels.dtype} {labels.shape}; wanted whole numbers ({len(images)},)")
     return _normalised(torch.tensor(images[:count])), None if labels is None else torch.tensor(labels[:count]).long()
 
 

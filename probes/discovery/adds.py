@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .graph import is_gate, is_parameter, overwrite
-from .refusals import called_by_checkpoint, refusal, refuse_modules, refuse_transforms
+from .refusals import called_by_checkpoint, refusal, refuse_modules, refuse_transforms, runs_outside
 from .untracked import FrozenParameters, differentiable, is_quantised
 
 IN_PLACE = {
@@ -129,6 +129,14 @@ def module_name(call: str) -> str:
     return call.split("@")[0]
 
 
+def is_on_stack(wanted: FrameType | None) -> bool:
+    """Whether a call is still running: that which started a forward."""
+    frame = sys._getframe(1) if wanted is not None else None
+    while frame is not None and frame is not wanted:
+        frame = frame.f_back
+    return frame is not None
+
+
 class AddMode(TorchFunctionMode):
     """Intercepts every add between the start and the end of a model's forward, and knows which module is running.
 
@@ -185,7 +193,7 @@ class AddMode(TorchFunctionMode):
             return differentiable((args, kwargs)) if module is self.model and self.inputs_have_nodes else None
         if self.running and threading.get_ident() != self.thread:
             raise RuntimeError(f"{self.names[module]!r} runs in a thread of its own, where its adds cannot be seen")
-        outermost = module is self.model and not self._is_running()
+        outermost = module is self.model and not is_on_stack(self.caller)
         if outermost:
             self._start()
             self.inputs_have_nodes = self.on_start(args, kwargs)
@@ -194,10 +202,7 @@ class AddMode(TorchFunctionMode):
             self.__enter__()
         elif not self.running:
             if torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"{self.names[module]!r} runs by itself, outside of the model's own call, so that junctions would "
-                    "be missed: call the model itself (not its .forward), or give this part instead of the model"
-                )
+                raise runs_outside(self.names[module])
             return None
         call = self.calls[module]
         self.calls[module] += 1
@@ -257,13 +262,6 @@ class AddMode(TorchFunctionMode):
         self.frozen = FrozenParameters()
         self.detaches = False
         self.gradients.close()
-
-    def _is_running(self) -> bool:
-        """Whether the call that started the running forward is still on the stack."""
-        frame = sys._getframe(1) if self.caller is not None else None
-        while frame is not None and frame is not self.caller:
-            frame = frame.f_back
-        return frame is not None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -27,6 +27,14 @@ def refusal(what: str) -> RuntimeError:
     return RuntimeError(REFUSED.format(what, CURES[what]))
 
 
+def runs_outside(name: str) -> RuntimeError:
+    """The error of a module that runs where the model does not."""
+    return RuntimeError(
+        f"{name!r} runs by itself, outside of the model's own call, where it is not seen: call the model itself (not "
+        "its .forward), or give this part instead of the model"
+    )
+
+
 def refuse_modules(modules: Iterable[nn.Module]) -> None:
     """Raise where one of a model's modules is compiled, scripted, replicated or quantised for inference."""
     for module in modules:

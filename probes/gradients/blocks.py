@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from ..discovery.adds import call_name
 from ..discovery.graph import Edge, ancestors
 from ..discovery.junctions import DetectedJunction, detect_junctions, gpus_of
+from ..discovery.named_blocks import block_names, first_tracked
 from ..discovery.untracked import differentiable, is_input
 from .chain import LIMITED, is_marked, probe_backward
 
@@ -220,12 +221,9 @@ def _outputs_kept(model: nn.Module, outputs: dict[str, Edge]) -> Iterator[None]:
 def _named_blocks(
     model: nn.Module, run: Callable[[], T], blocks: Sequence[nn.Module], caller: str
 ) -> tuple[T, list[Block]]:
-    named = _NamedBlocks({module: name or "(model)" for name, module in model.named_modules()}, caller)
-    unknown = [type(block).__name__ for block in blocks if block not in named.names]
-    if unknown or not blocks:
-        raise ValueError(f"{caller}: blocks must be modules of the model, such as model.features[0]; got {unknown}")
+    named = _NamedBlocks(block_names(model, blocks, caller), caller)
     handles = [model.register_forward_pre_hook(lambda _, *given: differentiable(given), with_kwargs=True)]
-    for block in dict.fromkeys(blocks):
+    for block in named.names:
         handles.append(block.register_forward_pre_hook(named.before, with_kwargs=True))
         handles.append(block.register_forward_hook(named.after))
     try:
@@ -234,7 +232,7 @@ def _named_blocks(
         for handle in handles:
             handle.remove()
     if not named.found:
-        raise ValueError(f"{caller}: the model ran without {[named.names[block] for block in blocks]}")
+        raise ValueError(f"{caller}: the model ran without {list(named.names.values())}")
     return result, [named.found[depth] for depth in sorted(named.found)]
 
 
@@ -250,7 +248,7 @@ class _NamedBlocks:
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a block that starts."""
         name = self.names[block] + (f"@{self.calls[block]}" if self.calls[block] else "")
-        x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
+        x = first_tracked(args, kwargs)
         if x is None:
             raise ValueError(
                 f"{self.caller}: none of the tensors that {name!r} is given carries a gradient: choose later blocks"

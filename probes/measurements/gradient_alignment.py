@@ -40,7 +40,8 @@ def gradient_alignment(
         Sums are in float64 over all weights of the block, right also where squares under- or overflow.
 
     Raises:
-        ValueError: The names or shapes differ, a block holds no parameter, or there is none at all.
+        ValueError: The names or shapes differ, a block holds no parameter or is called "total", or there is no gradient
+            at all.
         TypeError: A gradient is no tensor, or a DTensor.
 
     Example::
@@ -53,7 +54,13 @@ def gradient_alignment(
         gradient_alignment(true, {name: p.grad for name, p in model.named_parameters()}, blocks=["layer1.0"])
     """
     _check(a, b)
-    groups = {**_groups(list(a), blocks), TOTAL: list(a)}
+    groups = _groups(list(a), blocks)
+    if TOTAL in groups:
+        raise ValueError(
+            f"gradient_alignment: {TOTAL!r} is the row of all parameters: name it otherwise, "
+            "blocks={block: names of its parameters}"
+        )
+    groups[TOTAL] = list(a)
     parts = {name: _compared(a[name], b[name]) for name in a}
     return table(
         {"block": block, "quantity": quantity, "value": value}

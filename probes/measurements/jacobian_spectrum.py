@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..gradients.jacobians import Jacobian, Span, linearised
-from ..norms import scaled_norm, times_power
+from ..norms import gram, scaled_norm, times_power
 from ..tables import table
 
 QUANTITIES = ("mean_square", "spread", "largest", "smallest", "condition", "distance")
 EXACT = 512  # dimensions up to which a Jacobian is written out
-RUN = 2**16  # elements of every vector that are taken to float64 at a time
 
 
 def jacobian_spectrum(
@@ -160,7 +159,8 @@ class _Vectors:
         generator, length = torch.Generator().manual_seed(seed), math.sqrt(dimensions)
         drawn = (torch.randn(dimensions, generator=generator, dtype=torch.float64) for _ in range(count))
         self.tensors = [(u * (length / u.norm())).to(device, dtype) for u in drawn]
-        self.gram = _gram(self.tensors)
+        products, exponent = gram([[u] for u in self.tensors])
+        self.gram = products * 2.0**exponent
 
 
 class _Products:
@@ -184,8 +184,9 @@ class _Products:
 
     def gram(self) -> Tensor:
         """Their inner products, in units of 2 ** (2 exponent)."""
+        products, exponent = gram([[w] for w in self.tensors])  # near 1 each
         factors = torch.tensor(self.factors(self.exponent), dtype=torch.float64)
-        return _gram(self.tensors) * torch.outer(factors, factors)
+        return products * 2.0**exponent * torch.outer(factors, factors)
 
     def distance(self) -> float:
         """The root of the mean |J^T u - u|² over that of the mean |u|²; nan unless both ends have one shape."""
@@ -195,15 +196,6 @@ class _Products:
         triples = zip(self.tensors, self.factors(unit), self.vectors, strict=True)
         norms = [scaled_norm(_wide(w) * factor - _wide(u) * 2.0**-unit) for w, factor, u in triples]
         return times_power(math.hypot(*norms) / math.hypot(*map(scaled_norm, self.vectors)), unit, "jacobian_spectrum")
-
-
-def _gram(vectors: Sequence[Tensor]) -> Tensor:
-    """The inner products of vectors in float64, (k, k), a run of elements at a time."""
-    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    for runs in zip(*(u.split(RUN) for u in vectors), strict=True):
-        run = _wide(torch.stack(runs))
-        total += run @ run.T
-    return total
 
 
 def _wide(tensor: Tensor) -> Tensor:

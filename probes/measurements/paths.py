@@ -271,22 +271,17 @@ def _by_kind(
         total = recording.gradient(recording.first, "total")
         nothing = torch.zeros_like(total)
         grid = [counts for counts in product(*(range(number + 1) for number in numbers)) if sum(counts) <= most]
-        rows = list(_rows([(_labels(counts), found.get(counts, nothing)) for counts in grid], total))
+        rows = list(_rows([(_labels(kinds, counts), found.get(counts, nothing)) for counts in grid], total))
     else:
         rows = []
         for name, of_name in parameters.items():
-            terms = [({"block": name} | _labels(counts), of_name[counts]) for counts in sorted(of_name)]
+            terms = [({"block": name} | _labels(kinds, counts), of_name[counts]) for counts in sorted(of_name)]
             rows += _rows(terms, sum(of_name.values(), torch.zeros_like(terms[0][1])))
-    counted = [row.pop("counts") for row in rows]
-    frame = table(rows)
-    before = list(frame.columns).index("path_length") + 1
-    for number, kind in enumerate(kinds):
-        frame.insert(before + number, kind, [counts[number] for counts in counted])
-    return frame
+    return table(rows, kinds)
 
 
-def _labels(counts: Counts) -> dict[str, object]:
-    return {"path_length": sum(counts), "counts": counts}
+def _labels(kinds: Sequence[str], counts: Counts) -> dict[str, object]:
+    return {"path_length": sum(counts), **dict(zip(kinds, counts, strict=True))}
 
 
 def _kind(by: Callable[[Junction], str], junction: Junction) -> str:

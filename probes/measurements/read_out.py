@@ -135,7 +135,8 @@ def _quantities(logits: Tensor, last: Tensor, labels: Tensor | None, block: str)
                 f"read_out: labels are {tuple(labels.shape)} of {labels.dtype}, and the logits after {block!r} are "
                 f"{tuple(logits.shape)}: give whole numbers {tuple(logits.shape[:-1])}, -100 where there is no label"
             )
-        flat, wanted = logits.flatten(0, -2), labels.to(logits.device).flatten()
+        flat = logits.flatten(0, -2)
+        wanted = class_labels(labels, logits.shape[-1], "read_out: labels").to(logits.device).flatten()
         hit = (flat.argmax(-1) == wanted)[wanted != -100]
         found = {"loss": F.cross_entropy(flat, wanted).item(), "accuracy": hit.double().mean().item()}
     if logits.shape != last.shape:
@@ -150,3 +151,12 @@ def _quantities(logits: Tensor, last: Tensor, labels: Tensor | None, block: str)
         "divergence": differences.sum(-1).mean().item(),
         "agreement": (logits.argmax(-1) == last.argmax(-1)).double().mean().item(),
     }
+
+
+def class_labels(labels: Tensor, classes: int, name: str) -> Tensor:
+    """Labels of any type of whole numbers as cross-entropy takes them; raises ValueError for what is no class."""
+    labels = labels.long()
+    outside = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+    if len(outside):
+        raise ValueError(f"{name} hold {outside[0]}, and there are {classes} classes: give 0 to {classes - 1}")
+    return labels

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..discovery.adds import call_name, module_name
 from ..discovery.junctions import find_junctions, gpus_of
+from ..discovery.named_blocks import block_names
 from ..discovery.refusals import refuse_sharded_parameters
 from ..norms import scaled_norm
 from ..tables import table
@@ -69,7 +70,8 @@ def update_sizes(
     after: State = {name: x.detach().clone() for name, x in (*model.named_parameters(), *model.named_buffers())}
     _check_state(before, after, model)
     first = {**after, **{name: before[name].detach().clone() for name in after if name in before}}
-    names = _block_names(model, inputs, kwargs, blocks)
+    by_hand = block_names(model, blocks, "update_sizes") if blocks is not None else None
+    names = by_hand or _junction_modules(model, inputs, kwargs)
     with torch.no_grad(), torch.random.fork_rng(devices=gpus_of(after)):
         start = _random_state(after)
         calls = _run(model, first, inputs, kwargs, names, keep_inputs=True)
@@ -122,22 +124,16 @@ def _check_state(before: State, after: State, model: nn.Module) -> None:
         )
 
 
-def _block_names(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], blocks: Sequence[nn.Module] | None
-) -> dict[nn.Module, str]:
+def _junction_modules(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[nn.Module, str]:
+    """The modules that add at junctions."""
+    found = {module_name(call_name(junction.name)) for junction in find_junctions(model, *inputs, **kwargs)}
+    if not found:
+        raise ValueError(
+            "update_sizes: the model has no residual junctions: name the modules that count as blocks, "
+            "update_sizes(model, before, images, blocks=[...])"
+        )
     names = {module: name or "(model)" for name, module in model.named_modules()}
-    if blocks is None:
-        found = {module_name(call_name(junction.name)) for junction in find_junctions(model, *inputs, **kwargs)}
-        if not found:
-            raise ValueError(
-                "update_sizes: the model has no residual junctions: name the modules that count as blocks, "
-                "update_sizes(model, before, images, blocks=[...])"
-            )
-        return {module: name for module, name in names.items() if name in found}
-    unknown = [type(block).__name__ for block in blocks if block not in names]
-    if unknown or not blocks:
-        raise ValueError(f"update_sizes: blocks must be modules of the model, such as model.features[0]; got {unknown}")
-    return {block: names[block] for block in blocks}
+    return {module: name for module, name in names.items() if name in found}
 
 
 def _run(

@@ -1,5 +1,6 @@
 """Where the tables of a training go: files, TensorBoard, a run of Weights & Biases or trackio, functions."""
 
+import csv
 import importlib.util
 import os
 from collections.abc import Callable, Hashable, Iterator
@@ -107,16 +108,36 @@ class CsvFile:
         _check_new(self.path, self.start)
         if not self.path.exists():
             return
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if not whole:
+        data = self.path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        table = _with_steps(from_csv(data[:end].decode()), self.path) if end else pd.DataFrame()
+        whole = table if table.empty else _whole_steps(table, data[end:].decode(errors="replace"), self.start)
+        if whole.empty:
             self.path.unlink()
             return
-        table = _with_steps(from_csv(whole), self.path)
-        if whole != text:  # the machine stopped in the middle of a step's rows
-            table = table[table["step"] != table["step"].iloc[-1]]
-            replace_whole(self.path, lambda path: path.write_text(to_csv(table), encoding="utf-8"))
-        self.columns, self.steps = list(table), set(table["step"])
+        if len(whole) < len(table) or end < len(data):
+            lines = data.splitlines(keepends=True)[: 1 + len(whole)]
+            replace_whole(self.path, lambda path: path.write_bytes(b"".join(lines)))
+        self.columns, self.steps = list(whole), set(whole["step"])
+
+
+def _whole_steps(table: pd.DataFrame, cut: str, start: int) -> pd.DataFrame:
+    """A file's rows without those of a step during which the machine stopped.
+
+    cut: what is there of a broken last row. It may name its step; else the last step is broken if it has the first rows
+    of the step before and no others. As layers that are dropped at random look like that too, it must be one that will
+    be trained again.
+    """
+    place = list(table).index("step")
+    fields = next(csv.reader([cut]), [])
+    if len(fields) > place + 1:
+        return table[table["step"].astype(str) != fields[place]]
+    steps, keys = table["step"].unique(), table.drop(columns=["step", "value"], errors="ignore")
+    if len(steps) > 1 and steps[-1] >= start:
+        before, last = (keys[table["step"] == step].reset_index(drop=True) for step in steps[-2:])
+        if len(last) < len(before) and last.equals(before.head(len(last))):
+            return table[table["step"] != steps[-1]]
+    return table
 
 
 class ParquetFile:

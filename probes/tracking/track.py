@@ -21,7 +21,7 @@ from ..measurements.gradient_norms import gradient_norms
 from ..measurements.paths import path_contributions
 from ..measurements.residual_magnitudes import residual_magnitudes
 from ..recording import Recording, listen, measurement_name
-from ..tables import ordered
+from ..tables import stacked
 from .forwards import Forwards, Measurement, Part
 from .sinks import Sink, sinks
 from .steps import Steps
@@ -188,15 +188,9 @@ class _Tables:
             _fill_gaps(recording)
         tables = []
         for m in self.measurements:
-            name = measurement_name(m)
-            of_paths = [part.paths[name] for part in parts] if m in forwards.paths else None
-            found = m(recording) if of_paths is None else _paths_together(of_paths, parts, scales)
-            tables.append(found.assign(probe=name))
-        table = pd.concat(tables, ignore_index=True).assign(step=step)
-        for column in table.columns.intersection(["depth", "path_length"]):  # where some measurements have none
-            if pd.api.types.is_float_dtype(table[column]):
-                table[column] = table[column].astype("Int64")
-        return ordered(table)
+            found = _paths_together(m, parts, scales) if m in forwards.paths else m(recording)
+            tables.append(found.assign(step=step, probe=measurement_name(m)))
+        return stacked(tables)
 
     def _what_was_missing(self) -> str:
         if self.forwards.count == 0:
@@ -227,15 +221,16 @@ def _is_of_paths(measure: Measurement) -> bool:
     return (measure.func if isinstance(measure, functools.partial) else measure) is path_contributions
 
 
-def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[Part], scales: Sequence[float]) -> pd.DataFrame:
+def _paths_together(measure: Measurement, parts: Sequence[Part], scales: Sequence[float]) -> pd.DataFrame:
     """The contributions of path lengths to a batch's gradient, from those to its parts.
 
     Norms add in squares; the share <g_k, g> / <g, g> of the whole is the sum of the parts' inner products over that of
     the squares.
     """
-    whole = tables[0].copy()
-    keys = [str(column) for column in whole if column != "value"]
-    if "block" in keys and (len(parts) > 1 or scales != [1.0]):
+    tables = [part.paths[measurement_name(measure)] for part in parts]
+    whole, *others = (table.drop(columns="value") for table in tables)
+    of_parameters = getattr(measure, "keywords", {}).get("of") == "parameters"
+    if of_parameters and (len(parts) > 1 or scales != [1.0]):
         raise ValueError(
             'track: path_contributions of parameters (of="parameters") cannot be put together from several forwards or '
             'taken under a loss scale: measure those of the inputs, of="inputs"'
@@ -244,6 +239,8 @@ def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[Part], scale
         raise ValueError(
             "track: what sampled paths cancel cannot be put together from several forwards: leave samples= out"
         )
+    if not all(map(whole.equals, others)):
+        raise ValueError("track: forwards of one step have different path lengths, which have no sum")
     if len(parts) > 1:
         sizes = [_first_total(part.numbers) / scale for part, scale in zip(parts, scales, strict=True)]
         largest = max(sizes)
@@ -251,18 +248,15 @@ def _paths_together(tables: Sequence[pd.DataFrame], parts: Sequence[Part], scale
     else:
         largest, weights = 1.0, [1.0]
     values = []
-    for rows in zip(*(table.itertuples(index=False) for table in tables), strict=True):
-        found: list[Any] = list(rows)
-        if any([getattr(row, key) for key in keys] != [getattr(found[0], key) for key in keys] for row in found):
-            raise ValueError("track: forwards of one step have different path lengths, which have no sum")
-        if found[0].quantity == "norm":
-            values.append(math.hypot(*(row.value / scale for row, scale in zip(found, scales, strict=True))))
+    for quantity, *found in zip(whole["quantity"], *(table["value"] for table in tables), strict=True):
+        if quantity == "norm":
+            values.append(math.hypot(*(value / scale for value, scale in zip(found, scales, strict=True))))
         elif len(found) == 1:
-            values.append(found[0].value)
+            values.append(found[0])
         else:  # a part without a gradient has no share, and adds nothing
-            products = (row.value * weight for row, weight in zip(found, weights, strict=True) if weight)
+            products = (value * weight for value, weight in zip(found, weights, strict=True) if weight)
             values.append(math.fsum(products) / math.fsum(weights) if largest else math.nan)
-    return whole.assign(value=values)
+    return tables[0].assign(value=values)
 
 
 def _first_total(numbers: MeasuredRecording) -> float:

@@ -29,6 +29,12 @@ class Block(nn.Module):
 def network():
     return nn.Sequential(Block(), Block(), Block())
 
+def classes():
+    return nn.Sequential(nn.Conv2d(3, 1, 1), Block(), nn.Conv2d(1, 3, 4), nn.Flatten())
+
+def image():
+    return nn.Sequential(nn.Conv2d(3, 1, 1), Block())
+
 def plain():
     return nn.Sequential(nn.Conv2d(1, 1, 3))
 """
@@ -210,7 +216,16 @@ MISTAKES = [
     ("mine.py:network --image mine.py", "--image mine.py: cannot be read as an image"),
     ("{mine} --out mine.py", "--out mine.py: is a file; choose another folder"),
     ("{mine} --out mine.py/out", "--out mine.py/out: cannot be written (Not a directory); choose another folder"),
+    ("mine.py:network --images text.npz", "--images text.npz: y is <U3 (4,); wanted whole numbers (4,)"),
+    ("mine.py:network --images two.npz", "--images two.npz: y is int64 (2,); wanted whole numbers (4,)"),
+    ("mine.py:classes --images labelled.npz", "mine.py:classes: labels hold 3, and there are 3 classes: give 0 to 2"),
+    (
+        "mine.py:image --images labelled.npz",
+        "mine.py:image: labels (4,) want an output (4, classes), and it is (4, 1, 4, 4)",
+    ),
     ("{mine} --batch-size 0", "--batch-size 0: give at least 1"),
+    ("{mine} --batch-size 1" + 18 * "0", "the inputs cannot be made (RuntimeError: Storage size"),
+    ("{mine} --batch-size 1" + 30 * "0", "the inputs cannot be made (TypeError: randn()"),
     ("mine.py:network --shape 0", "--shape 0: give sizes from 1"),
     ("{mine} --device nowhere", "--device nowhere: "),
     ("{mine} --paths many", "argument --paths: invalid int value: 'many'"),
@@ -223,6 +238,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     line: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez("few.npz", x=np.zeros((1, 3, 4, 4), dtype=np.uint8))
+    for name, y in {"text": ["cat"] * 4, "two": [0, 1], "labelled": [0, 1, 2, 3]}.items():
+        np.savez(f"{name}.npz", x=np.zeros((4, 3, 4, 4), dtype=np.uint8), y=y)
     torch.save(torch.nn.Linear(1, 1), "whole.pt")
     torch.save([1], "list.pt")
     torch.save({"weight": torch.ones(1)}, "other.pt")

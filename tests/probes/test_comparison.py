@@ -1,6 +1,7 @@
 """Two recordings, joined: a case done on paper, an exact factor of two, and the same table from files."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from models import cifar_resnet
-from probes import Recording, compare, load, record
+from probes import Recording, compare, gradient_norms, load, path_contributions, record
 
 COLUMNS = ["block", "depth", "quantity", "value"]
 
@@ -101,6 +102,43 @@ def test_missing_values_match_and_stay_missing() -> None:
     found = compare(A.assign(**more), A.assign(**more))
     assert (found["side"] == "ratio").sum() == 4
     assert found[(found["block"] == "y") & (found["side"] == "ratio")]["value"].item() == 1
+
+
+def test_kinds_of_paths_are_columns_of_the_join(tmp_path: Path) -> None:
+    by_kind, pair = partial(path_contributions, by=lambda junction: junction.name[:6]), {}
+    for side, factor in (("a", 1.0), ("b", 2.0)):
+        with record(model := cifar_resnet(8, width=2).double()) as recording:
+            images = torch.ones(1, 3, 8, 8, dtype=torch.float64)
+            (factor * model(images).sum()).backward(retain_graph=True)
+        recording.save(tmp_path / f"{side}.zip", by_kind)
+        pair[side] = by_kind(recording)
+    found = compare(pair["a"], pair["b"])
+    kinds = ["layer1", "layer2", "layer3"]
+    assert list(found) == ["path_length", *kinds, "measurement", "quantity", "side", "value"]
+    assert (found.groupby(["path_length", *kinds, "quantity"])["side"].agg(list).map(len) == 3).all()
+    of_files = compare(tmp_path / "a.zip", tmp_path / "b.zip").query("measurement == 'path_contributions'")
+    pd.testing.assert_frame_equal(
+        of_files[list(found)].reset_index(drop=True).drop(columns="measurement"),
+        found.drop(columns="measurement"),
+        check_dtype=False,
+    )
+
+
+def test_depths_are_whole_numbers_also_where_rows_have_none() -> None:
+    for depths in ([0.0, 1.0, math.nan, 3.0], pd.array([0, 1, None, 3], dtype="Int64")):
+        a, b = A.assign(depth=depths), A.assign(depth=depths, value=1.0)
+        found = compare(a, b)["depth"]
+        assert found.dtype == "Int64"
+        assert found.isna().tolist() == 6 * [False] + 3 * [True] + 3 * [False]
+        assert found.dropna().tolist() == [0, 0, 0, 1, 1, 1, 3, 3, 3]
+    with record(model := cifar_resnet(8, width=2)) as recording:
+        model(torch.ones(1, 3, 8, 8)).sum().backward(retain_graph=True)
+    tracked = pd.concat([gradient_norms(recording), path_contributions(recording)])
+    found = compare(tracked, tracked)
+    assert found.groupby("quantity")["depth"].count().to_dict() | {"norm": 0, "share": 0} == {
+        **dict.fromkeys(["branch", "other", "shortcut", "total"], 9), "norm": 0, "share": 0,
+    }  # fmt: skip
+    assert compare(A.assign(depth=A["depth"] / 2), A)["depth"].unique().tolist() == [0, 0.5, 1, 1.5]
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

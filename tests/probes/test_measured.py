@@ -27,6 +27,7 @@ from probes import (
     record,
     residual_magnitudes,
     sample_paths,
+    similarity,
     stream_statistics,
 )
 from probes.measured import reduce, together
@@ -115,6 +116,13 @@ def test_two_measurements_of_one_name_and_an_empty_recording() -> None:
         ValueError, match=r"two measurements of one name: \['path_contributions', 'path_contributions'\]"
     ):
         recording.tables(path_contributions, partial(path_contributions, max_length=1))
+    for measure in (gradient_norms, residual_magnitudes):
+        message = (
+            f"{measure.__name__} is a table of every recording, of the whole batch: give what is measured otherwise"
+        )
+        with pytest.raises(ValueError, match=message):
+            recording.save("never.zip", partial(measure, per="example"))
+        assert list(recording.tables(measure)) == ["gradient_norms", "residual_magnitudes"]
     with record(scalars()) as nothing:
         pass
     for call in (nothing.tables, partial(nothing.save, "never.zip")):
@@ -180,6 +188,15 @@ def test_what_was_saved_gives_equal_tables_to_the_last_bit(make: Callable[[], Re
     with zipfile.ZipFile(tmp_path / "a.zip") as a, zipfile.ZipFile(tmp_path / "b.zip") as b:
         names = [name for name in a.namelist() if name.endswith(".csv")]
         assert all(a.read(name) == b.read(name) for name in names)
+
+
+def test_names_that_look_like_numbers_are_text_in_every_column_of_names(tmp_path: Path) -> None:
+    def pairs(recording: Recording) -> pd.DataFrame:
+        return similarity(recording, recording)
+
+    recording = recorded(chain(3), torch.randn(4, 3, dtype=FLOAT64), squares, keep=True)
+    recording.save(tmp_path / "a.zip", pairs)
+    pd.testing.assert_frame_equal(load(tmp_path / "a.zip").tables()["pairs"], pairs(recording), check_exact=True)
 
 
 def test_a_loaded_recording_says_what_it_lacks(tmp_path: Path) -> None:
@@ -255,6 +272,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         archive.writestr("a.csv", "a\n1\n")
     with pytest.raises(ValueError, match="is no recording that was saved, or it is damaged"):
         load(tmp_path / "other.zip")
+    rows = "block,depth,quantity,value\n0,0,total,1.0\n0,0,total,2.0\n"
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("about.json", '{"format": 1, "sites": [{"block": "0", "depth": 0, "shortcut": null}]}')
+        archive.writestr("gradient_norms.csv", rows)
+    with pytest.raises(ValueError, match=r"twice.zip' has several values of 'total' at '0'"):
+        load(tmp_path / "twice.zip")
     for about in ('{"format": 99, "sites": []}', "[]", '{"format": null}'):
         with zipfile.ZipFile(tmp_path / "later.zip", "w") as archive:
             archive.writestr("about.json", about)

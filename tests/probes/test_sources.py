@@ -56,6 +56,14 @@ def test_weights_are_loaded_whatever_they_are_wrapped_in(tmp_path: Path, wrap: t
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_model_may_have_a_module_of_the_name_module(tmp_path: Path, prefix: str) -> None:
+    twin, model = (nn.ModuleDict({"module": nn.Linear(2, 2), "head": nn.Linear(2, 1)}) for _ in range(2))
+    torch.save({prefix + name: value for name, value in twin.state_dict().items()}, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
 def test_weights_of_hugging_face_s_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     twin, model = nn.Linear(2, 2), nn.Linear(2, 2)

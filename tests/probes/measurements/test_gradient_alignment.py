@@ -45,6 +45,15 @@ def test_blocks_are_modules_or_groups() -> None:
     assert set(gradient_alignment(a, b, blocks=["x.w"])["block"]) == {"x.w", "total"}
 
 
+@pytest.mark.parametrize("blocks", [None, ["total"], {"total": ["v"]}], ids=["parameter", "module", "group"])
+def test_a_block_that_is_called_total_is_refused(blocks: Any) -> None:
+    a = gradient(total=[1], v=[2])
+    with pytest.raises(ValueError, match="'total' is the row of all parameters: name it otherwise"):
+        gradient_alignment(a, a, blocks=blocks)
+    groups = {"sum": ["total"], "v": ["v"]}
+    assert gradient_alignment(a, a, blocks=groups)["block"].unique().tolist() == ["sum", "v", "total"]
+
+
 def test_zeros_have_no_angle() -> None:
     found = numbers(gradient_alignment(gradient(w=[0, 0], v=[1, 2], u=[1]), gradient(w=[1, 0], v=[0, 0], u=[2])))
     assert math.isnan(found["w", "cosine"])

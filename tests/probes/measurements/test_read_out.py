@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,6 +166,12 @@ def test_errors_say_what_to_do() -> None:
         read_out(recording, good, labels[:2])
     with pytest.raises(ValueError, match=r"labels are \(3,\) of torch\.float32"):
         read_out(recording, good, labels.float())
+    for outside in (4, -1):
+        with pytest.raises(ValueError, match=rf"read_out: labels hold {outside}, and there are 4 classes: give 0 to 3"):
+            read_out(recording, good, torch.tensor([0, 1, outside]))
+    wanted = read_out(recording, good, torch.tensor([0, -100, 3]))
+    for dtype in (torch.int32, torch.int8):
+        pd.testing.assert_frame_equal(read_out(recording, good, torch.tensor([0, -100, 3], dtype=dtype)), wanted)
     with record(two := scalars(2.0, 3.0), keep=True) as recording:
         two(one())
     heads = {"0": linear([[1.0], [1.0]]), "1": linear([[1.0], [1.0], [1.0]])}

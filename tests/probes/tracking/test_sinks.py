@@ -7,6 +7,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim import SGD
 from probes import gradient_norms, path_contributions, track
 from probes.files import from_csv
 from probes.tracking import sinks as places
+from probes.tracking.sinks import CsvFile
 from tests.support.networks import FLOAT64, chain, squares
 
 Kept = dict[int, pd.DataFrame]
@@ -271,9 +273,51 @@ def read_steps(data: bytes) -> list[int]:
     return sorted({int(line.split(",")[0]) for line in lines})
 
 
-def test_a_file_cut_in_its_first_line_begins_anew(tmp_path: Path) -> None:
+def test_a_step_that_is_cut_anywhere_is_measured_again_and_no_other(tmp_path: Path) -> None:
+    """In each place of its first two rows and of its last, at the ends of lines too."""
     path = tmp_path / "norms.csv"
-    path.write_text("step,pro")
+    train(chain(2), batches(3), path, measure=[gradient_norms, path_contributions])  # of which one has no depth
+    table, data = read(path), path.read_bytes()
+    starts = [0, *accumulate(map(len, data.splitlines(keepends=True)))]
+    first, end = 1 + len(table) // 2, 1 + len(table)
+    for place in (*range(starts[first], starts[first + 2] + 1), *range(starts[end - 1], starts[end] + 1)):
+        path.write_bytes(data[:place])
+        sink = CsvFile(path, start=2)
+        sink(0, table)
+        assert path.read_bytes() == data[: starts[end if place == starts[end] else first]], place
+        sink(2, table[table["step"] == 2])
+        assert read(path).equals(table), place
+
+
+HEADER = "step,probe,block,quantity,value\n"
+A, B, LONG = (f"{{}},gradient_norms,{block},total,1.0\n" for block in ("a", "b", "caf\u00e9"))
+
+
+@pytest.mark.parametrize(
+    ("start", "rows", "kept"),
+    [
+        (1, [A.format(0), B.format(0), A.format(1)], [0, 0]),
+        (2, [A.format(0), B.format(0), A.format(1)], [0, 0, 1]),  # it is not trained again
+        (1, [A.format(0), B.format(0), B.format(1)], [0, 0, 1]),  # what is missing lies before: dropped at random
+        (1, [A.format(0), A.format(1), B.format(1)], [0, 1, 1]),
+        (20, [A.format(0), A.format(10), "20,grad"], [0, 10]),
+        (20, [A.format(0), A.format(10), "2"], [0, 10]),
+        (20, [A.format(10), B.format(10), "10,grad"], []),
+        (20, [A.format(0), A.format(10), LONG.format(20)[:22]], [0, 10]),
+    ],
+)
+def test_which_steps_of_a_cut_file_are_kept(start: int, rows: list[str], kept: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "norms.csv"
+    path.write_bytes((HEADER + "".join(rows)).encode()[: len(HEADER + "".join(rows))])  # within a letter of two bytes
+    sink = CsvFile(path, start)
+    sink(99, from_csv(HEADER + A.format(99)))
+    assert read(path)["step"].tolist() == [*kept, 99]
+
+
+@pytest.mark.parametrize("text", ["step,pro", "step,probe,block,value\n", "step,probe,block,value\n0,gradient_no"])
+def test_a_file_without_a_whole_row_begins_anew(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "norms.csv"
+    path.write_text(text)
     train(chain(1), batches(1), path, start=2)
     assert from_csv(path.read_text())["step"].unique().tolist() == [2]
 

@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer, optimizer  # pyright: ignore[reportAttri
 
 from models import cifar_resnet
 from probes import (
+    Junction,
     Recording,
     gradient_norms,
     path_contributions,
@@ -209,21 +210,35 @@ def test_micro_batches_give_the_tables_of_the_whole_batch(sizes: list[int]) -> N
     assert_equal(found, by_hand(model, x), rtol=1e-12, atol=1e-14)  # float64, summed in another order
 
 
-def test_path_lengths_of_micro_batches_are_those_of_the_whole_batch() -> None:
+def parity(junction: Junction) -> str:
+    return "odd ones" if junction.depth % 2 else "even"
+
+
+@pytest.mark.parametrize("by", [None, parity, "block"], ids=["lengths", "kinds", "blocks"])
+def test_path_contributions_of_micro_batches_are_those_of_the_whole_batch(by: Any) -> None:
     model, x, found = chain(4), batch(8), Kept()
     with record(twin := copy.deepcopy(model)) as recording:
         squares(twin(x)).backward(retain_graph=True)
-        wanted = path_contributions(recording)
-    with track(model, every=1, to=found, measure=[gradient_norms, path_contributions]):
+        wanted = path_contributions(recording, by=by)
+    measure = [gradient_norms, partial(path_contributions, by=by)]
+    with track(model, every=1, to=found, measure=measure):
         for parts in ([8], [2, 2, 2, 2], [1, 7]):
             for part in x.split(parts):
                 squares(model(part)).backward(retain_graph=True)
             SGD(model.parameters(), lr=0.0).step()
-    for step in (0, 1):
-        paths = found[step].query("probe == 'path_contributions'").reset_index(drop=True)
-        assert paths["path_length"].tolist() == wanted["path_length"].tolist()
-        assert paths["quantity"].tolist() == wanted["quantity"].tolist()
-        assert paths["value"].tolist() == pytest.approx(wanted["value"].tolist(), rel=1e-11, abs=1e-14)
+    for table in found.values():
+        paths = table.query("probe == 'path_contributions'").reset_index(drop=True)
+        same = [column for column in table if column in wanted]
+        assert same == list(wanted)
+        pd.testing.assert_frame_equal(paths[same], wanted, check_dtype=False, rtol=1e-11, atol=1e-14)
+        assert all(map(pd.api.types.is_integer_dtype, paths[same].drop(columns=["block"], errors="ignore").dtypes[:-2]))
+
+
+def test_forwards_of_one_step_with_other_path_lengths_have_no_sum() -> None:
+    blocks = {name: Residual(perceptron(3)) for name in "ab"}
+    model = Apply(lambda self, x: self.get_submodule("b")(self.get_submodule("a")(x) if len(x) > 1 else x), **blocks)
+    with pytest.raises(ValueError, match="forwards of one step have different path lengths"):
+        step(model, [batch(1), batch(2)], measure=path_contributions, retain_graph=True)
 
 
 def test_path_lengths_without_a_gradient_have_no_share() -> None:
