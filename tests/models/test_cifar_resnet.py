@@ -160,6 +160,7 @@ def test_trained_networks_score_what_their_authors_report(depth: int, accuracy: 
 
 
 @needs_data
+@pytest.mark.slow
 def test_a_trained_network_gives_sensible_profiles() -> None:
     images, labels = public_images()
     model = trained(56)

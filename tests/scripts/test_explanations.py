@@ -61,6 +61,7 @@ def test_a_network_all_of_whose_runs_diverged_is_at_chance_and_keeps_its_place()
     assert math.isnan(pick(own, quantity="measured", measurement=BASELINES[1])["value"].item())
 
 
+@pytest.mark.slow
 def test_the_report_finds_what_predicts(tmp_path: Path) -> None:
     """Forty networks of ten families: `good` orders them, `inside` within families alone, `bad` not at all."""
     generator, rows = np.random.default_rng(0), []

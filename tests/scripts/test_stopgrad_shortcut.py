@@ -160,6 +160,7 @@ def test_what_the_sixth_arm_closes_is_written_beside_the_effects(toy: tuple[Path
     assert f"near-identity {means['near-identity']:.3f}" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_begin_near_the_identity_goes_without_the_sixth_arm(tmp_path: Path) -> None:
     arguments = [*TOY, "--seeds", "0", "--network", "skipinit"]
     done = run("stopgrad_shortcut", *arguments, cwd=tmp_path)
@@ -231,6 +232,7 @@ def test_a_diverged_run_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> None
     assert pd.read_csv(report.with_name("gradients.csv"))["epoch"].tolist() == [0] * 12
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_finished_runs(tmp_path: Path) -> None:
     arguments = [*TOY, "--arms", "residual", "--seeds", *map(str, range(10))]
     process = subprocess.Popen(
@@ -259,6 +261,7 @@ def test_ctrl_c_keeps_the_finished_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not CIFAR_JPEG.exists(), reason=f"the CIFAR-10 JPEG archive is not at {CIFAR_JPEG}")
+@pytest.mark.slow
 def test_real_colour_images_from_a_folder(tmp_path: Path) -> None:
     unpack_cifar(tmp_path / "cifar10-jpeg", per_class=20)
     arguments = ["--dataset", "folder", "--data-dir", tmp_path / "cifar10-jpeg", "--augment", "crop-flip"]

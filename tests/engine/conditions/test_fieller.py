@@ -51,7 +51,7 @@ def test_without_degradation_there_is_no_gap_to_close() -> None:
     assert gap_closed(PLAIN[:2], PLAIN[:2], RESIDUAL[:2]).note == "fewer than three seeds"
 
 
-@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("n", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("true", [0.0, 0.5, 1.0])
 def test_the_interval_covers_as_often_as_it_says(n: int, true: float) -> None:
     """4,000 simulated experiments of n seeds, whose gap and part of it are normal and correlated; those without

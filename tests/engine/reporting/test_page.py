@@ -305,6 +305,7 @@ def run_watched(folder: Path, pages: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_leave_a_whole_page(tmp_path: Path) -> None:
     moments, seen = random.Random(0), []
     for attempt in range(10):

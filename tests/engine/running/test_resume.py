@@ -69,6 +69,7 @@ def test_workers_end_with_a_killed_parent_and_the_same_command_goes_on(tmp_path:
     assert (tmp_path / "outcomes.csv").read_bytes() == undisturbed
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path, undisturbed: bytes) -> None:
     moments, done = random.Random(0), [0]
     while len(done) <= 10:

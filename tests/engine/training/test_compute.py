@@ -148,7 +148,9 @@ def test_a_network_is_compiled_as_one_for_training_alone(
 
 
 @pytest.mark.parametrize("name", ["exclusive-gate", "stochastic-depth"])
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "arm", [arm if arm == "stop-gradient" else pytest.param(arm, marks=pytest.mark.slow) for arm in ARMS]
+)
 def test_compiled_code_trains_every_arm_as_it_is_written(dataset: Dataset, compiler: None, name: str, arm: str) -> None:
     """To the last bit, since the code that would round otherwise is not written here."""
     runs = [run_of(dataset, how, network=name, arm=arm) for how in (Computing(), Computing(compile=True))]

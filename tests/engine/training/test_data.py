@@ -252,6 +252,7 @@ def test_torchvision_sets_are_never_fetched_unasked(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not CIFAR_JPEG.exists(), reason=f"the CIFAR-10 JPEG archive is not at {CIFAR_JPEG}")
+@pytest.mark.slow
 def test_a_slice_of_cifar_10_as_a_folder(tmp_path: Path) -> None:
     unpack_cifar(tmp_path, per_class=12)
     splits = read(tmp_path)

@@ -234,6 +234,7 @@ def tensor_parallel(rank: int, folder: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_fsdp(tmp_path: Path) -> None:
     """Weights are gathered before a forward: activations and their gradients are those of the process's own batch."""
     for of_process in spawned(fsdp, tmp_path):
@@ -252,6 +253,7 @@ def test_fsdp(tmp_path: Path) -> None:
     assert_tracked(tmp_path / "norms.csv")
 
 
+@pytest.mark.slow
 def test_tensor_parallelism(tmp_path: Path) -> None:
     """Megatron's: branches are split, and the stream is whole in each process; a stream of DTensors is refused."""
     for of_process in spawned(tensor_parallel, tmp_path):
