@@ -83,7 +83,7 @@ def test_a_killed_invocation_ends_its_runs_and_the_same_command_resumes(tmp_path
     workers = {int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines()}
     assert process.pid not in workers
     process.kill()
-    wait_until(lambda: not any(map(alive, workers)), seconds=20)
+    wait_until(lambda: not any(map(alive, workers)))
     done, before = finished(tmp_path), len(ran(tmp_path))
     assert len(done) < len(RUNS)
     run_on_cluster(tmp_path, address, 0)
