@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .graph import is_gate, is_parameter, overwrite
+from .hooks import hooked, in_backward, is_on_stack, names_of_modules
 from .refusals import called_by_checkpoint, refusal, refuse_modules, refuse_transforms, runs_outside
 from .untracked import FrozenParameters, differentiable, is_quantised
 
@@ -129,14 +130,6 @@ def module_name(call: str) -> str:
     return call.split("@")[0]
 
 
-def is_on_stack(wanted: FrameType | None) -> bool:
-    """Whether a call is still running: that which started a forward."""
-    frame = sys._getframe(1) if wanted is not None else None
-    while frame is not None and frame is not wanted:
-        frame = frame.f_back
-    return frame is not None
-
-
 class AddMode(TorchFunctionMode):
     """Intercepts every add between the start and the end of a model's forward, and knows which module is running.
 
@@ -151,7 +144,7 @@ class AddMode(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.names = {module: name or "(model)" for name, module in model.named_modules()}
+        self.names = names_of_modules(model)
         # One walk over the modules, where parameters() and buffers() would each take another.
         self.parameters = list({id(p): p for m in self.names for p in m._parameters.values() if p is not None}.values())
         self.buffers = [buffer for m in self.names for buffer in m._buffers.values() if buffer is not None]
@@ -187,8 +180,7 @@ class AddMode(TorchFunctionMode):
         refuse_transforms()
         if module not in self.names:
             raise refusal("DataParallel")
-        in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward and not self.running:
+        if in_backward() and not self.running:
             # Checkpointing computes a forward again, for a graph that was seen the first time, from the same inputs.
             return differentiable((args, kwargs)) if module is self.model and self.inputs_have_nodes else None
         if self.running and threading.get_ident() != self.thread:
@@ -427,9 +419,7 @@ def intercept_adds(mode: AddMode) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(mode.before_module, with_kwargs=True) for module in mode.names]
     handles += [module.register_forward_hook(mode.after_module, always_call=True) for module in mode.names]
     try:
-        with AS_WRITTEN:
+        with hooked(handles), AS_WRITTEN:
             yield
     finally:
-        for handle in handles:
-            handle.remove()
         mode.stop()

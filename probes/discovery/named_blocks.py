@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adds import AS_WRITTEN, is_on_stack
+from .adds import AS_WRITTEN
+from .hooks import hooked, in_backward, is_on_stack, names_of_modules
 from .refusals import called_by_checkpoint, refusal, runs_outside
 from .untracked import differentiable
 
 
 def block_names(model: nn.Module, blocks: Sequence[nn.Module], caller: str) -> dict[nn.Module, str]:
     """The names of modules that count as blocks, each once; raises ValueError where one is no part of the model."""
-    names = {module: name or "(model)" for name, module in model.named_modules()}
+    names = names_of_modules(model)
     unknown = [type(block).__name__ for block in blocks if block not in names]
     if unknown or not blocks:
         raise ValueError(f"{caller}: blocks must be modules of the model, such as model.features[0]; got {unknown}")
@@ -50,7 +51,7 @@ def detect_blocks(
         nonlocal caller, with_gradients
         if called is not model or is_on_stack(caller):  # a copy that was made inside the context; a call of itself
             return None
-        if not _in_backward():
+        if not in_backward():
             caller, with_gradients = sys._getframe(1), torch.is_grad_enabled()
             if with_gradients:
                 calls.clear()
@@ -63,7 +64,7 @@ def detect_blocks(
             caller = None
 
     def before_block(block: nn.Module, args: Any, kwargs: Any) -> None:
-        if block not in names or _in_backward():  # checkpointing computes again what was seen the first time
+        if block not in names or in_backward():  # checkpointing computes again what was seen the first time
             return
         if not torch.is_grad_enabled() and called_by_checkpoint(sys._getframe(1)):
             raise refusal("reentrant activation checkpointing")
@@ -77,13 +78,5 @@ def detect_blocks(
     handles = [model.register_forward_pre_hook(before_model, with_kwargs=True)]
     handles += [block.register_forward_pre_hook(before_block, with_kwargs=True) for block in names]
     handles += [model.register_forward_hook(after_model)]
-    try:
-        with AS_WRITTEN:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+    with hooked(handles), AS_WRITTEN:
+        yield

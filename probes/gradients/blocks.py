@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..discovery.adds import call_name
 from ..discovery.graph import Edge, ancestors
+from ..discovery.hooks import hooked, names_of_modules
 from ..discovery.junctions import DetectedJunction, detect_junctions, gpus_of
 from ..discovery.named_blocks import block_names, first_tracked
 from ..discovery.untracked import differentiable, is_input
@@ -202,7 +203,7 @@ def _end(name: str, add: Node, following: list[Edge], outputs: dict[str, Edge]) 
 def _outputs_kept(model: nn.Module, outputs: dict[str, Edge]) -> Iterator[None]:
     """Keep the place in the graph of what each call of a module gives, under the names that its adds have."""
     calls: Counter[str] = Counter()
-    names = {module: name or "(model)" for name, module in model.named_modules()}
+    names = names_of_modules(model)
 
     def hook(module: nn.Module, _: Any, output: Any) -> None:
         call = names[module] + (f"@{calls[names[module]]}" if calls[names[module]] else "")
@@ -210,12 +211,8 @@ def _outputs_kept(model: nn.Module, outputs: dict[str, Edge]) -> Iterator[None]:
         if isinstance(output, Tensor) and output.requires_grad:
             outputs[call] = _edge(output)
 
-    handles = [module.register_forward_hook(hook) for module in names]
-    try:
+    with hooked([module.register_forward_hook(hook) for module in names]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _named_blocks(
@@ -226,11 +223,8 @@ def _named_blocks(
     for block in named.names:
         handles.append(block.register_forward_pre_hook(named.before, with_kwargs=True))
         handles.append(block.register_forward_hook(named.after))
-    try:
+    with hooked(handles):
         result = run()
-    finally:
-        for handle in handles:
-            handle.remove()
     if not named.found:
         raise ValueError(f"{caller}: the model ran without {list(named.names.values())}")
     return result, [named.found[depth] for depth in sorted(named.found)]

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..discovery.classify import JunctionMatch
 from ..discovery.graph import Edge, ancestors, is_parameter
+from ..discovery.hooks import hooked
 from ..discovery.untracked import is_input
 
 GATED, LIMITED = "residual-probes: gated", "residual-probes: limited"
@@ -168,12 +169,8 @@ def accumulate(parts: dict[K, Tensor], name: K, gradient: Tensor) -> None:
 @contextmanager
 def parts_hooked(match: JunctionMatch, keep: Callable[[Addend, Tensor], None]) -> Iterator[None]:
     """`hook_parts`, whose hooks leave with this context."""
-    handles = hook_parts(match, keep)
-    try:
+    with hooked(hook_parts(match, keep)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def hook_parts(match: JunctionMatch, keep: Callable[[Addend, Tensor], None]) -> list[RemovableHandle]:

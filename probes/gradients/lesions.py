@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..discovery.adds import Add, AddMode, call_name, intercept_adds
+from ..discovery.hooks import hooked, names_of_modules
 from ..discovery.junctions import Junction
 
 
@@ -78,7 +79,7 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
         with lesion(model, delete=[junctions[3]]), torch.no_grad():
             outputs = model(images)
     """
-    names = {module: name or "(model)" for name, module in model.named_modules()}
+    names = names_of_modules(model)
     if unknown := [type(module).__name__ for module in skip if module not in names]:
         raise ValueError(f"lesion: skip takes modules of the model, such as model.features[3]; got {unknown}")
     if isinstance(delete, Junction):
@@ -86,12 +87,8 @@ def lesion(model: nn.Module, *, delete: Sequence[Junction] = (), skip: Sequence[
     expected = adds_per_call(delete)
     replacements = {name: _without(operand) for junction in delete for name, operand in junction.adds}
     handles = [handle for module in skip for handle in _skip(module, names[module])]
-    try:
-        with intercept_adds(AddReplacer(model, replacements, expected)):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), intercept_adds(AddReplacer(model, replacements, expected)):
+        yield
 
 
 def _without(operand: int) -> Callable[[Add], Tensor]:

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..discovery.hooks import hooked, names_of_modules
 from ..tables import table
 
 NORMALISATIONS = (
@@ -44,7 +45,7 @@ def layer_responses(
 
         layer_responses(model.eval(), images)
     """
-    names = {module: name or "(model)" for name, module in model.named_modules()}
+    names = names_of_modules(model)
     chosen = [m for m in names if isinstance(m, NORMALISATIONS)] if layers is None else list(layers)
     if unknown := [type(layer).__name__ for layer in chosen if layer not in names]:
         raise ValueError(f"layer_responses: layers must be modules of the model, such as model.conv1; got {unknown}")
@@ -60,13 +61,8 @@ def layer_responses(
         calls[layer] += 1
         found.append((name, output.detach().double().std(correction=0)))
 
-    handles = [layer.register_forward_hook(keep) for layer in chosen]
-    try:
-        with torch.no_grad():
-            model(*inputs, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked([layer.register_forward_hook(keep) for layer in chosen]), torch.no_grad():
+        model(*inputs, **kwargs)
     if not found:
         raise ValueError(
             "layer_responses: no layer ran that counts; a model without normalisations needs its layers named: "

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..discovery.adds import call_name, module_name
+from ..discovery.hooks import hooked, names_of_modules
 from ..discovery.junctions import find_junctions, gpus_of
 from ..discovery.named_blocks import block_names
 from ..discovery.refusals import refuse_sharded_parameters
@@ -132,7 +133,7 @@ def _junction_modules(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[st
             "update_sizes: the model has no residual junctions: name the modules that count as blocks, "
             "update_sizes(model, before, images, blocks=[...])"
         )
-    names = {module: name or "(model)" for name, module in model.named_modules()}
+    names = names_of_modules(model)
     return {module: name for module, name in names.items() if name in found}
 
 
@@ -160,11 +161,8 @@ def _run(
 
     handles = [block.register_forward_pre_hook(before_block, with_kwargs=True) for block in names]
     handles += [block.register_forward_hook(after_block) for block in names]
-    try:
+    with hooked(handles):
         functional_call(model, {name: x.clone() for name, x in state.items()}, inputs, kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
     missed = [name for name in names.values() if name not in calls]
     if missed:
         raise ValueError(f"update_sizes: the forward did not call {missed}: name blocks that it does")

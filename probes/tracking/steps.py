@@ -7,11 +7,12 @@ from types import FrameType
 from typing import Any
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from ..discovery.hooks import in_backward
 
 
 class Steps:
@@ -62,7 +63,7 @@ class Steps:
         self.caller = caller
         if not self.recorded:
             return None
-        if torch._C._current_graph_task_id() != -1:
+        if in_backward():
             raise RuntimeError(
                 "track: the optimizer steps while the backward is running, when not all gradients are there: train "
                 "without optimizers in backward hooks"
